@@ -1,0 +1,55 @@
+# The commands people type. `make demo` and `make test` need nothing but Python 3.11 or 3.12 and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+# No tool started from here reports to anybody.
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DVC_NO_ANALYTICS := true
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PYTHONWARNINGS ?= ignore::FutureWarning
+
+.PHONY: help demo test test-slow check setup lock dvc.yaml clean
+
+help:  ## Show this
+	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: setup  ## The whole pipeline on the demo's scenes: environment, flow, leaderboard, report
+	@python -m pipeline preset demo
+	@python -m flows.release
+
+test: setup  ## The default test suite
+	python -m pytest
+
+test-slow: setup  ## The tests that take minutes
+	python -m pytest -m slow
+
+check: setup  ## Lint, format, types, import rules, dvc.yaml
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	python -m pipeline dvc | diff dvc.yaml -
+
+setup: $(VENV)/.ready  ## Make or renew .venv from requirements.lock
+
+$(VENV)/.ready: requirements.lock Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "error: $(PYTHON) is not Python 3.11 or 3.12; name one with \`make PYTHON=python3.11 $(MAKECMDGOALS)\`" >&2; exit 2; }
+	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'; }
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@touch $@
+
+lock:  ## Renew requirements.lock from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header --upgrade --quiet --output-file requirements.lock
+
+dvc.yaml:  ## Write dvc.yaml from the declared stages
+	python -m pipeline dvc > .dvc.yaml.part && mv .dvc.yaml.part dvc.yaml
+
+clean:  ## Remove results of runs; keep DVC's cache and the environment
+	rm -rf artifacts .store .checkpoints mlflow.db mlartifacts mlruns .prefect

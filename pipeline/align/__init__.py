@@ -1,0 +1,52 @@
+"""Align a student's mask decoder with its own image embeddings, by boxes and clicks."""
+
+from pathlib import Path
+
+from pipeline.align.decoder import align_decoder
+from pipeline.artifact import Card, Contents, write_metrics
+from pipeline.config import Config
+from pipeline.data.shards import Shards
+from pipeline.errors import InputError
+from pipeline.log import Log
+from pipeline.models import build
+from pipeline.models.sam import WEIGHTS, load_weights, save_checkpoint
+from pipeline.training import OptimizerConfig, checkpoint_of
+
+
+class AlignConfig(Config):
+    """How one student's mask decoder is aligned."""
+
+    batch: int
+    """Images in a step."""
+    prompts: int
+    """Prompts on each image, half of them boxes, half of them clicks."""
+    device: str
+    autocast_bf16: bool
+    optimizer: OptimizerConfig
+
+
+def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, out: Path, log: Log) -> Contents:
+    """Align a student's mask decoder with its own image embeddings, by boxes and clicks.
+
+    Args:
+        config: Section ``align.<student>`` of params.yaml.
+        student: Name of the student.
+        prepare: The dataset.
+        distill: The student with a distilled encoder.
+        out: Empty directory for the artifact.
+        log: Gets the losses.
+
+    Raises:
+        InputError: An input is missing, damaged or another student's.
+        FloatingPointError: The loss is not finite.
+    """
+    if Card.read(distill).model != student:
+        raise InputError(f"{distill} holds {Card.read(distill).model}, not {student}: run `dvc repro`.")
+    sam = load_weights(build(student), distill / WEIGHTS)
+    inputs = (Card.read(need).digest for need in (prepare, distill))
+    checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), *inputs)
+    metrics = align_decoder(sam, Shards(prepare, "train"), config, log=log, checkpoint=checkpoint)
+    log(metrics)
+    write_metrics(out, metrics)
+    save_checkpoint(sam, out)
+    return Contents(kind="checkpoint", model=student, precision="fp32")

@@ -1,0 +1,86 @@
+"""Decoder alignment: the encoder is frozen, the mask decoder learns to read what it gives.
+
+Source: SAM-Lightening (arXiv 2403.09195), "align decoder", and EfficientViT-SAM's prompts: boxes and clicks with equal
+chance, focal to dice 20 : 1, the best of three masks. What differs: the IoU head gets a loss, which the published
+EfficientViT-SAM code forgets although its inference picks masks by it. Embeddings of a frozen encoder do not change, so
+each image is encoded once.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pipeline import losses, masks
+from pipeline.data.prompts import Prompts, first_prompts
+from pipeline.data.shards import Sample, Shards
+from pipeline.geometry import boxes_to_frame, masks_to_frame, to_input
+from pipeline.log import Log
+from pipeline.models.decoder import decode
+from pipeline.models.sam import Sam
+from pipeline.training import epoch_indices, fit
+
+if TYPE_CHECKING:
+    from pipeline.align import AlignConfig
+
+Batch = tuple[Tensor, Prompts]
+
+
+def align_decoder(
+    sam: Sam, images: Shards, config: "AlignConfig", *, log: Log, checkpoint: Path | None
+) -> dict[str, float]:
+    """Train ``sam.mask_decoder`` in place; gives the mean loss terms of the last tenth of the steps."""
+    sam.to(config.device).eval().requires_grad_(False)
+    sam.mask_decoder.requires_grad_(True)
+    labelled = [i for i, count in enumerate(images.instances) if count]
+    bank = [_example(sam, images[i], config.device) for i in tqdm(labelled, "encode", unit="image", mininterval=2, disable=None)]
+    last: list[dict[str, float]] = []
+
+    def draw(number: int, rng: np.random.Generator) -> Batch:
+        chosen = [bank[i] for i in epoch_indices(len(bank), config.batch, number, config.optimizer.seed)]
+        coverages = [coverage.astype(np.float32) / 255 for _, coverage, _ in chosen]
+        prompts = first_prompts(rng, coverages, [boxes for _, _, boxes in chosen], config.prompts, sam.image_size)
+        return torch.stack([embedding for embedding, _, _ in chosen]), prompts
+
+    def step(batch: Batch, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
+        embeddings, prompts = batch[0].to(config.device).float(), batch[1]
+        coords, labels = prompts.coords.to(config.device), prompts.labels.to(config.device)
+        targets, present = prompts.targets.to(config.device), prompts.present.to(config.device)
+        with torch.autocast(config.device, torch.bfloat16, enabled=config.autocast_bf16):
+            logits, iou = decode(sam, embeddings, coords, labels)
+        logits, iou = logits.float(), iou.float()
+        # The single-mask token and the three are trained in turn, as in EfficientViT-SAM.
+        answer = slice(1, 4) if number % 4 else slice(0, 1)
+        terms = losses.best_mask(logits[:, :, answer], iou[:, :, answer], targets, present)
+        if number >= 0.9 * config.optimizer.steps:
+            last.append({key: float(value.detach()) for key, value in terms.items()})
+        return terms
+
+    fit(sam.mask_decoder, draw, step, config.optimizer, log=log, name="align", checkpoint=checkpoint)
+    sam.to("cpu").requires_grad_(True)
+    return {f"train_{key}": float(np.mean([terms[key] for terms in last])) for key in last[0]}
+
+
+@torch.inference_mode()
+def _example(sam: Sam, sample: Sample, device: str) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """An image's embedding (half precision), its instances' coverages on the raster (bytes) and boxes in the frame."""
+    size = sample.image.shape[:2]
+    grid = 4 * sam.embedding_size
+    encoder: nn.Module = sam.image_encoder
+    embedding = encoder(to_input(sample.image, sam.input_size)[None].to(device))[0].half().cpu().clone()
+    coverages, boxes = [], []
+    for annotation in sample.annotations:
+        mask = masks.decode(annotation["segmentation"])
+        coverage = masks_to_frame(torch.from_numpy(mask.astype(np.float32))[None], sam.image_size, grid)[0]
+        if coverage.max() > 0:
+            coverages.append((coverage * 255).round().byte().numpy())
+            boxes.append(boxes_to_frame(np.array(masks.box(mask)), size, sam.image_size))
+    return (
+        embedding,
+        np.array(coverages, np.uint8).reshape(-1, grid, grid),
+        np.array(boxes, np.float32).reshape(-1, 4),
+    )

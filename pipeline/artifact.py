@@ -1,0 +1,94 @@
+"""The one thing that flows between stages: a directory that says what it holds.
+
+A stage fills a directory and returns its `Contents`; the frame adds the digests and writes the card as the last file.
+A card holds nothing that changes when the payload does not (no time, host, run id or path of a machine), so equal
+results have equal hashes.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import InputError
+
+CARD = "card.json"
+METRICS = "metrics.json"
+
+Kind = Literal["dataset", "checkpoint", "embeddings", "onnx", "engine", "evaluation", "comparison"]
+
+
+class Contents(BaseModel):
+    """What a stage says of the payload it wrote."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    kind: Kind
+    model: str | None = None
+    """Name for `pipeline.models.build`: a student or a teacher. None for what is no model."""
+    precision: str | None = None
+    load: dict[str, str | int | float | bool] = {}
+    """What a loader needs beside the files: the engine's kind, its settings."""
+
+
+class Card(Contents):
+    """What an artifact is: enough to load it without knowing which stage wrote it."""
+
+    digest: str
+    """SHA-256 of the payload files' names and bytes, in hex."""
+    parents: dict[str, str]
+    """Digests of the artifacts this one was made from, by stage."""
+
+    @classmethod
+    def read(cls, directory: Path) -> "Card":
+        """Read the card of ``directory``.
+
+        Raises:
+            InputError: ``directory`` is not a finished artifact.
+        """
+        path = directory / CARD
+        if not path.is_file():
+            raise InputError(f"{directory} is not an artifact: it has no {CARD}. Run `dvc repro` or `dvc pull`.")
+        try:
+            return cls.model_validate_json(path.read_text())
+        except (ValidationError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{path} is not a card this version can read: {reason}. Make it anew with `dvc repro`."
+            ) from None
+
+    @classmethod
+    def seal(cls, directory: Path, contents: Contents, parents: Mapping[str, str]) -> "Card":
+        """Write the card beside its payload, as the last file of a finished artifact."""
+        card = cls(**contents.model_dump(), digest=digest(directory), parents=dict(sorted(parents.items())))
+        (directory / CARD).write_text(card.model_dump_json(indent=2) + "\n")
+        return card
+
+
+def digest(directory: Path) -> str:
+    """SHA-256 over the names and bytes of all files of ``directory`` but its card."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / CARD):
+        name = path.relative_to(directory).as_posix().encode()
+        total.update(f"{len(name)}:".encode() + name)
+        total.update(bytes.fromhex(file_sha256(path)))
+    return total.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of one file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON the one way we do: sorted keys, two spaces, a closing newline, no NaN."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_metrics(directory: Path, metrics: Mapping[str, float]) -> None:
+    """Write the numbers that DVC and MLflow show for this artifact."""
+    write_json(directory / METRICS, dict(metrics))

@@ -1,0 +1,76 @@
+"""Teacher and students side by side: a leaderboard, plots, and a page that shows both with pictures."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.artifact import METRICS, Contents, write_json, write_metrics
+from pipeline.compare import pictures
+from pipeline.compare.evaluations import read_all
+from pipeline.compare.leaderboard import flat, leaderboard
+from pipeline.compare.plots import draw
+from pipeline.compare.report import Page, render
+from pipeline.compare.table import leaderboard_text
+from pipeline.config import Config
+from pipeline.data import coco
+from pipeline.log import Log
+
+__all__ = ["CompareConfig", "compare", "leaderboard_text"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class CompareConfig(Config):
+    """What the report shows."""
+
+    title: str
+    pictures: Annotated[int, Field(ge=0)]
+    """Photographs in the gallery; `evaluate` must have kept as many."""
+    extremes: Annotated[int, Field(ge=0)]
+    """Instances shown where students do worst, and as many where they do best."""
+
+
+def compare(
+    config: CompareConfig, *, prepare: Path, evaluate_teacher: Path, evaluate: Path, out: Path, log: Log
+) -> Contents:
+    """Write ``leaderboard.json``, ``metrics.json``, ``plots/*.png`` and ``report.html``.
+
+    Args:
+        config: Section ``compare`` of params.yaml.
+        prepare: The dataset.
+        evaluate_teacher: The teacher's evaluation.
+        evaluate: The directory with the students' evaluations. Those of another dataset are left out and named.
+        out: Empty directory for the artifact.
+        log: Gets how many models are compared and how many are left out.
+
+    Raises:
+        InputError: An evaluation is missing or damaged, or the teacher's is of another dataset.
+    """
+    evaluations, left_out = read_all(prepare, evaluate_teacher, evaluate)
+    for other in left_out:
+        _LOGGER.warning("%s is left out of the comparison: %s", other.name, other.reason)
+    rows = leaderboard(evaluations)
+    order = {(row["model"], row["precision"], row["role"]): place for place, row in enumerate(rows)}
+    evaluations.sort(key=lambda e: order[e.model, e.precision, e.role])
+    validation = coco.read(prepare / "validation" / "instances.json", min_area_px=1).photographs
+    shown = [photograph for photograph in validation if photograph.instances]
+    worst, best = pictures.extremes(prepare, shown, evaluations, config.extremes)
+    page = Page(
+        title=config.title,
+        rows=rows,
+        plots=draw(rows, out / "plots"),
+        gallery=pictures.gallery(prepare, shown, evaluations, config.pictures),
+        worst=worst,
+        best=best,
+        evaluations=evaluations,
+        left_out=left_out,
+        dataset=json.loads((prepare / METRICS).read_text()) if (prepare / METRICS).is_file() else {},
+    )
+    (out / "report.html").write_text(render(page), encoding="utf-8")
+    write_json(out / "leaderboard.json", rows)
+    write_metrics(out, flat(rows))
+    log({"models": float(len(rows)), "left_out": float(len(left_out))})
+    return Contents(kind="comparison")

@@ -1,0 +1,110 @@
+"""What evaluations left, read and sorted out: only what was measured on the same dataset can stand side by side."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import CARD, METRICS, Card
+from pipeline.errors import InputError
+from pipeline.stage import ARTIFACTS
+
+DATASET = "prepare"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One measured model."""
+
+    model: str
+    precision: str
+    runtime: str
+    role: str
+    """``teacher`` or ``student``."""
+    metrics: Mapping[str, float]
+    card: Card
+    source: str
+    """Where the measured artifact is: the checkpoint or the engine."""
+    source_stage: str
+    predictions: Mapping[int, Mapping[str, Any]]
+    """Masks by annotation id, of the first images."""
+    scores: Mapping[int, Mapping[str, Any]]
+    """IoUs by annotation id."""
+    guarded: bool | None
+    """Whether latency was measured on a quiet machine; None where it was not measured."""
+
+    @property
+    def name(self) -> str:
+        """The model and its precision, as people say it."""
+        return f"{self.model} {self.precision}"
+
+    @property
+    def source_digest(self) -> str:
+        """Digest of the measured artifact."""
+        return self.card.parents[self.source_stage]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An evaluation that does not count."""
+
+    name: str
+    reason: str
+
+
+def read(directory: Path, keys: Path = Path()) -> Evaluation:
+    """Read one evaluation.
+
+    Args:
+        directory: The artifact.
+        keys: Its place below its stage's directory, which its source has too.
+
+    Raises:
+        InputError: It is no finished evaluation.
+    """
+    card = Card.read(directory)
+    sources = sorted(card.parents.keys() - {DATASET})
+    if card.kind != "evaluation" or len(sources) != 1 or DATASET not in card.parents:
+        raise InputError(f"{directory} is not an evaluation of one model on one dataset: make it anew (`dvc repro`).")
+    subject = _read_json(directory / "subject.json")
+    return Evaluation(
+        model=str(subject["model"]),
+        precision=str(subject["precision"]),
+        runtime=str(subject["runtime"]),
+        role=str(subject["role"]),
+        metrics=_read_json(directory / METRICS),
+        card=card,
+        source=(ARTIFACTS / sources[0] / keys).as_posix(),
+        source_stage=sources[0],
+        predictions={p["annotation_id"]: p for p in _read_json(directory / "predictions.json")},
+        scores={s["annotation_id"]: s for s in _read_json(directory / "instances.json")},
+        guarded=_read_json(timed)["guarded"] if (timed := directory / "latency.json").is_file() else None,
+    )
+
+
+def read_all(prepare: Path, evaluate_teacher: Path, evaluate: Path) -> tuple[list[Evaluation], list[LeftOut]]:
+    """The teacher and all students that were measured on the same dataset, and the others by name.
+
+    Raises:
+        InputError: The teacher was measured on another dataset, or an evaluation is damaged.
+    """
+    dataset = Card.read(prepare).digest
+    teacher = read(evaluate_teacher)
+    if teacher.card.parents[DATASET] != dataset:
+        raise InputError(f"{evaluate_teacher} was measured on another dataset than {prepare}: run `dvc repro`.")
+    kept, left_out = [teacher], []
+    for card in sorted(evaluate.rglob(CARD)):
+        keys = card.parent.relative_to(evaluate)
+        if Card.read(card.parent).parents.get(DATASET) == dataset:
+            kept.append(read(card.parent, keys))
+        else:
+            left_out.append(LeftOut(" ".join(keys.parts), "measured on another dataset"))
+    return kept, left_out
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): make the evaluation anew (`dvc repro`).") from None

@@ -1,0 +1,206 @@
+"""Pictures of single instances: the prompt, the truth, and what the teacher and each student made of it."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from pipeline import masks
+from pipeline.compare.evaluations import Evaluation
+from pipeline.data.coco import Instance, Photograph
+from pipeline.errors import InputError
+
+SIDE = 224
+_QUALITY = 80
+_TRUTH, _TEACHER, _STUDENT, _PROMPT = (46, 190, 120), (150, 165, 185), (64, 132, 255), (255, 196, 0)
+_OPACITY = 0.45
+_WORTH_SHOWING = 0.005
+"""Least share of the photograph that a shown instance covers, where there is such a one."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a row."""
+
+    caption: str
+    iou: float | None
+    image: str
+    """As a ``data:`` URI."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One instance, asked for by box or click."""
+
+    prompt: str
+    says: str
+    tiles: list[Tile]
+
+
+@dataclass(frozen=True)
+class _Found:
+    photograph: Photograph
+    instance: Instance
+
+
+def gallery(prepare: Path, shown: Sequence[Photograph], evaluations: Sequence[Evaluation], pictures: int) -> list[Case]:
+    """One instance of each of the first pictures, by box and by click in turn.
+
+    The instance is the one whose IoU is the photograph's median for the teacher: neither luck nor mishap.
+
+    Raises:
+        InputError: A photograph is missing or damaged.
+    """
+    cases = []
+    for number, photograph in enumerate(p for p in shown[:pictures] if _drawable(p, evaluations)):
+        found = _typical(photograph, _drawable(photograph, evaluations), evaluations[0])
+        cases.append(_case(prepare, found, evaluations, "box" if number % 2 == 0 else "click", ""))
+    return cases
+
+
+def extremes(
+    prepare: Path, shown: Sequence[Photograph], evaluations: Sequence[Evaluation], count: int
+) -> tuple[list[Case], list[Case]]:
+    """The instances where students fall behind the teacher most, and where they are ahead of it most.
+
+    The difference is the mean over all students; boxes and clicks compete.
+
+    Raises:
+        InputError: A photograph is missing or damaged.
+    """
+    teacher, *students = evaluations
+    if not students:
+        return [], []
+    ranked = sorted(
+        (
+            (np.mean([s.scores[i.id][f"{prompt}_iou"] for s in students]) - teacher.scores[i.id][f"{prompt}_iou"]),
+            i.id,
+            prompt,
+            _Found(p, i),
+        )
+        for p in shown
+        for i in _drawable(p, evaluations)
+        for prompt in ("box", "click")
+    )  # ids are unique, so what cannot be ordered is never compared
+    worst = [entry for entry in ranked if entry[0] < 0][:count]
+    best = [entry for entry in reversed(ranked) if entry[0] > 0][:count]
+    return tuple(
+        [_case(prepare, found, evaluations, prompt, f"{gap:+.2f} to the teacher") for gap, _, prompt, found in cases]
+        for cases in (worst, best)
+    )  # type: ignore[return-value]
+
+
+def _drawable(photograph: Photograph, evaluations: Sequence[Evaluation]) -> list[Instance]:
+    """Instances that every evaluation has kept the masks of."""
+    return [i for i in photograph.instances if all(i.id in e.predictions for e in evaluations)]
+
+
+def _typical(photograph: Photograph, instances: Sequence[Instance], teacher: Evaluation) -> _Found:
+    least = _WORTH_SHOWING * photograph.height * photograph.width
+    eligible = [i for i in instances if masks.area(i.rle) >= least] or list(instances)
+    ordered = sorted(eligible, key=lambda i: (teacher.scores[i.id]["box_iou"], i.id))
+    return _Found(photograph, ordered[len(ordered) // 2])
+
+
+def _case(prepare: Path, found: _Found, evaluations: Sequence[Evaluation], prompt: str, says: str) -> Case:
+    image = _read(prepare / "validation" / "images" / found.photograph.file_name)
+    truth = masks.decode(found.instance.rle)
+    window = _window(masks.box(truth), truth.shape)
+    asked = _draw_prompt(_scaled(image, window), truth, window, prompt)
+    tiles = [
+        Tile("one click" if prompt == "click" else "box", None, _uri(asked)),
+        Tile("truth", None, _uri(_overlay(image, truth, window, _TRUTH))),
+    ]
+    for evaluation in evaluations:
+        mask = masks.decode(evaluation.predictions[found.instance.id][prompt])
+        colour = _TEACHER if evaluation.role == "teacher" else _STUDENT
+        iou = evaluation.scores[found.instance.id][f"{prompt}_iou"]
+        name = "teacher" if evaluation.role == "teacher" else evaluation.name
+        tiles.append(Tile(name, iou, _uri(_overlay(image, mask, window, colour))))
+    return Case(prompt, says, tiles)
+
+
+def _read(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}): `dvc repro --force --single-item prepare`.") from None
+
+
+def _window(box: tuple[float, float, float, float], size: tuple[int, ...]) -> tuple[int, int, int]:
+    """Left, top and side of a square that shows the instance with some of what is around it."""
+    height, width = size
+    x0, y0, x1, y1 = box
+    side = round(min(min(size), max(1.5 * max(x1 - x0, y1 - y0), 0.45 * min(size))))
+    side = max(side, round(min(max(size), 1.15 * max(x1 - x0, y1 - y0))))  # long ones may need more than the height
+    left = round(min(max(0, (x0 + x1 - side) / 2), max(0, width - side)))
+    top = round(min(max(0, (y0 + y1 - side) / 2), max(0, height - side)))
+    return left, top, side
+
+
+def _scaled(image: UInt8[np.ndarray, "h w 3"], window: tuple[int, int, int]) -> UInt8[np.ndarray, "s s 3"]:
+    """The window of an image, scaled to a tile; what lies beyond the image is grey."""
+    left, top, side = window
+    cut = image[top : top + side, left : left + side]
+    square = np.full((side, side, 3), 128, np.uint8)
+    square[: cut.shape[0], : cut.shape[1]] = cut
+    way = Image.Resampling.LANCZOS if side >= SIDE else Image.Resampling.BICUBIC
+    return np.array(Image.fromarray(square).resize((SIDE, SIDE), way))
+
+
+def _overlay(
+    image: UInt8[np.ndarray, "h w 3"],
+    mask: Bool[np.ndarray, "h w"],
+    window: tuple[int, int, int],
+    colour: tuple[int, int, int],
+) -> UInt8[np.ndarray, "s s 3"]:
+    """The window with the mask laid over it and outlined; what is outside the mask recedes."""
+    tile = _scaled(image, window).astype(np.float32)
+    inside = _scaled(np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255, window)[..., 0] > 127
+    inside &= ~_beyond(mask.shape, window)
+    tile[~inside] *= 0.72
+    tile[inside] = (1 - _OPACITY) * tile[inside] + _OPACITY * np.array(colour, np.float32)
+    drawn = tile.astype(np.uint8)
+    outlines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(drawn, outlines, -1, (255, 255, 255), 1, cv2.LINE_AA)
+    return drawn
+
+
+def _beyond(size: tuple[int, ...], window: tuple[int, int, int]) -> Bool[np.ndarray, "s s"]:
+    """Which pixels of a tile do not belong to the image."""
+    left, top, side = window
+    centres = (np.arange(SIDE) + 0.5) * side / SIDE
+    return (centres + top >= size[0])[:, None] | (centres + left >= size[1])[None, :]
+
+
+def _draw_prompt(
+    tile: UInt8[np.ndarray, "s s 3"], truth: Bool[np.ndarray, "h w"], window: tuple[int, int, int], prompt: str
+) -> UInt8[np.ndarray, "s s 3"]:
+    left, top, side = window
+    scale = SIDE / side
+    if prompt == "box":
+        x0, y0, x1, y1 = masks.box(truth)
+        first = (round((x0 - left) * scale), round((y0 - top) * scale))
+        last = (round((x1 - left) * scale) - 1, round((y1 - top) * scale) - 1)
+        cv2.rectangle(tile, first, last, (0, 0, 0), 4, cv2.LINE_AA)
+        cv2.rectangle(tile, first, last, _PROMPT, 2, cv2.LINE_AA)
+    else:
+        x, y = masks.center(truth)
+        centre = (round((x + 0.5 - left) * scale), round((y + 0.5 - top) * scale))
+        cv2.circle(tile, centre, 7, (0, 0, 0), -1, cv2.LINE_AA)
+        cv2.circle(tile, centre, 6, (255, 255, 255), -1, cv2.LINE_AA)
+        cv2.circle(tile, centre, 4, _PROMPT, -1, cv2.LINE_AA)
+    return tile
+
+
+def _uri(tile: UInt8[np.ndarray, "s s 3"]) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(tile).save(stream, "JPEG", quality=_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

@@ -1,0 +1,69 @@
+"""The leaderboard as text for a terminal."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+NOTHING = "-"
+
+
+def share(value: float | None) -> str:
+    """A share in percent."""
+    return NOTHING if value is None else f"{100 * value:.1f} %"
+
+
+def score(value: float | None) -> str:
+    """An IoU."""
+    return NOTHING if value is None else f"{value:.3f}"
+
+
+def amount(value: float | None) -> str:
+    """A quantity with three significant digits or all before the point, thousands apart."""
+    if value is None:
+        return NOTHING
+    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:,.{digits}f}".replace(",", "\u202f")
+
+
+def large(value: float | None) -> str:
+    """A count in thousands, millions or billions."""
+    if value is None:
+        return NOTHING
+    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= unit:
+            return f"{value / unit:.1f}{name}"
+    return f"{value:.0f}"
+
+
+_COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "model": ("model", str),
+    "precision": ("precision", str),
+    "runtime": ("runtime", str),
+    "box_miou": ("box mIoU", score),
+    "box_retained": ("of teacher", share),
+    "click_miou": ("click mIoU", score),
+    "click_retained": ("of teacher", share),
+    "latency_ms": ("latency ms", amount),
+    "size_mib": ("size MiB", amount),
+    "memory_mib": ("memory MiB", amount),
+}
+_WORDS = 3
+"""Columns of words, set flush left; numbers stand flush right."""
+
+
+def leaderboard_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of leaderboard.json in columns, with a rule below the head and below the teacher."""
+    head = [title for title, _ in _COLUMNS.values()]
+    body = [[write(row.get(name)) for name, (_, write) in _COLUMNS.items()] for row in rows]
+    widths = [max(map(len, cells)) for cells in zip(head, *body, strict=True)]
+    rule = "  ".join("─" * width for width in widths)
+    lines = [_line(head, widths), rule]
+    for row, cells in zip(rows, body, strict=True):
+        lines.append(_line(cells, widths))
+        if row.get("role") == "teacher" and len(rows) > 1:
+            lines.append(rule)
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    placed = zip(cells, widths, strict=True)
+    return "  ".join(c.ljust(w) if i < _WORDS else c.rjust(w) for i, (c, w) in enumerate(placed)).rstrip()

@@ -1,0 +1,181 @@
+"""COCO-format json (COCO, LVIS and what annotation programs export under that name): read whole, checked whole.
+
+Crowd regions are no instances and are left out and counted, as are masks below a least area. ``area`` and ``bbox``
+are measured on the mask, whatever the json says. LVIS v1 names no ``file_name``; its ``coco_url`` ends in
+``train2017/<name>`` or ``val2017/<name>``, so its image folder is the one that holds those two.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline import masks
+from pipeline.errors import InputError
+
+NO_CATEGORY = 1
+"""The category of masks that have none."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One mask with its identity in the json."""
+
+    id: int
+    category_id: int
+    rle: masks.Rle
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One image of the json with its instances, largest ids last."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+    instances: list[Instance] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """What a json holds, and what was left out of it."""
+
+    photographs: list[Photograph]
+    categories: list[dict[str, Any]]
+    crowd: int
+    """Crowd regions left out."""
+    tiny: int
+    """Masks below the least area left out."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class _Image(_Record):
+    id: int
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    file_name: str | None = None
+    coco_url: str | None = None
+
+
+class _Annotation(_Record):
+    id: int
+    image_id: int
+    segmentation: Any
+    category_id: int = NO_CATEGORY
+    iscrowd: int | bool = 0
+
+
+class _Category(_Record):
+    id: int
+    name: str
+    supercategory: str = ""
+
+
+class _File(_Record):
+    images: list[_Image]
+    annotations: list[_Annotation]
+    categories: list[_Category] = []
+
+
+def read(path: Path, min_area_px: int) -> CocoFile:
+    """Read a COCO-format json.
+
+    Args:
+        path: The json.
+        min_area_px: Masks of fewer pixels are left out; at least 1.
+
+    Returns:
+        All images, sorted by id, also those without instances.
+
+    Raises:
+        InputError: The file is absent or no such json; an id or a file name occurs twice; an annotation's image is not
+            in the json; a segmentation is malformed. The text names the file and the record.
+    """
+    content = _parse(path)
+    _refuse_duplicates(path, "image id", (image.id for image in content.images))
+    _refuse_duplicates(path, "annotation id", (annotation.id for annotation in content.annotations))
+    _refuse_duplicates(path, "category id", (category.id for category in content.categories))
+    photographs = {
+        image.id: Photograph(image.id, _file_name(path, image), image.height, image.width)
+        for image in sorted(content.images, key=lambda image: image.id)
+    }
+    _refuse_duplicates(path, "file_name", (photograph.file_name for photograph in photographs.values()))
+    crowd = tiny = 0
+    for annotation in sorted(content.annotations, key=lambda annotation: annotation.id):
+        photograph = photographs.get(annotation.image_id)
+        if photograph is None:
+            raise InputError(
+                f"{path}: annotation {annotation.id} belongs to image {annotation.image_id}, which the json does not "
+                "list: add the image or remove the annotation."
+            )
+        if annotation.iscrowd:
+            crowd += 1
+            continue
+        try:
+            rle = masks.from_segmentation(annotation.segmentation, (photograph.height, photograph.width))
+        except InputError as error:
+            raise InputError(
+                f"{path}: annotation {annotation.id} of image {photograph.id}: {error}. Correct or remove it."
+            ) from None
+        if masks.area(rle) < max(1, min_area_px):
+            tiny += 1
+        else:
+            photograph.instances.append(Instance(annotation.id, annotation.category_id, rle))
+    return CocoFile(list(photographs.values()), _categories(path, content), crowd, tiny)
+
+
+def unnamed(number: int = NO_CATEGORY) -> dict[str, Any]:
+    """A category for masks of which nobody said what they are."""
+    return {"id": number, "name": "object", "supercategory": ""}
+
+
+def _parse(path: Path) -> _File:
+    try:
+        return _File.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): correct the path in params.yaml or put the file there."
+        ) from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        if fault["type"] == "json_invalid":
+            raise InputError(f"{path} is not JSON ({fault['msg']}): export the annotations again.") from None
+        where = ".".join(str(part) for part in fault["loc"]) or "the top level"
+        more = f", and {error.error_count() - 1} more faults" if error.error_count() > 1 else ""
+        raise InputError(
+            f"{path} is not in COCO format: {where}: {fault['msg']}{more}. Export instance masks as COCO json."
+        ) from None
+
+
+def _file_name(path: Path, image: _Image) -> str:
+    name = image.file_name or "/".join((image.coco_url or "").split("/")[-2:])
+    if not name:
+        raise InputError(f"{path}: image {image.id} has neither file_name nor coco_url: add its file_name.")
+    pure = PurePosixPath(name.replace("\\", "/"))
+    if pure.is_absolute() or ".." in pure.parts:
+        raise InputError(f"{path}: image {image.id} has file_name {name!r}: it must lie inside the image folder.")
+    return pure.as_posix()
+
+
+def _categories(path: Path, content: _File) -> list[dict[str, Any]]:
+    """The json's categories; where it lists none, a nameless one for each id in use."""
+    used = {annotation.category_id for annotation in content.annotations}
+    if not content.categories:
+        return [unnamed(number) for number in sorted(used | {NO_CATEGORY})]
+    unknown = used - {category.id for category in content.categories}
+    if unknown:
+        raise InputError(f"{path}: annotations use category {min(unknown)}, which is not among its categories: add it.")
+    return [category.model_dump() for category in sorted(content.categories, key=lambda category: category.id)]
+
+
+def _refuse_duplicates(path: Path, what: str, values: Iterable[object]) -> None:
+    value, count = next(iter(Counter(values).most_common(1)), (None, 0))
+    if count > 1:
+        raise InputError(f"{path}: {what} {value!r} occurs {count} times: each must be unique; remove the repetition.")

@@ -1,0 +1,121 @@
+"""The teacher's image embeddings, read from the store that ``embed`` fills.
+
+The artifact is a manifest; the embeddings themselves (2 MiB an image at SAM's size) lie in a store beside it, named by
+what they were made from, and are read through a memory map one image at a time.
+"""
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float16
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pipeline.data.shards import MANIFEST
+from pipeline.errors import InputError
+
+TENSOR = "embeddings"
+OPEN_FILES = 8
+REMEDY = "Run `dvc repro --force --single-item embed`."
+
+
+class StoredShard(BaseModel):
+    """One file of the store: the embeddings of one data shard."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    """Relative to the store."""
+    bytes: int
+    sha256: str
+    split: str
+    keys: list[str]
+    """The samples, in the order of the tensor's first axis."""
+
+
+class EmbeddingsManifest(BaseModel):
+    """What embeddings there are and who made them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    store: str
+    """As params.yaml has it."""
+    teacher: str
+    """Digest of the teacher's artifact."""
+    dtype: str
+    embedding_size: int
+    shards: list[StoredShard]
+
+
+@runtime_checkable
+class _Rows(Protocol):
+    """A tensor in a mapped file; what is asked of it is read, and nothing else."""
+
+    def __getitem__(self, row: int) -> Tensor: ...
+
+
+class Embeddings:
+    """Embeddings by sample key. Can be pickled; each process opens its own files.
+
+    Args:
+        directory: The artifact of ``embed``.
+
+    Raises:
+        InputError: The manifest is missing or damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        path = directory / MANIFEST
+        try:
+            manifest = EmbeddingsManifest.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}). {REMEDY}") from None
+        except ValidationError as error:
+            raise InputError(f"{path} is damaged ({error.error_count()} faults). {REMEDY}") from None
+        self.store = Path(manifest.store)
+        self.teacher = manifest.teacher
+        self.embedding_size = manifest.embedding_size
+        self._shards = manifest.shards
+        self._places = {key: (s, row) for s, shard in enumerate(manifest.shards) for row, key in enumerate(shard.keys)}
+        self._open: OrderedDict[int, _Rows] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}
+
+    def get(self, key: str) -> Float16[Tensor, "256 g g"]:
+        """The embedding of one sample.
+
+        Raises:
+            InputError: There is none of that key, or its file is missing from the store or damaged.
+        """
+        if key not in self._places:
+            raise InputError(f"there is no embedding of {key!r}: it was made of other data. {REMEDY}")
+        index, row = self._places[key]
+        path = self.store / self._shards[index].file
+        try:
+            embedding: Tensor = self._file(index, path)[row]
+        except (OSError, SafetensorError) as error:
+            what = f"the store {self.store} has no readable {self._shards[index].file} for {key!r}"
+            raise InputError(f"{what} ({error}). {REMEDY}") from None
+        return embedding.clone()
+
+    def _file(self, index: int, path: Path) -> _Rows:
+        """The open file of a shard; the least recently used is closed when there are too many."""
+        if index in self._open:
+            self._open.move_to_end(index)
+            return self._open[index]
+        if path.stat().st_size != self._shards[index].bytes:
+            raise OSError(f"it is not {self._shards[index].bytes} bytes long")
+        rows: _Rows = safe_open(path, framework="pt").get_slice(TENSOR)  # type: ignore[no-untyped-call]
+        self._open[index] = rows
+        while len(self._open) > OPEN_FILES:
+            self._open.popitem(last=False)
+        return self._open[index]

@@ -1,0 +1,108 @@
+"""Prompts drawn from ground truth while training: noisy boxes, clicks inside, clicks that correct.
+
+Source: SAM, appendix A: box corners move by up to 10 % of the side (at most 20 pixels of 1024), the first click is
+uniform in the mask, the next one uniform in the area where prediction and truth differ. Masks here are coverages on the
+decoder's low-resolution raster, so a click is a raster cell's place in the prompt frame.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+BOX_NOISE, BOX_NOISE_CAP = 0.1, 20 / 1024
+FOREGROUND, BACKGROUND, PADDING, CORNERS = 1, 0, -1, (2, 3)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Two points for each of P prompts on B images: a box's corners, or a click and its padding."""
+
+    coords: Float[Tensor, "b p 2 2"]
+    """x and y in the prompt frame."""
+    labels: Float[Tensor, "b p 2"]
+    targets: Float[Tensor, "b p m m"]
+    """Coverage of what each prompt means, in [0, 1]."""
+    present: Bool[Tensor, "b p"]
+    """False for the prompts of an image without instances."""
+
+
+def first_prompts(
+    rng: np.random.Generator,
+    masks: list[Float[np.ndarray, "n m m"]],
+    boxes: list[Float[np.ndarray, "n 4"]],
+    count: int,
+    side: int,
+) -> Prompts:
+    """Draw ``count`` instances per image, each asked for by a box or by a click with equal chance.
+
+    Args:
+        rng: All randomness.
+        masks: Per image, coverages of its instances on the low-resolution raster, in [0, 1].
+        boxes: Per image, its instances' boxes xyxy in the prompt frame.
+        count: P. Images with fewer instances repeat some.
+        side: Side of the prompt frame, in pixels.
+    """
+    grid = next(m.shape[-1] for m in masks)
+    coords = np.zeros((len(masks), count, 2, 2), np.float32)
+    labels = np.full((len(masks), count, 2), PADDING, np.float32)
+    targets = np.zeros((len(masks), count, grid, grid), np.float32)
+    present = np.zeros((len(masks), count), bool)
+    for i, (instances, corners) in enumerate(zip(masks, boxes, strict=True)):
+        if not len(instances):
+            continue
+        present[i] = True
+        for j, k in enumerate(_pick(rng, len(instances), count)):
+            targets[i, j] = instances[k]
+            if rng.random() < 0.5:
+                coords[i, j], labels[i, j] = noisy_box(rng, corners[k], side).reshape(2, 2), CORNERS
+            else:
+                coords[i, j, 0], labels[i, j, 0] = click(rng, instances[k], side), FOREGROUND
+    return Prompts(*(torch.from_numpy(a) for a in (coords, labels, targets, present)))
+
+
+def _pick(rng: np.random.Generator, available: int, count: int) -> np.ndarray:
+    """``count`` of ``available`` indices; none twice before all were taken once."""
+    rounds = -(-count // available)
+    return np.concatenate([rng.permutation(available) for _ in range(rounds)])[:count]
+
+
+def noisy_box(rng: np.random.Generator, box: Float[np.ndarray, "4"], side: int) -> Float[np.ndarray, "4"]:
+    """A box xyxy whose corners moved a little, still inside the frame."""
+    extent = np.array([box[2] - box[0], box[3] - box[1]] * 2)
+    spread = np.minimum(BOX_NOISE * extent, BOX_NOISE_CAP * side)
+    moved = np.clip(box + np.clip(rng.standard_normal(4), -2, 2) * spread / 2, 0, side)
+    return moved.astype(np.float32)
+
+
+def click(rng: np.random.Generator, coverage: Float[np.ndarray, "m m"], side: int) -> Float[np.ndarray, "2"]:
+    """A point (x, y) uniform in a mask, in the prompt frame; in cells all inside, where there are any."""
+    inside = coverage >= min(0.99, float(coverage.max()))
+    rows, columns = np.nonzero(inside)
+    pick = int(rng.integers(len(rows)))
+    cell = side / coverage.shape[-1]
+    place = (np.array([columns[pick], rows[pick]]) + rng.uniform(0.25, 0.75, 2)) * cell
+    return place.astype(np.float32)
+
+
+def corrective_clicks(
+    rng: np.random.Generator, logits: Float[Tensor, "b p m m"], targets: Float[Tensor, "b p m m"], side: int
+) -> tuple[Float[Tensor, "b p 1 2"], Float[Tensor, "b p 1"]]:
+    """One click per prompt, uniform where prediction and truth differ; padding where they agree everywhere.
+
+    Returns:
+        Coordinates in the prompt frame and labels: foreground where the mask misses, background where it spills.
+    """
+    truth = (targets > 0.5).numpy()
+    wrong = (logits > 0).cpu().numpy() != truth
+    coords = np.zeros((*wrong.shape[:2], 1, 2), np.float32)
+    labels = np.full((*wrong.shape[:2], 1), PADDING, np.float32)
+    for i, j in np.ndindex(*wrong.shape[:2]):
+        places = np.flatnonzero(wrong[i, j])
+        if len(places):
+            row, column = divmod(int(places[rng.integers(len(places))]), wrong.shape[-1])
+            coords[i, j, 0] = (np.array([column, row]) + 0.5) * side / wrong.shape[-1]
+            labels[i, j, 0] = FOREGROUND if truth[i, j, row, column] else BACKGROUND
+    return torch.from_numpy(coords), torch.from_numpy(labels)

@@ -1,0 +1,231 @@
+"""Tar shards in SA-1B's own schema, written byte for byte the same each time and read in any order.
+
+A shard holds ``<key>.jpg`` and ``<key>.json`` of each sample; the json is ``{"image": {image_id, width, height,
+file_name}, "annotations": [{id, segmentation, bbox xywh, area, predicted_iou, stability_score, crop_box,
+point_coords}]}`` (segment-anything, README, "Dataset"). The manifest beside the shards knows where in its tar each
+member begins, so a sample is one seek away; WebDataset and ``tar`` read the same files from front to back.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.artifact import file_sha256
+from pipeline.errors import InputError
+from pipeline.geometry import Size
+
+MANIFEST = "manifest.json"
+REMEDY = "Run `dvc repro --force --single-item prepare`."
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its masks."""
+
+    key: str
+    image: UInt8[np.ndarray, "h w 3"]
+    """RGB, in the original frame."""
+    annotations: list[dict[str, Any]]
+    """SA-1B's records; ``segmentation`` is a compressed RLE."""
+
+
+class Entry(BaseModel):
+    """Where a sample lies in its shard."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    height: int
+    width: int
+    instances: int
+    image_offset: int
+    image_bytes: int
+    json_offset: int
+    json_bytes: int
+
+
+class Shard(BaseModel):
+    """One tar of a split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    """Relative to the dataset."""
+    bytes: int
+    sha256: str
+    samples: list[Entry]
+
+
+class Manifest(BaseModel):
+    """All shards of a dataset, by split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    splits: dict[str, list[Shard]]
+
+    @classmethod
+    def read(cls, directory: Path) -> "Manifest":
+        """Read the manifest of a prepared dataset.
+
+        Raises:
+            InputError: There is none, or it is damaged.
+        """
+        path = directory / MANIFEST
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}). {REMEDY}") from None
+        except ValidationError as error:
+            raise InputError(f"{path} is damaged ({error.error_count()} faults). {REMEDY}") from None
+
+
+class Shards:
+    """One split of a prepared dataset, by index. Holds no open file: it can be pickled and shared between processes.
+
+    Args:
+        directory: The artifact of ``prepare``.
+        split: ``train``, ``calibration`` or ``validation``.
+
+    Raises:
+        InputError: There is no such split, or a shard is missing or cut short.
+    """
+
+    def __init__(self, directory: Path, split: str) -> None:
+        splits = Manifest.read(directory).splits
+        if split not in splits:
+            raise InputError(f"{directory} has no split {split!r}: it has {', '.join(sorted(splits))}.")
+        self.directory = directory
+        self.split = split
+        self.shards = splits[split]
+        for shard in self.shards:
+            path = directory / shard.file
+            if not path.is_file() or path.stat().st_size != shard.bytes:
+                raise InputError(f"{path} is missing or not {shard.bytes} bytes long. {REMEDY}")
+        self._entries = [(shard.file, entry) for shard in self.shards for entry in shard.samples]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the samples, in order."""
+        return [entry.key for _, entry in self._entries]
+
+    @property
+    def sizes(self) -> list[Size]:
+        """Heights and widths of the samples, in order."""
+        return [(entry.height, entry.width) for _, entry in self._entries]
+
+    @property
+    def instances(self) -> list[int]:
+        """How many masks each sample has, in order."""
+        return [entry.instances for _, entry in self._entries]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one sample.
+
+        Raises:
+            IndexError: There are fewer samples.
+            InputError: The shard does not hold what the manifest says.
+        """
+        file, entry = self._entries[index]
+        path = self.directory / file
+        try:
+            with path.open("rb") as stream:
+                pixels = _read(stream, entry.image_offset, entry.image_bytes)
+                record = json.loads(_read(stream, entry.json_offset, entry.json_bytes))
+            with Image.open(io.BytesIO(pixels)) as image:
+                array = np.asarray(image.convert("RGB"))
+            annotations = list(record["annotations"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged at sample {entry.key!r} ({error}). {REMEDY}") from None
+        return Sample(entry.key, array, annotations)
+
+    def verify(self) -> None:
+        """Hash every shard again.
+
+        Raises:
+            InputError: One has changed since it was written.
+        """
+        for shard in self.shards:
+            path = self.directory / shard.file
+            if file_sha256(path) != shard.sha256:
+                raise InputError(f"{path} has changed since it was prepared. {REMEDY}")
+
+
+def _read(stream: BinaryIO, offset: int, length: int) -> bytes:
+    stream.seek(offset)
+    data = stream.read(length)
+    if len(data) != length:
+        raise ValueError("cut short")
+    return data
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A sample as it goes into a shard."""
+
+    key: str
+    jpeg: bytes
+    record: dict[str, Any]
+    """SA-1B's json: ``image`` and ``annotations``."""
+
+
+def write_split(directory: Path, split: str, samples: Iterable[Packed], shard_images: int) -> list[Shard]:
+    """Write the samples of a split as ``<split>/00000.tar`` and so on, in their order.
+
+    Args:
+        directory: The dataset.
+        split: Name of the split and of its folder.
+        samples: May be lazy; keys are unique and at most 80 characters long.
+        shard_images: Samples per shard.
+    """
+    (directory / split).mkdir(parents=True, exist_ok=True)
+    iterator, shards = iter(samples), list[Shard]()
+    for first in iterator:
+        file = f"{split}/{len(shards):05d}.tar"
+        entries = []
+        with tarfile.open(directory / file, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample in chain([first], islice(iterator, shard_images - 1)):
+                entries.append(_add(tar, sample))
+        path = directory / file
+        shards.append(Shard(file=file, bytes=path.stat().st_size, sha256=file_sha256(path), samples=entries))
+    return shards
+
+
+def _add(tar: tarfile.TarFile, sample: Packed) -> Entry:
+    text = json.dumps(sample.record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    image_offset = _add_member(tar, f"{sample.key}.jpg", sample.jpeg)
+    json_offset = _add_member(tar, f"{sample.key}.json", text)
+    return Entry(
+        key=sample.key,
+        height=sample.record["image"]["height"],
+        width=sample.record["image"]["width"],
+        instances=len(sample.record["annotations"]),
+        image_offset=image_offset,
+        image_bytes=len(sample.jpeg),
+        json_offset=json_offset,
+        json_bytes=len(text),
+    )
+
+
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append a file whose header tells nothing of time, owner or machine; returns where its data begins."""
+    header = tarfile.TarInfo(name)
+    header.size, header.mtime, header.mode = len(data), 0, 0o644
+    begin = tar.offset + len(header.tobuf(tarfile.USTAR_FORMAT))
+    tar.addfile(header, io.BytesIO(data))
+    return begin

@@ -1,0 +1,77 @@
+"""Teach a student's image encoder the teacher's image embeddings."""
+
+from pathlib import Path
+
+import torch
+
+from pipeline.artifact import Card, Contents, write_metrics
+from pipeline.config import Config
+from pipeline.data.embeddings import Embeddings
+from pipeline.data.shards import Shards
+from pipeline.distill.embedding import distill_embeddings, held_out_error
+from pipeline.errors import InputError
+from pipeline.log import Log
+from pipeline.models import build
+from pipeline.models.sam import WEIGHTS, Sam, load_weights, save_checkpoint
+from pipeline.training import OptimizerConfig, checkpoint_of
+
+
+class DistillConfig(Config):
+    """How one student learns the teacher's embeddings."""
+
+    batch: int
+    """Images in a step."""
+    device: str
+    autocast_bf16: bool
+    optimizer: OptimizerConfig
+
+
+def distill(
+    config: DistillConfig, *, student: str, prepare: Path, teacher: Path, embed: Path, out: Path, log: Log
+) -> Contents:
+    """Teach a student's image encoder the teacher's image embeddings.
+
+    Args:
+        config: Section ``distill.<student>`` of params.yaml.
+        student: Name of the student.
+        prepare: The dataset.
+        teacher: Gives its prompt encoder and mask decoder.
+        embed: The teacher's embeddings.
+        out: Empty directory for the artifact.
+        log: Gets the loss while it learns, and the error on held-out images.
+
+    Raises:
+        InputError: Teacher and student do not fit, or an input is damaged.
+        FloatingPointError: The loss is not finite.
+    """
+    torch.manual_seed(config.optimizer.seed)
+    sam = student_of(teacher, student)
+    embeddings = Embeddings(embed)
+    inputs = (Card.read(need).digest for need in (prepare, teacher, embed))
+    checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), *inputs)
+    distill_embeddings(sam, Shards(prepare, "train"), embeddings, config, log=log, checkpoint=checkpoint)
+    metrics = held_out_error(sam, Shards(prepare, "calibration"), embeddings, config)
+    log(metrics)
+    write_metrics(out, metrics)
+    save_checkpoint(sam, out)
+    return Contents(kind="checkpoint", model=student, precision="fp32")
+
+
+def student_of(teacher: Path, student: str) -> Sam:
+    """A fresh student with its teacher's prompt encoder and mask decoder.
+
+    Raises:
+        InputError: The two have image embeddings or prompt frames of different sizes.
+    """
+    name = Card.read(teacher).model or ""
+    source = load_weights(build(name), teacher / WEIGHTS)
+    sam = build(student)
+    ours, theirs = (f"{m.embedding_size}x{m.embedding_size} cells of {m.image_size} pixels" for m in (sam, source))
+    if ours != theirs:
+        raise InputError(
+            f"student {student} has an image embedding of {ours}, its teacher {name} one of {theirs}: "
+            "choose nano students with the bundled teacher, full-size ones with vit_b, vit_l or vit_h (params.yaml)."
+        )
+    sam.prompt_encoder.load_state_dict(source.prompt_encoder.state_dict())
+    sam.mask_decoder.load_state_dict(source.mask_decoder.state_dict())
+    return sam

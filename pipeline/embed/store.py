@@ -1,0 +1,106 @@
+"""The store of embeddings: content-addressed, one file per data shard, each complete or absent.
+
+A file lies under the hash of all that decides its content, so a shard made once is found again by any later run, also
+after a crash, a change of the data that leaves some shards alone, or a switch between teachers. A small json beside it,
+written last, says that it is whole.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float16
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.artifact import file_sha256, write_json
+from pipeline.data.embeddings import TENSOR
+from pipeline.errors import InputError
+
+
+class Seal(BaseModel):
+    """What is known of a finished file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int
+    sha256: str
+    images: int
+    mean: float
+    mean_square: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one shard's embeddings lie."""
+
+    store: Path
+    file: str
+    """Relative to the store."""
+
+    @property
+    def path(self) -> Path:
+        """The safetensors file."""
+        return self.store / self.file
+
+    @property
+    def seal_path(self) -> Path:
+        """The json that says it is whole."""
+        return self.path.with_suffix(".json")
+
+    def seal(self) -> Seal | None:
+        """The seal of an intact file; None where the file is absent, unfinished or no longer what was written."""
+        try:
+            seal = Seal.model_validate_json(self.seal_path.read_bytes())
+            intact = self.path.stat().st_size == seal.bytes and file_sha256(self.path) == seal.sha256
+        except (OSError, ValidationError):
+            return None
+        return seal if intact else None
+
+    def write(self, embeddings: Float16[Tensor, "n 256 g g"]) -> Seal:
+        """Put embeddings there.
+
+        Raises:
+            InputError: The disk is full or the store cannot be written.
+        """
+        moments = [(torch.mean(e.double()).item(), torch.mean(e.double().square()).item()) for e in embeddings]
+        count = len(moments)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.seal_path.unlink(missing_ok=True)
+            _into(self.path, lambda draft: save_file({TENSOR: embeddings}, draft))
+            seal = Seal(
+                bytes=self.path.stat().st_size,
+                sha256=file_sha256(self.path),
+                images=count,
+                mean=sum(mean for mean, _ in moments) / count,
+                mean_square=sum(square for _, square in moments) / count,
+            )
+            _into(self.seal_path, lambda draft: write_json(draft, seal.model_dump()))
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"embeddings cannot be written to {self.path} ({error}): make room, or set embed.store to another disk."
+            ) from None
+        return seal
+
+
+def place(store: Path, name: str, origin: Mapping[str, object]) -> Place:
+    """Where the embeddings named ``name`` lie that were made from ``origin``: digests and settings, JSON values."""
+    key = hashlib.sha256(json.dumps(dict(origin), sort_keys=True).encode()).hexdigest()
+    return Place(store, f"{key}/{name}.safetensors")
+
+
+def _into(path: Path, write: Callable[[Path], None]) -> None:
+    """Write beside ``path`` and rename: no reader ever sees half a file."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

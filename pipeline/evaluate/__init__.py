@@ -1,0 +1,158 @@
+"""Accuracy, latency, memory and size of a teacher or of a student's engine, on the validation split.
+
+Everything goes through `pipeline.runtime`, the way users run it. What is written: ``metrics.json`` (flat numbers),
+``instances.json`` (each instance's IoU), ``predictions.json`` (masks of the first images, for the report),
+``subject.json`` (what was measured), and ``latency.json`` and ``memory.json`` unless nothing is to be timed.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from pipeline import masks
+from pipeline.artifact import CARD, METRICS, Card, Contents, write_json, write_metrics
+from pipeline.config import Config
+from pipeline.data.coco import Photograph
+from pipeline.errors import InputError
+from pipeline.evaluate.accuracy import evaluate_accuracy, photographs, read_image
+from pipeline.evaluate.latency import LatencyConfig, measure_latency
+from pipeline.evaluate.memory import measure_memory
+from pipeline.log import Log
+from pipeline.models import build
+from pipeline.models.cost import count_parameters, macs
+from pipeline.runtime import Predictor, Segmenter, load
+
+__all__ = ["EvaluateConfig", "LatencyConfig", "evaluate", "evaluate_teacher"]
+
+_MIB = 1 << 20
+
+
+class EvaluateConfig(Config):
+    """How teacher and students are measured."""
+
+    prompts_batch: Annotated[int, Field(ge=1)]
+    """Prompts decoded at once when accuracy is measured."""
+    pictures: Annotated[int, Field(ge=0)]
+    """Validation images whose masks are kept for the report."""
+    latency: LatencyConfig
+
+
+def evaluate_teacher(config: EvaluateConfig, *, prepare: Path, teacher: Path, out: Path, log: Log) -> Contents:
+    """Measure the teacher.
+
+    Args:
+        config: Section ``evaluate`` of params.yaml.
+        prepare: The dataset.
+        teacher: The checkpoint.
+        out: Empty directory for the artifact.
+        log: Gets the metrics.
+
+    Raises:
+        InputError: The dataset or the checkpoint is missing or damaged.
+    """
+    return _evaluate(config, prepare, teacher, "teacher", out, log)
+
+
+def evaluate(
+    config: EvaluateConfig, *, prepare: Path, build_engine: Path, student: str, precision: str, out: Path, log: Log
+) -> Contents:
+    """Measure a student's engine.
+
+    Args:
+        config: Section ``evaluate`` of params.yaml.
+        prepare: The dataset.
+        build_engine: The engine.
+        student: The student it should be.
+        precision: The precision it should have.
+        out: Empty directory for the artifact.
+        log: Gets the metrics.
+
+    Raises:
+        InputError: The dataset or the engine is missing or damaged, or it is another student's.
+    """
+    card = Card.read(build_engine)
+    if (card.model, card.precision) != (student, precision):
+        raise InputError(
+            f"{build_engine} holds {card.model} {card.precision}, not {student} {precision}: "
+            f"run `dvc repro --force --single-item build_engine@{student}-{precision}`."
+        )
+    return _evaluate(config, prepare, build_engine, "student", out, log)
+
+
+def _evaluate(config: EvaluateConfig, prepare: Path, source: Path, role: str, out: Path, log: Log) -> Contents:
+    card = Card.read(source)
+    validation = photographs(prepare)
+    segmenter = load(source, threads=config.latency.threads)
+    with torch.inference_mode():
+        scores = evaluate_accuracy(
+            Predictor(segmenter),
+            prepare,
+            validation,
+            prompts_batch=config.prompts_batch,
+            pictures=config.pictures,
+        )
+    metrics = scores.metrics() | _cost(card) | {"size_mib": _size_mib(source)}
+    log(metrics)
+    if config.latency.runs:
+        spent = _measure_spent(config.latency, segmenter, source, prepare, validation, out)
+        log(spent)
+        metrics |= spent
+    write_json(out / "instances.json", scores.instances)
+    write_json(out / "predictions.json", scores.predictions)
+    subject = {"precision": card.precision or "fp32", "runtime": str(card.load.get("engine", "torch"))}
+    write_json(out / "subject.json", subject | {"model": card.model, "role": role})
+    write_metrics(out, metrics)
+    return Contents(kind="evaluation", model=card.model, precision=card.precision)
+
+
+def _cost(card: Card) -> dict[str, float]:
+    """Parameters and multiply-accumulates of the model an artifact was made from."""
+    if card.model is None:
+        raise InputError("this artifact's card names no model: make it anew with `dvc repro`.")
+    with torch.device("meta"):  # shapes are enough, and a ViT-H would fill 2.4 GB
+        sam = build(card.model)
+    cost = macs(sam)
+    return {
+        "parameters": float(count_parameters(sam)),
+        "encoder_macs": float(cost["encoder"]),
+        "decoder_macs_per_prompt": float(cost["decoder_per_prompt"]),
+    }
+
+
+def _size_mib(source: Path) -> float:
+    """Size of the files that are deployed: the artifact without what only tells of it."""
+    files = [path for path in source.rglob("*") if path.is_file() and path.name not in (CARD, METRICS)]
+    return sum(path.stat().st_size for path in files) / _MIB
+
+
+def _measure_spent(
+    config: LatencyConfig,
+    segmenter: Segmenter,
+    source: Path,
+    prepare: Path,
+    validation: list[Photograph],
+    out: Path,
+) -> dict[str, float]:
+    """Write latency.json and memory.json; the numbers of them that are compared."""
+    photograph = next(photograph for photograph in validation if photograph.instances)
+    box = masks.box(masks.decode(photograph.instances[0].rle))
+    image = read_image(prepare, photograph)
+    timings = measure_latency(segmenter, config, image, np.array(box, np.float32))
+    write_json(
+        out / "latency.json",
+        {"threads": config.threads, "guarded": all(t.guarded for t in timings.values())}
+        | {part: asdict(timing) for part, timing in timings.items()},
+    )
+    path = prepare / "validation" / "images" / photograph.file_name
+    memory_mib = measure_memory(source, path, box, threads=config.threads)
+    write_json(out / "memory.json", {"memory_mib": memory_mib})
+    return {
+        "latency_ms": timings["end_to_end"].median_ms,
+        "encoder_ms": timings["encoder"].median_ms,
+        "decoder_ms": timings["decoder"].median_ms,
+        "memory_mib": memory_mib,
+    }

@@ -1,0 +1,81 @@
+"""Latency of a model as its users meet it: encoder alone, decoder for one prompt, and both with all around them."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from pydantic import Field
+
+from pipeline import geometry
+from pipeline.config import Config
+from pipeline.runtime import Predictor, Segmenter
+from pipeline.timing import Timing, measure
+
+BOX_LABELS = (2.0, 3.0)
+
+
+class LatencyConfig(Config):
+    """How latency and memory are measured."""
+
+    warmup: Annotated[int, Field(ge=0)]
+    """Calls before the first that is timed."""
+    runs: Annotated[int, Field(ge=0)]
+    """Samples of each part; 0 measures neither latency nor memory, so that the result repeats byte for byte."""
+    max_foreign_load: Annotated[float, Field(ge=0, le=1)]
+    """Share of the processors that other processes may use while a sample is taken."""
+    threads: Annotated[int, Field(ge=1)]
+    """Processor threads the model may use."""
+
+
+def measure_latency(
+    segmenter: Segmenter,
+    config: LatencyConfig,
+    image: UInt8[np.ndarray, "h w 3"],
+    box: Float[np.ndarray, "4"],
+) -> dict[str, Timing]:
+    """Time a model on a real image and the box of one of its instances.
+
+    Args:
+        segmenter: The model.
+        config: ``runs`` of at least 1.
+        image: RGB.
+        box: xyxy in the original frame.
+
+    Returns:
+        ``encoder``: one forward pass. ``decoder``: one box. ``end_to_end``: `Predictor.set_image` and
+        `Predictor.predict` of the box, with resizing before and after.
+    """
+    predictor = Predictor(segmenter)
+    side, frame = segmenter.input_size, segmenter.image_size
+    pixels = geometry.to_input(image, side)[None]
+    corners = geometry.boxes_to_frame(box[None], (image.shape[0], image.shape[1]), frame)
+    coords, labels = torch.from_numpy(corners.reshape(1, 2, 2)), torch.tensor([BOX_LABELS])
+
+    def end_to_end() -> None:
+        predictor.set_image(image)
+        predictor.predict(box=box, multimask_output=True)
+
+    with torch.inference_mode():
+        embedding = segmenter.encode(pixels)
+        parts: Mapping[str, Callable[[], object]] = {
+            "encoder": _finished(lambda: segmenter.encode(pixels)),
+            "decoder": _finished(lambda: segmenter.decode(embedding, coords, labels, None)),
+            "end_to_end": end_to_end,  # returns arrays of the host, so it has finished
+        }
+        return {
+            name: measure(part, warmup=config.warmup, runs=config.runs, max_foreign_load=config.max_foreign_load)
+            for name, part in parts.items()
+        }
+
+
+def _finished(part: Callable[[], object]) -> Callable[[], None]:
+    """Wait for the GPU, where there is one, before a call returns."""
+
+    def call() -> None:
+        part()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return call

@@ -1,0 +1,90 @@
+"""Every change of coordinate frame, once, for training, export and serving.
+
+Three frames exist. *original*: the pixels of a photograph, size (H, W). *prompt frame*: the square of side ``side``
+(1024 for SAM) in which points, boxes and upscaled masks live; the photograph's longest side fills it, the rest to the
+right and below is padding. *input frame*: what an encoder reads, the same square at the encoder's own side (512 for
+EfficientViT-SAM L). Conventions and rounding are segment-anything's (``utils/transforms.py``, ``modeling/sam.py``).
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+Size = tuple[int, int]
+"""Height and width, in pixels."""
+
+
+def resized(size: Size, side: int) -> Size:
+    """Height and width after the longest side is scaled to ``side``; at least one pixel each."""
+    scale = side / max(size)
+    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+
+
+def resize_image(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Scale an RGB image so that its longest side is ``side``: PIL's antialiased bilinear, as segment-anything does."""
+    height, width = resized(image.shape[:2], side)
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def to_input(image: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Tensor, "3 side side"]:
+    """An RGB image as an encoder reads it: resized, normalised, then padded with zeros to the right and below.
+
+    Args:
+        image: RGB, in the original frame.
+        side: Side of the encoder's input, in pixels.
+    """
+    pixels = torch.from_numpy(np.array(resize_image(image, side), dtype=np.float32)).permute(2, 0, 1)
+    mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1)
+    pixels = (pixels - mean) / std
+    return F.pad(pixels, (0, side - pixels.shape[2], 0, side - pixels.shape[1]))
+
+
+def points_to_frame(points_original: Float[np.ndarray, "*n 2"], size: Size, side: int) -> Float[np.ndarray, "*n 2"]:
+    """Points (x, y) of an image of ``size``, moved to the prompt frame of side ``side``."""
+    height, width = resized(size, side)
+    scale = np.array([width / size[1], height / size[0]], dtype=np.float64)
+    return (np.asarray(points_original, dtype=np.float64) * scale).astype(np.float32)
+
+
+def boxes_to_frame(boxes_original: Float[np.ndarray, "*n 4"], size: Size, side: int) -> Float[np.ndarray, "*n 4"]:
+    """Boxes xyxy of an image of ``size``, moved to the prompt frame of side ``side``."""
+    boxes = np.asarray(boxes_original)
+    return points_to_frame(boxes.reshape(*boxes.shape[:-1], 2, 2), size, side).reshape(boxes.shape)
+
+
+def masks_to_original(
+    low_res_logits: Float[Tensor, "b c h w"], size: Size, side: int
+) -> Float[Tensor, "b c height width"]:
+    """Mask logits of the padded low-resolution frame, brought to the original frame.
+
+    Bilinear to the prompt frame, cut off the padding, bilinear to ``size``: what segment-anything's
+    ``postprocess_masks`` does. Threshold at 0 for a mask.
+    """
+    masks = F.interpolate(low_res_logits, (side, side), mode="bilinear", align_corners=False)
+    height, width = resized(size, side)
+    return F.interpolate(masks[..., :height, :width], size, mode="bilinear", align_corners=False)
+
+
+def masks_to_frame(masks_original: Float[Tensor, "b h w"], side: int, grid: int) -> Float[Tensor, "b grid grid"]:
+    """Masks in [0, 1] of the original frame on a ``grid`` x ``grid`` raster of the padded prompt frame.
+
+    The inverse of `masks_to_original` up to resampling: area-averaged, padding is 0.
+    """
+    size = (masks_original.shape[-2], masks_original.shape[-1])
+    height, width = (max(1, round(extent * grid / side)) for extent in resized(size, side))
+    small = F.interpolate(masks_original[:, None], (height, width), mode="bilinear", antialias=True, align_corners=False)
+    return F.pad(small[:, 0], (0, grid - width, 0, grid - height))
+
+
+def valid_cells(size: Size, grid: int) -> Size:
+    """Rows and columns of a ``grid`` x ``grid`` raster of the padded frame that hold any of an image of ``size``."""
+    longest = max(size)
+    return -(-size[0] * grid // longest), -(-size[1] * grid // longest)

@@ -1,0 +1,64 @@
+"""How well a mask fits, and means by size. Pure functions of arrays.
+
+Source of the bands: COCO's detection evaluation. As in EfficientViT-SAM's evaluation
+(``applications/efficientvit_sam/sam_eval_utils.py``) both borders belong to both neighbours: an instance of exactly
+32 x 32 pixels counts as small and as medium. What differs: a band without instances has no mean, instead of dividing
+by zero.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool
+
+SMALL_PX, LARGE_PX = 32**2, 96**2
+"""COCO's borders between small, medium and large, in pixels of area."""
+
+Band = Literal["small", "medium", "large"]
+BANDS: tuple[Band, ...] = ("small", "medium", "large")
+
+
+def iou(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> float:
+    """Intersection over union of two masks of the same image, in [0, 1]; of two empty masks 0, as pycocotools has it.
+
+    Raises:
+        ValueError: The masks differ in size.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"masks of one image must have one size, not {a.shape} and {b.shape}")
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 0.0
+
+
+def bands(area_px: float) -> tuple[Band, ...]:
+    """The size bands an instance belongs to: one, or two where its area is a border."""
+    holds = (area_px <= SMALL_PX, SMALL_PX <= area_px <= LARGE_PX, area_px >= LARGE_PX)
+    return tuple(band for band, inside in zip(BANDS, holds, strict=True) if inside)
+
+
+def band_means(name: str, values: Sequence[float], areas_px: Sequence[float]) -> dict[str, float]:
+    """Mean over all instances and over those of each band.
+
+    Args:
+        name: What was measured, for example ``box_miou``.
+        values: One per instance.
+        areas_px: COCO's ``area`` of the same instances.
+
+    Returns:
+        ``name``, ``name_small``, ``name_medium``, ``name_large``; what has no instances has no key.
+
+    Raises:
+        ValueError: There are not as many areas as values.
+    """
+    members: dict[str, list[float]] = {key: [] for key in (name, *(f"{name}_{band}" for band in BANDS))}
+    for value, area in zip(values, areas_px, strict=True):
+        members[name].append(value)
+        for band in bands(area):
+            members[f"{name}_{band}"].append(value)
+    return {key: float(np.mean(found)) for key, found in members.items() if found}
+
+
+def retained(value: float | None, whole: float | None) -> float | None:
+    """The share of ``whole`` that ``value`` is; None where either is not known or the whole is 0."""
+    return value / whole if value is not None and whole else None

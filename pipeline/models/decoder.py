@@ -1,0 +1,171 @@
+"""SAM's prompt encoder and mask decoder in one forward, over segment-anything's own parameters.
+
+Source: segment-anything, ``modeling/prompt_encoder.py``, ``mask_decoder.py`` and ``transformer.py``. No weight and no
+result is changed; what differs is the order of the matrix products. Nearly all of the published decoder's time goes into
+projecting every image token for about seven prompt tokens. Matrix products associate, so here
+
+- token to image: the key projection is folded into the queries, and the value projection is applied after attention;
+- image to token: query and key projections are folded together, as are value and output projections;
+- image tokens are shared by all prompts of an image until the first block has written to them, where no mask is prompted.
+
+The bias of a key projection adds a constant to each row of scores, which softmax ignores, so it is left out. There is no
+boolean indexing and no ``repeat_interleave``: the graph exports with dynamic numbers of prompts and points.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from segment_anything.modeling import PromptEncoder
+from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.models.sam import Sam
+
+
+def decode(
+    sam: Sam,
+    image_embeddings: Float[Tensor, "b c g g"],
+    point_coords: Float[Tensor, "b p n 2"],
+    point_labels: Float[Tensor, "b p n"],
+    mask_input: Float[Tensor, "b p 1 m m"] | None = None,
+    has_mask_input: Float[Tensor, "1"] | None = None,
+) -> tuple[Float[Tensor, "b p 4 m m"], Float[Tensor, "b p 4"]]:
+    """Masks for P prompts on each of B images.
+
+    Args:
+        sam: Gives the parameters.
+        image_embeddings: ``(B, 256, g, g)``.
+        point_coords: ``(B, P, N, 2)``, x and y in the prompt frame.
+        point_labels: ``(B, P, N)``: 1 foreground, 0 background, 2 and 3 a box's upper left and lower right corner,
+            -1 padding. A prompt without a box needs one padding point, as segment-anything adds.
+        mask_input: ``(B, P, 1, 4g, 4g)`` logits of an earlier mask, or None.
+        has_mask_input: ``(1,)``: 1 to use ``mask_input``, 0 to ignore it, for exported graphs that always take one.
+
+    Returns:
+        Low-resolution logits ``(B, P, 4, 4g, 4g)`` and predicted IoUs ``(B, P, 4)``; token 0 is the single mask, 1 to 3
+        are the multimask outputs.
+    """
+    b, p = point_coords.shape[:2]
+    sparse = _embed_points(sam, point_coords, point_labels)
+    decoder = sam.mask_decoder
+    output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([output_tokens.expand(b, p, -1, -1), sparse], dim=2)
+    keys = (image_embeddings.flatten(2).transpose(1, 2))[:, None] + _embed_masks(sam, mask_input, has_mask_input)
+    tokens, keys = _two_way(sam, tokens, keys)
+    return _read_out(sam, tokens, keys)
+
+
+def _embed_points(sam: Sam, coords: Tensor, labels: Tensor) -> Tensor:
+    """Sparse embeddings ``(B, P, N, 256)``: positional encoding plus what kind of point each is."""
+    prompt: PromptEncoder = sam.prompt_encoder
+    # A matrix, not segment-anything's in-place writes by boolean mask: those export to NonZero and ScatterND.
+    encoding = prompt.pe_layer._pe_encoding((coords + 0.5) / sam.image_size)
+    kinds = torch.cat([prompt.not_a_point_embed.weight, *(e.weight for e in prompt.point_embeddings)])
+    one_hot = torch.stack([(labels == kind).to(encoding.dtype) for kind in (-1, 0, 1, 2, 3)], dim=-1)
+    return encoding * (1 - one_hot[..., :1]) + one_hot @ kinds
+
+
+def _embed_masks(sam: Sam, mask_input: Tensor | None, has_mask_input: Tensor | None) -> Tensor:
+    """Dense embeddings as image tokens, ``(1, 1, 1, 256)`` without a mask prompt, else ``(B, P, g*g, 256)``."""
+    prompt: PromptEncoder = sam.prompt_encoder
+    nothing = prompt.no_mask_embed.weight.reshape(1, 1, 1, -1)
+    if mask_input is None:
+        return nothing
+    b, p = mask_input.shape[:2]
+    dense = prompt.mask_downscaling(mask_input.flatten(0, 1))
+    dense = dense.flatten(2).transpose(1, 2).unflatten(0, (b, p))
+    return dense if has_mask_input is None else has_mask_input * dense + (1 - has_mask_input) * nothing
+
+
+def _two_way(sam: Sam, tokens: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The two-way transformer on tokens ``(B, P, T, 256)`` and image tokens ``(B, P or 1, g*g, 256)``."""
+    transformer = sam.mask_decoder.transformer
+    position = sam.prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)[None]
+    token_position = tokens
+    for block in transformer.layers:
+        tokens, keys = _block(block, tokens, keys, token_position, position)
+    attended = _token_to_image(transformer.final_attn_token_to_image, tokens + token_position, keys, position)
+    return transformer.norm_final_attn(tokens + attended), keys
+
+
+def _block(
+    block: TwoWayAttentionBlock, tokens: Tensor, keys: Tensor, token_position: Tensor, position: Tensor
+) -> tuple[Tensor, Tensor]:
+    if block.skip_first_layer_pe:
+        tokens = _self_attention(block.self_attn, tokens, tokens)
+    else:
+        tokens = tokens + _self_attention(block.self_attn, tokens + token_position, tokens)
+    tokens = block.norm1(tokens)
+    tokens = block.norm2(
+        tokens + _token_to_image(block.cross_attn_token_to_image, tokens + token_position, keys, position)
+    )
+    tokens = block.norm3(tokens + block.mlp(tokens))
+    keys = keys + _image_to_token(
+        block.cross_attn_image_to_token, keys, position, tokens + token_position, tokens
+    )
+    return tokens, block.norm4(keys)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """``(..., N, heads * d)`` to ``(..., heads, N, d)``."""
+    return x.unflatten(-1, (heads, -1)).transpose(-2, -3)
+
+
+def _self_attention(attention: Attention, queries_keys: Tensor, values: Tensor) -> Tensor:
+    heads = attention.num_heads
+    q, k = (_heads(project(queries_keys), heads) for project in (attention.q_proj, attention.k_proj))
+    v = _heads(attention.v_proj(values), heads)
+    # Four dimensions, as ONNX export of attention asks for.
+    out = F.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (q, k, v))).unflatten(0, q.shape[:2])
+    return attention.out_proj(out.transpose(-2, -3).flatten(-2))
+
+
+def _token_to_image(attention: Attention, queries: Tensor, image: Tensor, position: Tensor) -> Tensor:
+    """Tokens ``(B, P, T, 256)`` attend to image tokens ``(B, P or 1, K, 256)``."""
+    heads = attention.num_heads
+    b, p, t = queries.shape[:3]
+    q = _heads(attention.q_proj(queries), heads)  # (B, P, H, T, d)
+    key_weight = attention.k_proj.weight.unflatten(0, (heads, -1))  # (H, d, 256)
+    folded = (q @ key_weight) / math.sqrt(q.shape[-1])  # (B, P, H, T, 256)
+    if image.shape[1] == 1:  # all prompts share the image tokens: one product for all of their rows
+        rows = folded.reshape(b, 1, -1, folded.shape[-1])
+    else:
+        rows = folded.flatten(2, 3)
+    weights = (rows @ (image + position).transpose(-1, -2)).softmax(dim=-1)
+    seen = (weights @ image).reshape(b, p, heads, t, -1)  # (B, P, H, T, 256)
+    value_weight = attention.v_proj.weight.unflatten(0, (heads, -1))  # (H, d, 256)
+    # Weights sum to one, so the value projection's bias passes through unchanged.
+    out = (seen @ value_weight.transpose(-1, -2)).transpose(-2, -3).flatten(-2) + attention.v_proj.bias
+    return attention.out_proj(out)
+
+
+def _image_to_token(attention: Attention, image: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Image tokens ``(B, P or 1, K, 256)`` attend to tokens ``(B, P, T, 256)``; gives ``(B, P, K, 256)``."""
+    heads = attention.num_heads
+    t = keys.shape[-2]
+    k = _heads(attention.k_proj(keys), heads)  # (B, P, H, T, d)
+    v = _heads(attention.v_proj(values), heads)
+    query_weight = attention.q_proj.weight.unflatten(0, (heads, -1))  # (H, d, 256)
+    scale = 1 / math.sqrt(k.shape[-1])
+    folded = (k @ query_weight * scale).flatten(2, 3)  # (B, P, H*T, 256)
+    bias = (k @ attention.q_proj.bias.unflatten(0, (heads, -1, 1)) * scale).flatten(2)  # (B, P, H*T)
+    scores = (image + position) @ folded.transpose(-1, -2) + bias[:, :, None]
+    weights = scores.unflatten(-1, (heads, t)).softmax(dim=-1).flatten(-2)  # (B, P, K, H*T)
+    out_weight = attention.out_proj.weight.T.unflatten(0, (heads, -1))  # (H, d, 256)
+    return weights @ (v @ out_weight).flatten(2, 3) + attention.out_proj.bias
+
+
+def _read_out(sam: Sam, tokens: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Upscale image tokens, and take each mask token's product with them."""
+    decoder = sam.mask_decoder
+    b, p = tokens.shape[:2]
+    g = sam.embedding_size
+    image = keys.flatten(0, 1).transpose(1, 2).unflatten(2, (g, g))
+    upscaled = decoder.output_upscaling(image)
+    hyper = torch.stack(
+        [mlp(tokens[:, :, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=2
+    )
+    masks = (hyper.flatten(0, 1) @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:]).unflatten(0, (b, p))
+    return masks, decoder.iou_prediction_head(tokens[:, :, 0])

@@ -1,0 +1,113 @@
+"""Assembly of a whole SAM from an image encoder and segment-anything's own prompt encoder and mask decoder.
+
+Source: segment-anything, ``modeling/sam.py`` and ``build_sam.py`` (Kirillov et al. 2023). What differs: the encoder's
+input side and the side of the prompt frame are two numbers, since EfficientViT-SAM L reads 512 pixels while its prompts
+stay in SAM's frame of 1024; decoding is `pipeline.models.decoder.decode`, which can be trained and exported.
+"""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from torch import Tensor, nn
+
+from pipeline.errors import InputError
+
+EMBEDDING_CHANNELS = 256
+WEIGHTS = "model.safetensors"
+
+
+class Sam(nn.Module):
+    """An image encoder, a prompt encoder and a mask decoder, with the sizes that tie them together.
+
+    Args:
+        image_encoder: ``(B, 3, input_size, input_size)`` normalised pixels to ``(B, 256, g, g)`` image embeddings.
+        prompt_encoder: segment-anything's, for ``image_size`` and ``g``.
+        mask_decoder: segment-anything's.
+        image_size: Side of the prompt frame, in pixels.
+        input_size: Side of the image encoder's input, in pixels.
+        embedding_size: ``g``, side of the image embedding, in cells.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        prompt_encoder: PromptEncoder,
+        mask_decoder: MaskDecoder,
+        *,
+        image_size: int,
+        input_size: int,
+        embedding_size: int,
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+        self.image_size = image_size
+        self.input_size = input_size
+        self.embedding_size = embedding_size
+
+
+def assemble(image_encoder: nn.Module, *, image_size: int, input_size: int, embedding_size: int) -> Sam:
+    """A SAM with ``image_encoder`` and a fresh prompt encoder and mask decoder of SAM's published sizes."""
+    return Sam(
+        image_encoder,
+        PromptEncoder(
+            embed_dim=EMBEDDING_CHANNELS,
+            image_embedding_size=(embedding_size, embedding_size),
+            input_image_size=(image_size, image_size),
+            mask_in_chans=16,
+        ),
+        MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=EMBEDDING_CHANNELS, mlp_dim=2048, num_heads=8),
+            transformer_dim=EMBEDDING_CHANNELS,
+            iou_head_depth=3,
+            iou_head_hidden_dim=256,
+        ),
+        image_size=image_size,
+        input_size=input_size,
+        embedding_size=embedding_size,
+    )
+
+
+def save_checkpoint(sam: Sam, directory: Path) -> None:
+    """Write a whole SAM's weights as safetensors into ``directory``."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in sam.state_dict().items()}
+    save_file(tensors, directory / WEIGHTS)
+
+
+def load_weights(sam: Sam, path: Path) -> Sam:
+    """Load safetensors into ``sam``, every key and shape accounted for; half precision is widened.
+
+    Raises:
+        InputError: The file is absent, no safetensors, or of another model.
+    """
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: run `dvc repro` or `dvc pull`.") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is no readable safetensors file ({error}): make it anew.") from None
+    load_state(sam, state, path)
+    return sam
+
+
+def load_state(sam: Sam, state: dict[str, Tensor], source: Path) -> None:
+    """Load a state dict strictly, and say in one line what does not fit.
+
+    Raises:
+        InputError: Keys or shapes differ from the model's.
+    """
+    own = sam.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [k for k in own.keys() & state.keys() if state[k].shape != own[k].shape]
+    if missing or unknown or shapes:
+        faults = [
+            f"{len(keys)} {what} (first: {keys[0]})"
+            for what, keys in (("missing", missing), ("unknown", unknown), ("of another shape", sorted(shapes)))
+            if keys
+        ]
+        raise InputError(f"{source} does not hold the weights of this model: keys {', '.join(faults)}. Name its model.")
+    sam.load_state_dict(state, strict=True)

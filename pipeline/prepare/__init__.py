@@ -1,0 +1,128 @@
+"""Images and masks from anywhere as train, calibration and validation shards, checked on the way in.
+
+Images without a single mask are left out where masks are to be had (COCO), and counted: they can neither be prompted
+nor scored. Validation also lies there as a COCO json with its images, which any COCO tool reads.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from tqdm import tqdm
+
+from pipeline.artifact import Contents, write_json, write_metrics
+from pipeline.config import Config
+from pipeline.data.shards import MANIFEST, Manifest, Packed, write_split
+from pipeline.errors import InputError
+from pipeline.log import Log
+from pipeline.prepare import procedural
+from pipeline.prepare.files import Plan, plan
+from pipeline.prepare.sample import Prepared
+from pipeline.prepare.sources import Procedural, Source
+from pipeline.prepare.workers import prepare_all
+
+SMALL_PX, LARGE_PX = 32**2, 96**2
+"""COCO's area bands: small below the first, large from the second on."""
+
+
+class PrepareConfig(Config):
+    """What to make shards of."""
+
+    data: str
+    """The folder the images are in, or the file that renders them: what DVC watches."""
+    shard_images: Annotated[int, Field(ge=1)]
+    source: Source
+
+
+def prepare(config: PrepareConfig, *, out: Path, log: Log) -> Contents:
+    """Write a dataset: shards, manifest, the validation split in COCO's format, and counts.
+
+    Args:
+        config: Section ``prepare`` of params.yaml.
+        out: Empty directory for the artifact.
+        log: Gets the counts.
+
+    Raises:
+        InputError: Data are missing or damaged; the text names the file and the remedy.
+    """
+    data = Path(config.data)
+    if not data.exists():
+        raise InputError(f"{data} does not exist: correct prepare.data in params.yaml or put the data there.")
+    source = config.source
+    division = Plan(procedural.items(source)) if isinstance(source, Procedural) else plan(source, data)
+    counts = Counter({f"left_out_{name}": count for name, count in division.left_out.items()})
+    validation = _Validation(out / "validation", division.categories)
+    everything = [item for items in division.splits.values() for item in items]
+    splits = {}
+    with closing(prepare_all(everything)) as samples:
+        bar = tqdm(samples, desc="prepare", total=len(everything), unit="image", mininterval=2.0, disable=None)
+        ready = iter(bar)
+        for split, items in division.splits.items():
+            counted = _count(islice(ready, len(items)), split, counts)
+            packed = validation.keep(counted) if split == "validation" else (sample.packed for sample in counted)
+            splits[split] = write_split(out, split, packed, config.shard_images)
+        bar.close()
+    validation.write()
+    write_json(out / MANIFEST, Manifest(splits=splits).model_dump())
+    counts["bytes"] = sum(shard.bytes for shards in splits.values() for shard in shards)
+    metrics = {name: float(count) for name, count in sorted(counts.items())}
+    write_metrics(out, metrics)
+    log(metrics)
+    return Contents(kind="dataset")
+
+
+def _count(samples: Iterable[Prepared], split: str, counts: Counter[str]) -> Iterator[Prepared]:
+    """Pass samples on and count what is in them."""
+    counts.update({f"{split}_{band}_instances": 0 for band in ("small", "medium", "large")})
+    for sample in samples:
+        areas = [annotation["area"] for annotation in sample.packed.record["annotations"]]
+        counts[f"{split}_images"] += 1
+        counts[f"{split}_instances"] += len(areas)
+        counts[f"{split}_images_without_objects"] += not areas
+        counts["left_out_tiny_masks"] += sample.tiny
+        for area in areas:
+            band = "small" if area < SMALL_PX else "medium" if area < LARGE_PX else "large"
+            counts[f"{split}_{band}_instances"] += 1
+        yield sample
+
+
+class _Validation:
+    """The validation split in COCO's format, gathered while its shards are written."""
+
+    def __init__(self, directory: Path, categories: list[dict[str, Any]]) -> None:
+        self.directory = directory
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.categories = categories
+
+    def keep(self, samples: Iterable[Prepared]) -> Iterator[Packed]:
+        """Pass samples on, writing each image beside the json to come."""
+        (self.directory / "images").mkdir(parents=True)
+        for sample in samples:
+            image = sample.packed.record["image"]
+            (self.directory / "images" / image["file_name"]).write_bytes(sample.packed.jpeg)
+            described = {name: image[name] for name in ("file_name", "height", "width")}
+            self.images.append({"id": image["image_id"]} | described)
+            for record, category in zip(sample.packed.record["annotations"], sample.categories, strict=True):
+                annotation = {name: record[name] for name in ("id", "segmentation", "bbox", "area")}
+                place = {"image_id": image["image_id"], "category_id": category, "iscrowd": 0}
+                self.annotations.append(annotation | place)
+            yield sample.packed
+
+    def write(self) -> None:
+        """Write the json. Ids are the source's; where those are unique only within an image, they are numbered anew."""
+        if len({annotation["id"] for annotation in self.annotations}) != len(self.annotations):
+            for number, annotation in enumerate(self.annotations, start=1):
+                annotation["id"] = number
+        content = {
+            "info": {"description": "validation split"},
+            "licenses": [],
+            "images": self.images,
+            "annotations": self.annotations,
+            "categories": self.categories,
+        }
+        write_json(self.directory / "instances.json", content)

@@ -1,0 +1,70 @@
+"""What every source hands over: a sample ready to be packed, and the records of SA-1B's schema in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from pycocotools import mask as coco_mask
+
+from pipeline import masks
+from pipeline.data.coco import Instance
+from pipeline.data.shards import Packed
+from pipeline.geometry import Size
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample and what SA-1B's schema has no place for."""
+
+    packed: Packed
+    categories: list[int]
+    """Of each annotation."""
+    tiny: int = 0
+    """Masks left out because they were too small, where this is known only now."""
+
+
+@runtime_checkable
+class Item(Protocol):
+    """A sample not yet read. Small and picklable: it travels to a worker process, which prepares it there."""
+
+    @property
+    def key(self) -> str:
+        """Unique in the dataset."""
+
+    def prepare(self) -> Prepared:
+        """Read or render it.
+
+        Raises:
+            InputError: A file is missing or damaged.
+        """
+
+
+def prepared(
+    key: str, jpeg: bytes, size: Size, image_id: int, instances: Sequence[Instance], tiny: int = 0
+) -> Prepared:
+    """Put a sample into SA-1B's schema.
+
+    Ground truth has no prediction behind it: ``predicted_iou`` and ``stability_score`` are 1, ``crop_box`` is the
+    whole image, and ``point_coords`` is the point farthest from the mask's border.
+    """
+    height, width = size
+    image = {"image_id": image_id, "width": width, "height": height, "file_name": f"{key}.jpg"}
+    annotations = [_annotation(instance, size) for instance in instances]
+    packed = Packed(key, jpeg, {"image": image, "annotations": annotations})
+    return Prepared(packed, [instance.category_id for instance in instances], tiny)
+
+
+def _annotation(instance: Instance, size: Size) -> dict[str, Any]:
+    mask = masks.decode(instance.rle)
+    x0, y0, x1, y1 = (int(edge) for edge in masks.box(mask))
+    x, y = masks.center(mask[y0:y1, x0:x1])  # beyond its box there is only background, as beyond the crop
+    return {
+        "id": instance.id,
+        "segmentation": instance.rle,
+        "bbox": [float(v) for v in coco_mask.toBbox(instance.rle | {"counts": instance.rle["counts"].encode()})],
+        "area": int(mask.sum()),
+        "predicted_iou": 1.0,
+        "stability_score": 1.0,
+        "crop_box": [0.0, 0.0, float(size[1]), float(size[0])],
+        "point_coords": [[x + x0, y + y0]],
+    }

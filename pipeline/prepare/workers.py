@@ -1,0 +1,68 @@
+"""Samples prepared by several processes, handed back in order: the result does not depend on their number."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
+from multiprocessing.process import BaseProcess
+
+from pipeline.prepare.sample import Item, Prepared
+
+FEW = 48
+"""Up to so many samples are prepared here: starting a process takes longer."""
+CHUNK = 8
+
+
+def prepare_all(items: Sequence[Item], processes: int | None = None) -> Generator[Prepared, None, None]:
+    """Prepare samples, lazily and in order.
+
+    Args:
+        items: What to prepare.
+        processes: How many; None for as many as this process has cores, or none for a handful of samples.
+
+    Raises:
+        InputError: A sample cannot be read; those not begun are dropped.
+    """
+    if processes is None:
+        processes = 1 if len(items) <= FEW else _cores()
+    if processes == 1:
+        yield from (item.prepare() for item in items)
+        return
+    # Fresh interpreters: a fork would copy locks that threads of the caller (MLflow, Prefect, torch) may hold.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_enter)
+    chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+    try:
+        pending: deque[Future[list[Prepared]]] = deque(
+            executor.submit(_prepare, chunk) for chunk in islice(chunks, 4 * processes)
+        )
+        while pending:
+            yield from pending.popleft().result()
+            pending.extend(executor.submit(_prepare, chunk) for chunk in islice(chunks, 1))
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare(chunk: Sequence[Item]) -> list[Prepared]:
+    return [item.prepare() for item in chunk]
+
+
+def _enter() -> None:
+    """Leave Ctrl-C to the parent, and end with it however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+def _follow(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

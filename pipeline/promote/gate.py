@@ -1,0 +1,93 @@
+"""The rules a model must meet to become champion. Pure functions of numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.config import Config
+from pipeline.errors import InputError
+
+
+class PromoteConfig(Config):
+    """Where models are registered, and what the champion must keep to."""
+
+    registered_model: str
+    """Name in MLflow's registry."""
+    min_box_miou_retained: float
+    """Least share of the teacher's mIoU with ground-truth boxes, in [0, 1]."""
+    min_click_miou_retained: float
+    """Least share of the teacher's mIoU with one click, in [0, 1]."""
+    max_latency_ms: float
+    """Ceiling of the median latency, in milliseconds, on the machine that evaluated."""
+    prefer: Literal["latency_ms", "box_miou", "click_miou"]
+    """What decides between models that meet the rules."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One rule, and how a model stands to it."""
+
+    name: str
+    value: float | None
+    limit: float
+    holds: bool
+
+    def __str__(self) -> str:
+        """The rule in words, with the shortfall where it does not hold."""
+        if self.value is None:
+            return f"{self.name} was not measured (limit {self.limit:.4g})"
+        if self.holds:
+            return f"{self.name} {self.value:.4g} keeps to {self.limit:.4g}"
+        return f"{self.name} {self.value:.4g} misses {self.limit:.4g} by {abs(self.value - self.limit):.4g}"
+
+
+def check(config: PromoteConfig, row: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[Rule]:
+    """How a model's row of the leaderboard stands to each rule, the teacher's row being the measure."""
+    rules = []
+    for metric, limit in (
+        ("box_miou", config.min_box_miou_retained),
+        ("click_miou", config.min_click_miou_retained),
+    ):
+        share = _ratio(row.get(metric), teacher.get(metric))
+        rules.append(
+            Rule(name=f"{metric}_retained", value=share, limit=limit, holds=share is not None and share >= limit)
+        )
+    latency = row.get("latency_ms")
+    fast = latency is not None and latency <= config.max_latency_ms
+    return [
+        *rules,
+        Rule(
+            name="latency_ms",
+            value=None if latency is None else float(latency),
+            limit=config.max_latency_ms,
+            holds=fast,
+        ),
+    ]
+
+
+def best(config: PromoteConfig, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The student to register, and the teacher's row: fewest broken rules, then what the config prefers.
+
+    Raises:
+        InputError: The leaderboard has no teacher or no student with an engine.
+    """
+    teachers = [row for row in rows if row.get("role") == "teacher"]
+    students = [row for row in rows if row.get("role") == "student" and row.get("artifact")]
+    if not teachers or not students:
+        lack = "no teacher" if not teachers else "no student with an engine"
+        raise InputError(f"artifacts/compare/leaderboard.json has {lack}: run `dvc repro` with one in params.yaml.")
+    teacher = teachers[0]
+
+    def order(row: Mapping[str, Any]) -> tuple[int, float]:
+        broken = sum(not rule.holds for rule in check(config, row, teacher))
+        value = row.get(config.prefer)
+        if value is None:
+            return broken, float("inf")
+        return broken, value if config.prefer == "latency_ms" else -value
+
+    first: Mapping[str, Any] = min(students, key=order)
+    return dict(first), dict(teacher)
+
+
+def _ratio(value: float | None, whole: float | None) -> float | None:
+    return value / whole if value is not None and whole else None

@@ -1,0 +1,64 @@
+"""The verb ``quantize``: a student as ONNX files, its encoder in the precision asked for."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pipeline.artifact import Card, Contents, write_metrics
+from pipeline.data.shards import Shards
+from pipeline.errors import InputError
+from pipeline.log import Log
+from pipeline.models.students import load_checkpoint
+from pipeline.quantize.config import QuantizeConfig
+from pipeline.quantize.export import DECODER, ENCODER, export_decoder, export_encoder
+from pipeline.quantize.fp32 import fp32
+from pipeline.quantize.int8 import SPLIT, int8
+
+__all__ = ["PRECISIONS", "QuantizeConfig", "quantize"]
+
+PRECISIONS: Mapping[str, Callable[[QuantizeConfig, Path, Shards, int], dict[str, float]]] = {
+    "fp32": fp32,
+    "int8": int8,
+}
+"""Precision to function: it gets the config, ``encoder.onnx`` in fp32 to be replaced, the calibration split, and the side
+of the encoder's input; it returns figures."""
+
+
+def quantize(
+    config: QuantizeConfig, *, prepare: Path, align: Path, student: str, precision: str, out: Path, log: Log
+) -> Contents:
+    """Export one student, and lower its encoder to one precision.
+
+    Args:
+        config: See `QuantizeConfig`.
+        prepare: A dataset; its calibration split alone is read.
+        align: The student's checkpoint.
+        student: Its name.
+        precision: A key of `PRECISIONS`.
+        out: Gets ``encoder.onnx``, ``decoder.onnx`` and ``metrics.json``.
+        log: Told the figures.
+
+    Raises:
+        InputError: The precision is unknown, the checkpoint is another model's, or a check on the result fails.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"unknown precision {precision!r}: there is {', '.join(PRECISIONS)}.")
+    card = Card.read(align)
+    if card.kind != "checkpoint" or card.model != student:
+        raise InputError(f"{align} holds a {card.kind} of {card.model}, not a checkpoint of {student}: run `dvc repro`.")
+    images = Shards(prepare, SPLIT)
+    sam = load_checkpoint(align)
+    encoder, decoder = out / ENCODER, out / DECODER
+    limits = {"opset": config.opset, "tolerance": config.max_difference}
+    metrics = export_encoder(sam, encoder, **limits) | export_decoder(sam, decoder, **limits)
+    log(metrics)
+    metrics |= PRECISIONS[precision](config, encoder, images, sam.input_size)
+    sizes = {"encoder_bytes": float(encoder.stat().st_size), "decoder_bytes": float(decoder.stat().st_size)}
+    metrics |= sizes | {"size_mib": sum(sizes.values()) / 2**20}
+    log(metrics)
+    write_metrics(out, metrics)
+    load: dict[str, str | int | float | bool] = {
+        "image_size": sam.image_size,
+        "input_size": sam.input_size,
+        "embedding_size": sam.embedding_size,
+    }
+    return Contents(kind="onnx", model=student, precision=precision, load=load)

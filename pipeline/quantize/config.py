@@ -1,0 +1,30 @@
+"""The section ``quantize`` of params.yaml."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.config import Config
+
+
+class QuantizeConfig(Config):
+    """How students are exported, and how int8 ranges are found."""
+
+    opset: int = Field(ge=18, le=23)
+    """Version of ONNX's operators."""
+    max_difference: float = Field(gt=0)
+    """Largest absolute difference between an exported file and PyTorch that passes."""
+    calibration_images: int = Field(ge=1)
+    """Images of the calibration split that ranges of activations are taken from."""
+    holdout_images: int = Field(ge=1)
+    """Further images of the same split on which the quantized encoder is compared with the exported one."""
+    seed: int = Field(ge=0)
+    """Decides which images these are."""
+    calibration: Literal["max", "entropy", "percentile"]
+    """Range of an activation: its largest magnitude, least divergence of its distribution, or ``percentile`` of it."""
+    percentile: float = Field(gt=50, le=100)
+    """Part of an activation's values that its range holds, in percent, where ``calibration`` says so."""
+    quantize_attention: bool
+    """Also lower products of two activations (attention), not only those with weights."""
+    min_cosine: float = Field(ge=-1, le=1)
+    """Smallest mean cosine between lowered and exported embeddings that passes."""

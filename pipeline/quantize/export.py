@@ -1,0 +1,259 @@
+"""A SAM as two ONNX files: ``encoder.onnx`` and ``decoder.onnx``.
+
+The encoder reads ``image (batch, 3, S, S)``, as `pipeline.geometry.to_input` makes it, and gives ``image_embedding``.
+The decoder reads one embedding and any number of prompts with any number of points; without a box the caller appends
+segment-anything's padding point. Resizing photographs and masks stays outside (`pipeline.geometry`), where all runtimes
+share it. The same weights give the same bytes: names of nodes are made anew, and no source line or path stays in the file.
+"""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import InputError
+from pipeline.models.decoder import decode
+from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
+
+ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+FORBIDDEN = frozenset(
+    {
+        "BatchNormalization", "Compress", "If", "Loop", "NonZero", "OneHot", "RandomNormal", "RandomUniform", "Scan",
+        "ScatterElements", "ScatterND", "Tile", "Unique",
+    }
+)  # fmt: skip
+"""Operators that engines refuse or run badly: data-dependent shapes, control flow, and norms left unfolded."""
+
+Axes = Mapping[str, tuple[str | int, ...]]
+"""Inputs or outputs by name; an axis is a number, or a word where it is dynamic."""
+
+
+class _Encoder(nn.Module):
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.image_encoder = sam.image_encoder
+
+    def forward(self, image: Tensor) -> Tensor:
+        embedding: Tensor = self.image_encoder(image)
+        return embedding
+
+
+class _Decoder(nn.Module):
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.sam = sam
+
+    def forward(
+        self,
+        image_embedding: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        prompts = (point_coords[None], point_labels[None], mask_input[None])
+        low_res_logits, iou_predictions = decode(self.sam, image_embedding, *prompts, has_mask_input)
+        return low_res_logits[0], iou_predictions[0]
+
+
+class _ChannelNorm(nn.Module):
+    """segment-anything's ``LayerNorm2d`` as one operator: engines keep that one in fp32 where they lower the rest."""
+
+    def __init__(self, norm: LayerNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+def export_encoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dict[str, float]:
+    """Write ``encoder.onnx`` and check it against PyTorch on batches of one and of two.
+
+    Args:
+        sam: On the CPU; not changed.
+        path: Where to write.
+        opset: Version of ONNX's operators, at least 18.
+        tolerance: Largest absolute difference of embeddings that passes.
+
+    Returns:
+        ``encoder_max_difference`` and ``encoder_nodes``.
+
+    Raises:
+        InputError: The graph holds a forbidden operator, or does not give PyTorch's result.
+    """
+    side, grid = sam.input_size, sam.embedding_size
+    inputs: Axes = {"image": ("batch", 3, side, side)}
+    outputs: Axes = {"image_embedding": ("batch", EMBEDDING_CHANNELS, grid, grid)}
+    module = _Encoder(_for_export(sam)).eval()
+    generator = torch.Generator().manual_seed(0)
+    trials = [(torch.randn(batch, 3, side, side, generator=generator),) for batch in (2, 1)]
+    return _export(module, trials, path, inputs, outputs, opset=opset, tolerance=tolerance)
+
+
+def export_decoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dict[str, float]:
+    """Write ``decoder.onnx`` and check it against PyTorch on several numbers of prompts and points, with and without mask.
+
+    Arguments, results and errors are `export_encoder`'s.
+    """
+    grid = sam.embedding_size
+    inputs: Axes = {
+        "image_embedding": (1, EMBEDDING_CHANNELS, grid, grid),
+        "point_coords": ("prompts", "points", 2),
+        "point_labels": ("prompts", "points"),
+        "mask_input": ("prompts", 1, 4 * grid, 4 * grid),
+        "has_mask_input": (1,),
+    }
+    outputs: Axes = {"low_res_logits": ("prompts", 4, 4 * grid, 4 * grid), "iou_predictions": ("prompts", 4)}
+    generator = torch.Generator().manual_seed(0)
+    trials = [
+        (
+            torch.randn(1, EMBEDDING_CHANNELS, grid, grid, generator=generator),
+            torch.rand(prompts, points, 2, generator=generator) * sam.image_size,
+            torch.randint(-1, 4, (prompts, points), generator=generator).float(),
+            torch.randn(prompts, 1, 4 * grid, 4 * grid, generator=generator),
+            torch.tensor([has_mask]),
+        )
+        for prompts, points, has_mask in ((3, 5, 1.0), (1, 2, 0.0), (2, 1, 1.0), (1, 0, 1.0))
+    ]
+    module = _Decoder(_for_export(sam)).eval()
+    return _export(module, trials, path, inputs, outputs, opset=opset, tolerance=tolerance)
+
+
+def _for_export(sam: Sam) -> Sam:
+    """A copy in which what is constant is a constant, and channel norms are one operator."""
+    sam = copy.deepcopy(sam).eval().requires_grad_(False)
+    for module in list(sam.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, LayerNorm2d):
+                setattr(module, name, _ChannelNorm(child))
+    position = sam.prompt_encoder.get_dense_pe().detach()
+    sam.prompt_encoder.register_buffer("dense_position", position, persistent=False)
+    sam.prompt_encoder.get_dense_pe = lambda: sam.prompt_encoder.dense_position
+    return sam
+
+
+def _export(
+    module: nn.Module,
+    trials: Sequence[tuple[Tensor, ...]],
+    path: Path,
+    inputs: Axes,
+    outputs: Axes,
+    *,
+    opset: int,
+    tolerance: float,
+) -> dict[str, float]:
+    dynamic = tuple(
+        {i: torch.export.Dim(axis) for i, axis in enumerate(axes) if isinstance(axis, str)} for axes in inputs.values()
+    )
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            trials[0],
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError(f"{path.name} was not exported")
+    model = program.model_proto
+    write(model, path, inputs, outputs)
+    difference = _difference(path, module, trials, list(inputs))
+    stem = path.stem
+    if not difference <= tolerance:
+        raise InputError(
+            f"{path.name} differs from PyTorch by {difference:.3g}, more than quantize.max_difference {tolerance:g}: "
+            "try another quantize.opset, or look for weights that are not finite."
+        )
+    return {f"{stem}_max_difference": difference, f"{stem}_nodes": float(len(model.graph.node))}
+
+
+def write(model: onnx.ModelProto, path: Path, inputs: Axes, outputs: Axes) -> None:
+    """Bring a model into its one form, check it, and write it.
+
+    Raises:
+        InputError: It holds a forbidden operator, named with its node.
+    """
+    normalise(model)
+    _name_axes(model.graph.input, inputs)
+    _name_axes(model.graph.output, outputs)
+    refuse_forbidden(model, path.name)
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def refuse_forbidden(model: onnx.ModelProto, name: str) -> None:
+    """Look for operators that engines cannot take.
+
+    Raises:
+        InputError: There is one; the text names operator and node.
+    """
+    faults = [f"{node.name} ({node.op_type})" for node in model.graph.node if node.op_type in FORBIDDEN]
+    if faults:
+        raise InputError(f"{name} holds operators that engines refuse: {', '.join(faults[:5])}. Rewrite that part of the model.")
+
+
+def normalise(model: onnx.ModelProto) -> None:
+    """Take out of a model what is not its computation, and number its nodes."""
+    model.producer_name, model.producer_version, model.doc_string = "", "", ""
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.name, graph.doc_string = "graph", ""
+    del graph.metadata_props[:], graph.value_info[:]
+    for i, node in enumerate(graph.node):
+        node.name, node.doc_string = f"{node.op_type}_{i}", ""
+        del node.metadata_props[:]
+    for part in (*graph.initializer, *graph.input, *graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def _name_axes(values: Any, axes: Axes) -> None:
+    for value in values:
+        for dimension, axis in zip(value.type.tensor_type.shape.dim, axes[value.name], strict=True):
+            if isinstance(axis, str):
+                dimension.dim_param = axis
+            else:
+                dimension.dim_value = axis
+
+
+def _difference(path: Path, module: nn.Module, trials: Sequence[tuple[Tensor, ...]], names: list[str]) -> float:
+    """Largest absolute difference between a file on ONNX Runtime and the module it was made from; NaN counts as one."""
+    from pipeline.runtime.onnxruntime import open_session
+
+    session, largest = open_session(path), 0.0
+    for trial in trials:
+        results = session.run(None, {name: value.numpy() for name, value in zip(names, trial, strict=True)})
+        with torch.inference_mode():
+            expected = module(*trial)
+        for found, value in zip(results, expected if isinstance(expected, tuple) else (expected,), strict=True):
+            distance = float(np.abs(found - value.numpy()).max(initial=0.0))
+            largest = max(largest, distance) if np.isfinite(distance) else float("inf")
+    return largest
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notices of its own deprecations off the screen; errors still come."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,6 @@
+"""Runtimes: one `Segmenter` interface over PyTorch, ONNX Runtime and OpenVINO, and SAM's predictor on top of it."""
+
+from pipeline.runtime.predictor import Predictor
+from pipeline.runtime.segmenter import ENGINES, Segmenter, load
+
+__all__ = ["ENGINES", "Predictor", "Segmenter", "load"]

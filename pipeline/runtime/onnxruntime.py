@@ -1,0 +1,100 @@
+"""The exported pair ``encoder.onnx`` and ``decoder.onnx`` on ONNX Runtime: the reference for what the files mean."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.artifact import Card
+from pipeline.errors import InputError
+from pipeline.runtime.segmenter import missing_package, present, sizes
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def open_session(path: Path, device: str = "cpu", threads: int | None = None) -> "onnxruntime.InferenceSession":
+    """Open one ONNX file.
+
+    Raises:
+        InputError: The package, the device or the file is missing, or the file is damaged.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_package("onnxruntime", error) from None
+    provider = PROVIDERS.get(device.partition(":")[0])
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        known = ", ".join(name for name, value in PROVIDERS.items() if value in available)
+        raise InputError(f"ONNX Runtime has no device {device!r} here; it has {known}.")
+    present(path.parent, path.name)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=[provider])
+    except Exception as error:  # noqa: BLE001 - its errors share no other base class
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} cannot be opened by ONNX Runtime ({reason}): make it anew.") from None
+
+
+class OnnxRuntimeSegmenter:
+    """Runs an ONNX pair. See `pipeline.runtime.Segmenter`. Sessions may be used from many threads.
+
+    Args:
+        directory: Holds ``encoder.onnx`` and ``decoder.onnx``.
+        card: Says the model's sizes.
+        device: ``cpu``, or ``cuda`` where ONNX Runtime was built with it.
+        threads: CPU threads within one call.
+
+    Raises:
+        InputError: See `open_session`; or the card lacks the sizes.
+    """
+
+    def __init__(self, directory: Path, card: Card, *, device: str = "cpu", threads: int | None = None) -> None:
+        self.image_size, self.input_size, self.embedding_size = sizes(directory, card)
+        self._encoder = open_session(directory / "encoder.onnx", device, threads)
+        self._decoder = open_session(directory / "decoder.onnx", device, threads)
+
+    def encode(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
+        """See `pipeline.runtime.Segmenter.encode`."""
+        (embeddings,) = self._encoder.run(["image_embedding"], {"image": images.cpu().contiguous().numpy()})
+        return torch.from_numpy(embeddings)
+
+    def decode(
+        self,
+        image_embedding: Float[Tensor, "1 256 g g"],
+        point_coords: Float[Tensor, "p n 2"],
+        point_labels: Float[Tensor, "p n"],
+        mask_input: Float[Tensor, "p 1 m m"] | None = None,
+    ) -> tuple[Float[Tensor, "p 4 m m"], Float[Tensor, "p 4"]]:
+        """See `pipeline.runtime.Segmenter.decode`."""
+        feeds = decoder_feeds(image_embedding, point_coords, point_labels, mask_input)
+        logits, ious = self._decoder.run(["low_res_logits", "iou_predictions"], feeds)
+        return torch.from_numpy(logits), torch.from_numpy(ious)
+
+
+def decoder_feeds(
+    image_embedding: Float[Tensor, "1 256 g g"],
+    point_coords: Float[Tensor, "p n 2"],
+    point_labels: Float[Tensor, "p n"],
+    mask_input: Float[Tensor, "p 1 m m"] | None,
+) -> dict[str, Any]:
+    """Inputs of the exported decoder by name; one without a mask prompt gets zeros and the flag that ignores them."""
+    side = 4 * image_embedding.shape[-1]
+    mask = torch.zeros(len(point_coords), 1, side, side) if mask_input is None else mask_input
+    tensors = {
+        "image_embedding": image_embedding,
+        "point_coords": point_coords,
+        "point_labels": point_labels,
+        "mask_input": mask,
+        "has_mask_input": torch.tensor([float(mask_input is not None)]),
+    }
+    return {name: np.ascontiguousarray(tensor.cpu().float().numpy()) for name, tensor in tensors.items()}

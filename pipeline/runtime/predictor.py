@@ -1,0 +1,225 @@
+"""segment-anything's predictor on any runtime.
+
+`Predictor` takes the calls of ``segment_anything.SamPredictor`` and gives its results: same arguments, shapes and
+pixels. What it adds: `Predictor.set_images` encodes several images in one batch, `Predictor.predict` takes batches of
+prompts, and prompts are decoded in groups, so that memory stays bounded however many there are.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Shaped, UInt8
+from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.geometry import Size, masks_to_original, resized, to_input
+from pipeline.runtime.prompts import Prompts, prepare
+from pipeline.runtime.segmenter import Segmenter
+
+PROMPTS_AT_ONCE = 16
+"""Prompts decoded together: beyond this a CPU gains nothing, and at full size each takes about 30 MB."""
+UPSCALED_AT_ONCE = 2**24
+"""Values of upscaled logits held at once: 64 MiB, or one mask where it is larger."""
+FORMATS = ("RGB", "BGR")
+
+
+class Prediction(NamedTuple):
+    """What `Predictor.predict` returns; it unpacks like segment-anything's tuple."""
+
+    masks: Bool[np.ndarray, "*p c h w"] | Float[np.ndarray, "*p c h w"]
+    """In the original frame; logits where those were asked for."""
+    iou_predictions: Float[np.ndarray, "*p c"]
+    low_res_masks: Float[np.ndarray, "*p c m m"]
+    """Logits, good as ``mask_input`` of a further call."""
+
+
+class Predictor:
+    """Masks for prompts on images that were set before. One predictor serves one thread.
+
+    Args:
+        segmenter: From `pipeline.runtime.load`.
+    """
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter = segmenter
+        self.reset_image()
+
+    def reset_image(self) -> None:
+        """Forget all images."""
+        self._embeddings: Tensor | None = None
+        self._sizes: list[Size] = []
+        self._index = 0
+
+    def set_image(self, image: UInt8[np.ndarray, "h w 3"], image_format: str = "RGB") -> None:
+        """Encode one image, for any number of calls of `predict`.
+
+        Args:
+            image: Values in [0, 255].
+            image_format: ``RGB`` or ``BGR``.
+
+        Raises:
+            InputError: ``image`` is no such image.
+        """
+        self.set_images([image], image_format)
+
+    def set_images(self, images: Sequence[UInt8[np.ndarray, "h w 3"]], image_format: str = "RGB") -> None:
+        """Encode images of any sizes in one batch; the first is current, `select` chooses another.
+
+        Raises:
+            InputError: There is none, or one is no image.
+        """
+        if len(images) == 0:
+            raise InputError("set_images needs at least one image; it was given none.")
+        if image_format not in FORMATS:
+            raise InputError(f"image_format must be one of {', '.join(FORMATS)}, not {image_format!r}.")
+        pixels = [_rgb(image, image_format) for image in images]
+        self.reset_image()
+        side = self.segmenter.input_size
+        self._embeddings = self.segmenter.encode(torch.stack([to_input(image, side) for image in pixels]))
+        self._sizes = [(image.shape[0], image.shape[1]) for image in pixels]
+
+    def select(self, index: int) -> None:
+        """Make one of `set_images`' images the current one.
+
+        Raises:
+            InputError: There is no such image.
+        """
+        if not 0 <= index < len(self._sizes):
+            raise InputError(f"there is no image {index}: {len(self._sizes)} are set, counted from 0.")
+        self._index = index
+
+    @property
+    def is_image_set(self) -> bool:
+        """Whether `predict` may be called."""
+        return self._embeddings is not None
+
+    @property
+    def features(self) -> Float[Tensor, "1 256 g g"] | None:
+        """The current image's embedding, or None."""
+        return None if self._embeddings is None else self._embeddings[self._index : self._index + 1]
+
+    @property
+    def original_size(self) -> Size:
+        """Height and width of the current image, in pixels."""
+        self._require_image()
+        return self._sizes[self._index]
+
+    @property
+    def input_size(self) -> Size:
+        """Height and width of the current image in the prompt frame, without padding."""
+        return resized(self.original_size, self.segmenter.image_size)
+
+    def get_image_embedding(self) -> Float[Tensor, "1 256 g g"]:
+        """The current image's embedding.
+
+        Raises:
+            RuntimeError: No image is set.
+        """
+        return self._require_image()
+
+    def predict(
+        self,
+        point_coords: Shaped[np.ndarray, "*p n 2"] | None = None,
+        point_labels: Shaped[np.ndarray, "*p n"] | None = None,
+        box: Shaped[np.ndarray, "*p 4"] | None = None,
+        mask_input: Shaped[np.ndarray, "*p 1 m m"] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> Prediction:
+        """Masks for one prompt, or for a batch of P prompts, on the current image.
+
+        A batch is what has a leading axis P on every argument given: points ``(P, N, 2)`` with labels ``(P, N)``, boxes
+        ``(P, 4)``, masks ``(P, 1, m, m)``. A lone box of shape ``(1, 4)`` is one prompt, as in segment-anything;
+        `predict_batch` takes it as a batch of one.
+
+        Args:
+            point_coords: x and y in pixels of the original image.
+            point_labels: 1 foreground, 0 background, -1 ignored.
+            box: x0, y0, x1, y1 in pixels of the original image.
+            mask_input: Logits of an earlier call (its third result), side m = 4g.
+            multimask_output: Three masks per prompt, for ambiguous ones, rather than one.
+            return_logits: Logits in place of masks; the threshold is 0.
+
+        Returns:
+            Masks ``(C, H, W)``, predicted IoUs ``(C,)``, low-resolution logits ``(C, m, m)``; of a batch, each with P in
+            front.
+
+        Raises:
+            InputError: A prompt's shape or value is wrong.
+            RuntimeError: No image is set.
+        """
+        self._require_image()
+        arrays = (point_coords, point_labels, box, mask_input)
+        prompts = prepare(*arrays, size=self.original_size, segmenter=self.segmenter)
+        prediction = self._predict(prompts, multimask_output, return_logits)
+        return prediction if prompts.batched else Prediction(*(array[0] for array in prediction))
+
+    def predict_batch(
+        self,
+        point_coords: Shaped[np.ndarray, "p n 2"] | None = None,
+        point_labels: Shaped[np.ndarray, "p n"] | None = None,
+        boxes: Shaped[np.ndarray, "p 4"] | None = None,
+        mask_input: Shaped[np.ndarray, "p 1 m m"] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> Prediction:
+        """`predict` for P prompts, P = 0 and P = 1 included; every result has P in front.
+
+        Raises:
+            InputError: A prompt's shape or value is wrong.
+            RuntimeError: No image is set.
+        """
+        self._require_image()
+        arrays = (point_coords, point_labels, boxes, mask_input)
+        prompts = prepare(*arrays, size=self.original_size, segmenter=self.segmenter, batched=True)
+        return self._predict(prompts, multimask_output, return_logits)
+
+    def _predict(self, prompts: Prompts, multimask_output: bool, return_logits: bool) -> Prediction:
+        count, tokens = len(prompts.point_coords), slice(1, 4) if multimask_output else slice(0, 1)
+        channels, side = tokens.stop - tokens.start, 4 * self.segmenter.embedding_size
+        embedding, size = self._require_image(), self.original_size
+        masks = np.empty((count, channels, *size), dtype=np.float32 if return_logits else bool)
+        ious = np.empty((count, channels), dtype=np.float32)
+        low_res = np.empty((count, channels, side, side), dtype=np.float32)
+        for start in range(0, count, PROMPTS_AT_ONCE):
+            part = slice(start, start + PROMPTS_AT_ONCE)
+            mask_input = None if prompts.mask_input is None else prompts.mask_input[part]
+            logits, scores = self.segmenter.decode(
+                embedding, prompts.point_coords[part], prompts.point_labels[part], mask_input
+            )
+            logits = logits[:, tokens]
+            ious[part], low_res[part] = scores[:, tokens].cpu().numpy(), logits.cpu().numpy()
+            self._upscale(logits, masks[part])
+        return Prediction(masks, ious, low_res)
+
+    def _upscale(self, logits: Float[Tensor, "p c m m"], masks: np.ndarray) -> None:
+        """Write the original frame's masks, or logits, of a few prompts into ``masks``."""
+        flat, places = logits.flatten(0, 1)[:, None], masks.reshape(-1, *masks.shape[2:])
+        largest = max(self.segmenter.image_size**2, masks.shape[2] * masks.shape[3])
+        step = max(1, UPSCALED_AT_ONCE // largest)
+        for start in range(0, len(flat), step):
+            part = slice(start, start + step)
+            upscaled = masks_to_original(flat[part], self.original_size, self.segmenter.image_size)[:, 0]
+            places[part] = (upscaled if masks.dtype == np.float32 else upscaled > 0).cpu().numpy()
+
+    def _require_image(self) -> Tensor:
+        features = self.features
+        if features is None:
+            raise RuntimeError("No image is set: call set_image(...) before anything that needs one.")
+        return features
+
+
+def _rgb(image: UInt8[np.ndarray, "h w 3"], image_format: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Check an image, and bring its channels into order.
+
+    Raises:
+        InputError: It is no uint8 array of three channels, or has no pixels.
+    """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        found = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise InputError(f"an image must be a uint8 array of shape (H, W, 3), not {found}: convert it first.")
+    if 0 in image.shape:
+        raise InputError(f"an image must have pixels; its shape is {image.shape}.")
+    return np.ascontiguousarray(image[..., ::-1] if image_format == "BGR" else image)

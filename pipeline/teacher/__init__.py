@@ -1,0 +1,48 @@
+"""Bring the teacher's weights in: the bundled one, or an official Segment Anything checkpoint."""
+
+from pathlib import Path
+from typing import Literal
+
+from pipeline.artifact import Contents, write_metrics
+from pipeline.config import Config
+from pipeline.errors import InputError
+from pipeline.log import Log
+from pipeline.models import build
+from pipeline.models.cost import count_parameters
+from pipeline.models.sam import load_state, load_weights, save_checkpoint
+from pipeline.teacher.checkpoint import fetch, read
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+
+class TeacherConfig(Config):
+    """Which Segment Anything Model teaches."""
+
+    name: Literal["bundled", "vit_b", "vit_l", "vit_h"]
+    checkpoint: str | None
+    """Path or https URL of an official ``.pth``; null for the bundled teacher."""
+    sha256: str | None
+    """Of the checkpoint, in hex; it must match. Null for the bundled teacher."""
+    store: str
+    """Directory, outside DVC, that keeps downloads."""
+
+
+def teacher(config: TeacherConfig, *, out: Path, log: Log) -> Contents:
+    """Bring the teacher's weights in, checked key by key."""
+    sam = build(config.name)
+    if config.name == "bundled":
+        if config.checkpoint or config.sha256:
+            raise InputError("params.yaml, section 'teacher': the bundled teacher has no checkpoint; set both to null.")
+        load_weights(sam, BUNDLED / "model.safetensors")
+    else:
+        if not config.checkpoint or not config.sha256:
+            raise InputError(
+                f"params.yaml, section 'teacher': {config.name} needs `checkpoint` (path or URL) and its `sha256`."
+            )
+        path = fetch(config.checkpoint, config.sha256, Path(config.store))
+        load_state(sam, read(path), path)
+    save_checkpoint(sam, out)
+    metrics = {"parameters": float(count_parameters(sam))}
+    log(metrics)
+    write_metrics(out, metrics)
+    return Contents(kind="checkpoint", model=config.name, precision="fp32")

@@ -1,0 +1,80 @@
+"""Official ``.pth`` checkpoints: fetched once, checked against a pinned hash, read without running any code in them."""
+
+import os
+import pickle
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline.artifact import file_sha256
+from pipeline.errors import InputError
+
+CHUNK_BYTES = 1 << 20
+
+
+def fetch(source: str, sha256: str, store: Path) -> Path:
+    """The local file of a checkpoint, downloaded if ``source`` is a URL.
+
+    Args:
+        source: Path or http(s) URL.
+        sha256: What the file's SHA-256 must be, in hex.
+        store: Keeps downloads, by hash.
+
+    Raises:
+        InputError: No such file, the download fails, or the hash differs.
+    """
+    if source.startswith(("https://", "http://")):
+        path = store / f"{sha256}.pth"
+        if not path.exists():
+            _download(source, path)
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise InputError(f"checkpoint {source} does not exist: correct `teacher.checkpoint` in params.yaml.")
+    found = file_sha256(path)
+    if found != sha256.lower():
+        if path.parent == store:
+            path.unlink()
+        raise InputError(
+            f"checkpoint {source} has sha256 {found}, but `teacher.sha256` in params.yaml pins {sha256}: "
+            "get the right file, or pin the hash you trust."
+        )
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response, draft.open("wb") as stream:  # noqa: S310
+            total = int(response.headers.get("Content-Length", 0)) or None
+            with tqdm(total=total, desc="download", unit="B", unit_scale=True, mininterval=2, disable=None) as bar:
+                while chunk := response.read(CHUNK_BYTES):
+                    bar.update(stream.write(chunk))
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        draft.unlink(missing_ok=True)
+        raise InputError(f"checkpoint {url} cannot be downloaded ({error}): try again, or give a local path.") from None
+    os.replace(draft, path)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The state dict of a ``.pth`` file; unwraps the keys that published checkpoints wrap it in.
+
+    Raises:
+        InputError: The file is no checkpoint, or would run code when loaded.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).split(". ")[0].split("\n")[0]
+        raise InputError(f"checkpoint {path} cannot be read as plain weights ({reason}): get the official file.") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"checkpoint {path} holds no state dict: get the official file.")
+    return state

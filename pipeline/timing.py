@@ -1,0 +1,118 @@
+"""How long a function takes, and whether the machine was quiet meanwhile.
+
+A latency measured beside other work says little: on a busy machine the same forward pass takes 2 to 8 times as long.
+So samples are gathered in short windows, and a window counts only if other processes used little of the processors
+during it. That is read from ``/proc/stat``, which ticks every 10 ms: a window is long enough for a tick to be a small
+part of it, and holds many calls of a quick function. Time stolen by other guests of the host counts as foreign.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+_STAT = Path("/proc/stat")
+_TICKS_PER_S = 100
+"""USER_HZ: what the kernel counts in towards programs, on every Linux architecture in use."""
+_WINDOW_S = 0.2
+_PATIENCE = 4
+"""Samples are taken for at most this many times the calls, or windows' worth of them, that were asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Durations of one function. Percentiles interpolate linearly."""
+
+    median_ms: float
+    p90_ms: float
+    p95_ms: float
+    spread_ms: float
+    """Distance between the quartiles: where the middle half of the samples lies."""
+    samples: int
+    """Calls that count."""
+    foreign_load: float | None
+    """Mean share of all processors that others used while the samples were taken; None where it cannot be known."""
+    guarded: bool
+    """Whether the samples were all taken while the machine was quiet; if not, all that were taken count."""
+
+
+@dataclass(frozen=True)
+class _Window:
+    durations_s: list[float]
+    foreign_load: float | None
+
+    def quiet(self, max_foreign_load: float) -> bool:
+        return self.foreign_load is not None and self.foreign_load <= max_foreign_load
+
+
+def measure(function: Callable[[], object], *, warmup: int, runs: int, max_foreign_load: float) -> Timing:
+    """Time calls of ``function`` until ``runs`` of them fell into quiet windows.
+
+    Args:
+        function: Must have finished its work when it returns (a GPU synchronised).
+        warmup: Calls before the first that is timed.
+        runs: Samples wanted, at least 1.
+        max_foreign_load: Share of all processors that other processes may use, in [0, 1].
+
+    Raises:
+        ValueError: ``runs`` is less than 1.
+    """
+    if runs < 1:
+        raise ValueError(f"a measurement needs at least 1 run, not {runs}")
+    for _ in range(warmup):
+        function()
+    windows, accepted, taken = list[_Window](), 0, 0
+    while accepted < runs and taken < _PATIENCE * runs:
+        window = _window(function, runs - accepted)
+        windows.append(window)
+        taken += len(window.durations_s)
+        accepted += len(window.durations_s) if window.quiet(max_foreign_load) else 0
+    guarded = accepted >= runs
+    return _summary([w for w in windows if w.quiet(max_foreign_load)] if guarded else windows, guarded)
+
+
+def _window(function: Callable[[], object], at_most: int) -> _Window:
+    """Call until the window is full, and at least once."""
+    durations = list[float]()
+    busy, own, begin = _busy(), time.process_time(), time.perf_counter()
+    while len(durations) < at_most and (not durations or time.perf_counter() - begin < _WINDOW_S):
+        started = time.perf_counter()
+        function()
+        durations.append(time.perf_counter() - started)
+    wall = time.perf_counter() - begin
+    own, after = time.process_time() - own, _busy()
+    if busy is None or after is None:
+        return _Window(durations, None)
+    foreign = after[0] - busy[0] - own
+    return _Window(durations, min(1.0, max(0.0, foreign / (wall * after[1]))) if wall else 0.0)
+
+
+def _busy() -> tuple[float, int] | None:
+    """Seconds that all processors together were not idle, and how many there are; None where there is no /proc/stat."""
+    try:
+        lines = _STAT.read_text().splitlines()
+    except OSError:
+        return None
+    # user nice system idle iowait irq softirq steal; what guests used is in user already.
+    ticks = [int(field) for field in lines[0].split()[1:9]]
+    processors = sum(line.startswith("cpu") for line in lines) - 1
+    return (sum(ticks) - sum(ticks[3:5])) / _TICKS_PER_S, processors
+
+
+def _summary(windows: list[_Window], guarded: bool) -> Timing:
+    samples_ms = 1000 * np.array([duration for window in windows for duration in window.durations_s])
+    lower, median, upper, p90, p95 = (float(v) for v in np.percentile(samples_ms, [25, 50, 75, 90, 95]))
+    loads = [(w.foreign_load, len(w.durations_s)) for w in windows if w.foreign_load is not None]
+    load = math.fsum(load * n for load, n in loads) / sum(n for _, n in loads) if loads else None
+    return Timing(
+        median_ms=median,
+        p90_ms=p90,
+        p95_ms=p95,
+        spread_ms=upper - lower,
+        samples=len(samples_ms),
+        foreign_load=load,
+        guarded=guarded,
+    )

@@ -1,0 +1,325 @@
+"""What MLflow remembers of stages: one run per repetition, found again by the digest of what it made.
+
+With `pipeline.promote` the only module that knows MLflow. Runs go to ``MLFLOW_TRACKING_URI``, or to ``mlflow.db`` in
+the repository. A stage that DVC restored from its cache did not run, so it has no run in a new database; then one is
+written from its card and metrics, with the tag ``origin: cache``.
+"""
+
+import fcntl
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from pipeline.artifact import CARD, METRICS, Card
+from pipeline.config import PARAMS
+from pipeline.errors import InputError
+from pipeline.stage import DVC_LOCK, Keys, Stage
+
+EXPERIMENT = "sam-distillery"
+PARENT_RUN = "PIPELINE_PARENT_RUN"
+"""Environment variable: the run that stages become children of. Ours, as MLflow would resume its own."""
+FLUSH_EVERY_S = 2.0
+_LONGEST_VALUE = 6000
+_LARGEST_BATCH = 500
+_LARGEST_FILE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open MLflow store and the experiment in it that all runs belong to."""
+
+    client: MlflowClient
+    experiment: str
+    uri: str
+
+    @classmethod
+    def open(cls) -> "Store":
+        """Open the store, make database and experiment where they are missing, and close runs of dead processes.
+
+        Raises:
+            InputError: The store cannot be reached.
+        """
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        try:
+            with _only_creator(uri):
+                client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+                found = client.get_experiment_by_name(EXPERIMENT)
+                experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
+        except MlflowException as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"MLflow at {uri} cannot be used: {reason}. Start it, or unset MLFLOW_TRACKING_URI to use mlflow.db."
+            ) from error
+        store = cls(client, str(experiment), uri)
+        store._sweep()
+        return store
+
+    def start(self, name: str, tags: Mapping[str, str]) -> str:
+        """Start a run under the current parent run and return its id."""
+        parent = os.environ.get(PARENT_RUN)
+        about = {
+            **_git(),
+            "host": socket.gethostname(),
+            "pid": str(os.getpid()),
+            "mlflow.source.name": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:250],
+            "mlflow.source.type": "LOCAL",
+            **({"mlflow.parentRunId": parent} if parent else {}),
+            **tags,
+        }
+        return str(self.client.create_run(self.experiment, run_name=name, tags=about).info.run_id)
+
+    def find(self, target: str, digest: str) -> str | None:
+        """The latest finished run that made ``target`` with this ``digest``."""
+        wanted = f"attributes.status = 'FINISHED' and tags.target = '{target}' and tags.digest = '{digest}'"
+        runs = self.client.search_runs([self.experiment], wanted, max_results=1, order_by=["start_time DESC"])
+        return str(runs[0].info.run_id) if runs else None
+
+    def log_params(self, run: str, params: Mapping[str, Any]) -> None:
+        """Log nested settings with dotted names."""
+        flat = [Param(key, str(value)[:_LONGEST_VALUE]) for key, value in _flat(params)]
+        for start in range(0, len(flat), 100):
+            self.client.log_batch(run, params=flat[start : start + 100])
+
+    def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
+        """Set several tags at once."""
+        self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def _sweep(self) -> None:
+        """Close runs of this host that say they run although their process is gone: it was killed."""
+        mine = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
+        for run in self.client.search_runs([self.experiment], mine):
+            if not _alive(run.data.tags.get("pid", ""), run.info.start_time / 1000):
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
+
+@dataclass
+class Curves:
+    """Collects the metrics of a running stage and sends them in batches, so that a step costs no round trip."""
+
+    store: Store
+    run: str
+    waiting: list[Metric] = field(default_factory=list)
+    last_step: dict[str, int] = field(default_factory=dict)
+    sent_at: float = field(default_factory=time.monotonic)
+
+    def __call__(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Report ``metrics`` measured at ``step``; without a step, at the last one each was reported at."""
+        now = int(time.time() * 1000)
+        for name, value in metrics.items():
+            at = self.last_step.get(name, 0) if step is None else step
+            self.last_step[name] = max(at, self.last_step.get(name, 0))
+            self.waiting.append(Metric(name, float(value), now, at))
+        if len(self.waiting) >= _LARGEST_BATCH or time.monotonic() - self.sent_at > FLUSH_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what waits."""
+        while self.waiting:
+            self.store.client.log_batch(self.run, metrics=self.waiting[:_LARGEST_BATCH])
+            del self.waiting[:_LARGEST_BATCH]
+        self.sent_at = time.monotonic()
+
+
+def run_tracked(stage: Stage, params: Mapping[str, Any], keys: Keys) -> Card:
+    """Run one repetition of a stage inside its MLflow run; everything it builds on is recorded first.
+
+    Raises:
+        InputError: An input or a section of params.yaml is wrong.
+    """
+    config = stage.config(params, keys)
+    store = Store.open()
+    for need, need_keys in upstream(stage, params, keys):
+        record(store, need, params, need_keys)
+    run = store.start(stage.target(keys), _identity(stage, keys))
+    curves = Curves(store, run)
+    with _closing(store, run):
+        store.log_params(run, {**keys, **_mapping(stage.settings(params, keys))})
+        try:
+            card = stage(config, keys, curves)
+        finally:
+            curves.flush()
+        _log_result(store, run, stage.path(keys), card, curves)
+    return card
+
+
+def record(store: Store, stage: Stage, params: Mapping[str, Any], keys: Keys) -> str | None:
+    """The finished run of the artifact in place; made from its card and metrics where the store has none.
+
+    Returns:
+        The run's id, or None where no finished artifact is in place.
+    """
+    place = stage.path(keys)
+    if not (place / CARD).is_file():
+        return None
+    card = Card.read(place)
+    found = store.find(stage.target(keys), card.digest)
+    if found:
+        return found
+    run = store.start(stage.target(keys), _identity(stage, keys) | {"origin": "cache"})
+    with _closing(store, run):
+        store.log_params(run, {**keys, **_mapping(stage.settings(params, keys))})
+        _log_result(store, run, place, card, Curves(store, run))
+    return run
+
+
+def record_all(stages: Sequence[Stage], params: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Make sure that every artifact in place has its run; pairs of target and run id."""
+    store = Store.open()
+    runs = [(s.target(keys), record(store, s, params, keys)) for s in stages for keys in s.repetitions(params)]
+    return [(target, run) for target, run in runs if run]
+
+
+def upstream(stage: Stage, params: Mapping[str, Any], keys: Keys) -> Iterator[tuple[Stage, dict[str, str]]]:
+    """All repetitions that one repetition of a stage builds on, nearest last."""
+    seen: set[str] = set()
+
+    def visit(below: Stage, below_keys: Keys) -> Iterator[tuple[Stage, dict[str, str]]]:
+        for need in below.needs:
+            for found in need.repetitions(params):
+                if all(below_keys.get(key, value) == value for key, value in found.items()):
+                    yield from visit(need, found)
+                    if need.target(found) not in seen:
+                        seen.add(need.target(found))
+                        yield need, found
+
+    return visit(stage, keys)
+
+
+@contextmanager
+def parent_run(name: str) -> Iterator["Parent"]:
+    """A run that holds the runs of all stages, with params.yaml, dvc.yaml and the dvc.lock they led to."""
+    store = Store.open()
+    parent = Parent(store, store.start(name, {"stage": name}))
+    with _closing(store, parent.run):
+        yield parent
+        for path in (PARAMS, DVC_LOCK, Path("dvc.yaml")):
+            if path.is_file():
+                store.client.log_artifact(parent.run, str(path))
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run over a whole pipeline."""
+
+    store: Store
+    run: str
+
+    def adopt(self, stage: Stage, params: Mapping[str, Any], keys: Keys) -> None:
+        """Name the run that made the artifact in place, whenever that was, and copy its metrics here."""
+        run = record(self.store, stage, params, keys)
+        if run is None:
+            return
+        place = Path(stage.name, *(keys[key] for key in stage.over)).as_posix()
+        self.store.set_tags(self.run, {f"run/{place}": run})
+        copied = Curves(self.store, self.run)
+        copied({f"{place}/{name}": value for name, value in _metrics(stage.path(keys)).items()})
+        copied.flush()
+
+
+@contextmanager
+def _closing(store: Store, run: str) -> Iterator[None]:
+    """End a run with the status that tells how its body ended."""
+    try:
+        yield
+    except BaseException as error:
+        # A failing store must not hide why the stage failed.
+        with suppress(MlflowException, OSError):
+            store.client.set_terminated(run, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    store.client.set_terminated(run, "FINISHED")
+
+
+def _log_result(store: Store, run: str, place: Path, card: Card, curves: Curves) -> None:
+    """What a finished artifact says of itself: metrics, card, lineage, and small files that people open."""
+    curves(_metrics(place))
+    curves.flush()
+    for path in sorted(place.iterdir()):
+        shown = path.name in (CARD, METRICS) or card.kind == "comparison"
+        if path.is_file() and shown and (path.stat().st_size <= _LARGEST_FILE or path.suffix == ".html"):
+            store.client.log_artifact(run, str(path))
+    inputs = [
+        DatasetInput(
+            Dataset(name, digest[:32], "local", json.dumps({"uri": f"artifacts/{name}"})),
+            tags=[InputTag("mlflow.data.context", "lineage")],
+        )
+        for name, digest in card.parents.items()
+    ]
+    if inputs:
+        store.client.log_inputs(run, datasets=inputs)
+    store.set_tags(run, {f"parent/{name}": digest for name, digest in card.parents.items()} | {"digest": card.digest})
+
+
+def _identity(stage: Stage, keys: Keys) -> dict[str, str]:
+    return {"stage": stage.name, "target": stage.target(keys), **keys}
+
+
+def _metrics(place: Path) -> dict[str, float]:
+    """The flat finite numbers of an artifact's metrics.json."""
+    path = place / METRICS
+    values = json.loads(path.read_text()) if path.is_file() else {}
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def _mapping(settings: Any) -> dict[str, Any]:
+    return dict(settings) if isinstance(settings, Mapping) else {"value": settings}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _only_creator(uri: str) -> Any:
+    """Hold a file lock while a SQLite store may be made: several stages at once would break its tables."""
+    return _locked(Path(uri.removeprefix("sqlite:///") + ".lock")) if uri.startswith("sqlite:///") else nullcontext()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _alive(pid: str, started: float) -> bool:
+    """Whether the process that began a run at ``started`` lives; a later process may have taken its number."""
+    try:
+        return pid.isdecimal() and psutil.Process(int(pid)).create_time() <= started + 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _git() -> dict[str, str]:
+    """Commit of the source, and whether the working tree differs from it; empty outside a repository."""
+    try:
+        head = _git_output("rev-parse", "HEAD")
+        dirty = _git_output("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"mlflow.source.git.commit": head, "git.commit": head, "git.dirty": str(bool(dirty)).lower()}
+
+
+def _git_output(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,106 @@
+"""The act that makes the bundled teacher: train it, measure it on scenes it never saw, and keep it with a card.
+
+The recipe lies beside the weights it made, ``pipeline/teacher/bundled/train.yaml``. With ``install`` the new weights take
+the place of the old ones.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from safetensors.torch import save_file
+
+from pipeline.artifact import Card, Contents, write_json
+from pipeline.config import section
+from pipeline.errors import InputError
+from pipeline.evaluate import EvaluateConfig, LatencyConfig, evaluate_teacher
+from pipeline.log import silent
+from pipeline.models.cost import count_parameters
+from pipeline.models.sam import WEIGHTS, Sam, save_checkpoint
+from pipeline.prepare import PrepareConfig, prepare
+from pipeline.prepare.sources import Procedural
+from pipeline.stage import ARTIFACTS
+from pipeline.teacher import BUNDLED
+from pipeline.teacher.train import TrainTeacherConfig, train
+from pipeline.tracking import tracked
+from pipeline.training import checkpoint_of
+
+RECIPE = BUNDLED / "train.yaml"
+MODEL_CARD = "card.json"
+HELD_OUT_SCENES, HELD_OUT_SEED = 200, 90210
+
+
+def train_teacher(device: str, install: bool) -> str:
+    """Train the bundled teacher by its recipe; an interrupted training goes on where it stopped.
+
+    Args:
+        device: As torch names it.
+        install: Put the weights in the place of the bundled ones.
+
+    Returns:
+        What was reached, in one line.
+
+    Raises:
+        InputError: The recipe is wrong.
+    """
+    recipe = yaml.safe_load(RECIPE.read_text())
+    config = section({"train_teacher": recipe}, "train_teacher", TrainTeacherConfig, RECIPE)
+    out = ARTIFACTS / "train_teacher"
+    with tracked("train_teacher", recipe) as log:
+        checkpoint = checkpoint_of("train_teacher", config.model_dump_json(), device)
+        sam = train(config, device=device, log=log, checkpoint=checkpoint).to("cpu").eval()
+        metrics = held_out(sam)
+        log(metrics)
+    out.mkdir(parents=True, exist_ok=True)
+    write_half(sam, out / WEIGHTS)
+    write_json(out / MODEL_CARD, describe(sam, config, metrics))
+    if install:
+        for name in (WEIGHTS, MODEL_CARD):
+            shutil.copyfile(out / name, BUNDLED / name)
+    place = BUNDLED if install else out
+    return f"{place}: box mIoU {metrics['box_miou']:.3f}, click mIoU {metrics['click_miou']:.3f} on {HELD_OUT_SCENES} scenes"
+
+
+def held_out(sam: Sam) -> dict[str, float]:
+    """Accuracy on scenes of a seed that neither training nor any preset uses, by the protocol of ``evaluate``."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, teacher, out = (Path(folder) / name for name in ("prepare", "teacher", "evaluate_teacher"))
+        for directory in (data, teacher, out):
+            directory.mkdir()
+        scenes = Procedural(
+            kind="procedural", side_px=sam.image_size, train=1, calibration=1, validation=HELD_OUT_SCENES,
+            seed=HELD_OUT_SEED, jpeg_quality=92,
+        )  # fmt: skip
+        prepare(PrepareConfig(data=".", shard_images=256, source=scenes), out=data, log=silent)
+        save_checkpoint(sam, teacher)
+        Card.seal(teacher, Contents(kind="checkpoint", model="bundled", precision="fp32"), {})
+        untimed = LatencyConfig(warmup=0, runs=0, max_foreign_load=1.0, threads=2)
+        config = EvaluateConfig(prompts_batch=32, pictures=0, latency=untimed)
+        evaluate_teacher(config, prepare=data, teacher=teacher, out=out, log=silent)
+        metrics: dict[str, float] = json.loads((out / "metrics.json").read_text())
+    return {name: value for name, value in metrics.items() if "miou" in name or name == "instances"}
+
+
+def write_half(sam: Sam, path: Path) -> None:
+    """The weights in half precision where they are real numbers: half the bytes, and the same masks."""
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in sam.state_dict().items()}
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+
+
+def describe(sam: Sam, config: TrainTeacherConfig, metrics: Mapping[str, float]) -> dict[str, object]:
+    """The card of the weights: what they are, what they saw, what they reach."""
+    if config.scenes_seed == HELD_OUT_SEED:
+        raise InputError(f"{RECIPE}: scenes_seed {HELD_OUT_SEED} is the held-out scenes' seed; choose another.")
+    return {
+        "model": "bundled",
+        "parameters": count_parameters(sam),
+        "data": {"source": "pipeline.data.scenes", "scenes": config.scenes, "seed": config.scenes_seed},
+        "steps": config.optimizer.steps,
+        "scenes_per_step": config.batch,
+        "prompts_per_scene": config.prompts,
+        "held_out": {"scenes": HELD_OUT_SCENES, "seed": HELD_OUT_SEED},
+        "metrics": {name: round(value, 4) for name, value in metrics.items()},
+    }

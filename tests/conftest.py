@@ -1,0 +1,126 @@
+"""A repository of its own for each test: the real frame around stand-in verbs, with real DVC, MLflow and Prefect."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+ROOT = Path(__file__).parents[1]
+# Prefect reads its settings when it is imported, which collecting the tests of the flows does.
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-")
+os.environ.pop("PREFECT_API_URL", None)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ.update(DO_NOT_TRACK="true", DVC_NO_ANALYTICS="1", MLFLOW_DISABLE_TELEMETRY="true")
+os.environ.update(PREFECT_SERVER_ANALYTICS_ENABLED="false", PREFECT_LOGGING_LEVEL="WARNING")
+
+FRAME = (
+    "__init__.py",
+    "__main__.py",
+    "artifact.py",
+    "config.py",
+    "errors.py",
+    "log.py",
+    "presets.py",
+    "process.py",
+    "stage.py",
+    "telemetry.py",
+    "tracking.py",
+)
+
+
+class World:
+    """A folder with a pipeline in it, and the commands a person would type there."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=self.root,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.command("dvc", *arguments)
+
+    def verb(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.command("pipeline", *arguments, **environment)
+
+    def edit(self, old: str, new: str) -> None:
+        path = self.root / "params.yaml"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    def digest(self, artifact: str) -> str:
+        return json.loads((self.root / "artifacts" / artifact / "card.json").read_text())["digest"]
+
+    @property
+    def client(self) -> "MlflowClient":
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=f"sqlite:///{self.root}/mlflow.db")
+
+    def runs(self, target: str = "") -> "list[Run]":
+        """All runs, or those of one target, the latest first."""
+        wanted = f"tags.target = '{target}'" if target else ""
+        experiment = self.client.get_experiment_by_name("sam-distillery").experiment_id
+        return list(self.client.search_runs([experiment], wanted, order_by=["start_time DESC"]))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        return {**os.environ, "PATH": path, "PYTHONPATH": ""}
+
+
+def _make(root: Path) -> World:
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "tests/world", root, ignore=ignore)
+    for name in FRAME:
+        shutil.copy(ROOT / "pipeline" / name, root / "pipeline" / name)
+    shutil.copytree(ROOT / "pipeline/promote", root / "pipeline/promote", ignore=ignore)
+    shutil.copytree(ROOT / "flows", root / "flows", ignore=ignore)
+    for name in (".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, root)
+    shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
+    (root / "presets").mkdir()
+    shutil.copy(root / "params.yaml", root / "presets/demo.yaml")
+    for arguments in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "start"]):
+        identity = ["-c", "user.name=A Person", "-c", "user.email=person@example.org"]
+        subprocess.run(["git", *identity, *arguments], cwd=root, check=True)
+    world = World(root)
+    (root / "dvc.yaml").write_text(world.verb("dvc").stdout)
+    return world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """A pipeline nothing of which has run."""
+    return _make(tmp_path / "world")
+
+
+@pytest.fixture(scope="session")
+def _built_once(tmp_path_factory: pytest.TempPathFactory) -> World:
+    world = _make(tmp_path_factory.mktemp("built") / "world")
+    done = world.dvc("repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return world
+
+
+@pytest.fixture
+def built(_built_once: World, tmp_path: Path) -> World:
+    """A pipeline all of which `dvc repro` has run."""
+    return World(shutil.copytree(_built_once.root, tmp_path / "world", symlinks=True))

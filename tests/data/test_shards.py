@@ -1,0 +1,108 @@
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.artifact import write_json
+from pipeline.data.photograph import encode_jpeg
+from pipeline.data.shards import MANIFEST, Manifest, Packed, Shards, write_split
+from pipeline.errors import InputError
+
+
+def packed(key, height=8, width=12, shade=0, annotations=()):
+    pixels = np.full((height, width, 3), shade, dtype=np.uint8)
+    record = {"image": {"image_id": 1, "height": height, "width": width}, "annotations": list(annotations)}
+    return Packed(key, encode_jpeg(Image.fromarray(pixels), 95), record)
+
+
+def dataset(directory, samples, shard_images=3):
+    shards = write_split(directory, "train", iter(samples), shard_images)
+    write_json(directory / MANIFEST, Manifest(splits={"train": shards}).model_dump())
+    return shards
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shades=st.lists(st.integers(0, 255), max_size=9),
+    sides=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    shard_images=st.integers(1, 5),
+)
+def test_any_samples_come_back_in_any_order(tmp_path_factory, shades, sides, shard_images):
+    directory = tmp_path_factory.mktemp("shards")
+    samples = [packed(f"k{i}", *sides, shade, [{"id": i}]) for i, shade in enumerate(shades)]
+    written = dataset(directory, samples, shard_images)
+    shards = Shards(directory, "train")
+    assert len(shards) == len(shades) == sum(len(shard.samples) for shard in written)
+    assert all(len(shard.samples) == shard_images for shard in written[:-1])
+    assert shards.keys == [sample.key for sample in samples]
+    assert shards.sizes == [sides] * len(shades)
+    for i in reversed(range(len(shades))):
+        assert shards[i].key == f"k{i}"
+        assert shards[i].image.shape == (*sides, 3)
+        assert abs(int(shards[i].image[0, 0, 0]) - shades[i]) <= 2
+        assert shards[i].annotations == [{"id": i}]
+
+
+def test_a_shard_is_a_plain_tar_that_tells_nothing_of_its_maker(tmp_path):
+    sample = packed("only", annotations=[{"id": 4}])
+    dataset(tmp_path, [sample])
+    with tarfile.open(tmp_path / "train/00000.tar") as tar:
+        assert tar.getnames() == ["only.jpg", "only.json"]
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in tar} == {(0, 0, 0, "", "")}
+        assert tar.extractfile("only.jpg").read() == sample.jpeg
+        assert json.load(tar.extractfile("only.json")) == sample.record
+
+
+def test_shards_can_be_pickled(tmp_path):
+    dataset(tmp_path, [packed("a"), packed("b", shade=200)])
+    shards = Shards(tmp_path, "train")
+    copy = pickle.loads(pickle.dumps(shards))
+    assert copy.keys == shards.keys
+    assert (copy[1].image == shards[1].image).all()
+
+
+def test_an_unknown_split_lists_those_there_are(tmp_path):
+    dataset(tmp_path, [packed("a")])
+    with pytest.raises(InputError, match="no split 'test'.*train"):
+        Shards(tmp_path, "test")
+
+
+def test_a_shard_cut_short_is_found_before_it_is_read(tmp_path):
+    dataset(tmp_path, [packed("a")])
+    path = tmp_path / "train/00000.tar"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"00000\.tar is missing or not .* bytes long"):
+        Shards(tmp_path, "train")
+
+
+def test_a_changed_byte_is_found_by_verify_and_named_when_it_hits_a_record(tmp_path):
+    shard = dataset(tmp_path, [packed("a")])[0]
+    path = tmp_path / shard.file
+    data = bytearray(path.read_bytes())
+    data[shard.samples[0].json_offset] = ord("!")
+    path.write_bytes(data)
+    shards = Shards(tmp_path, "train")
+    with pytest.raises(InputError, match="has changed since it was prepared"):
+        shards.verify()
+    with pytest.raises(InputError, match=r"00000\.tar is damaged at sample 'a'"):
+        shards[0]
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"splits": 3}'])
+def test_a_missing_or_damaged_manifest_says_how_to_make_it_anew(tmp_path, text):
+    if text is not None:
+        (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(InputError, match=r"manifest\.json .*dvc repro"):
+        Shards(tmp_path, "train")
+
+
+def test_writing_twice_gives_the_same_bytes(tmp_path):
+    samples = [packed(f"k{i}", shade=i) for i in range(4)]
+    first, second = (dataset(tmp_path / name, samples) for name in ("one", "two"))
+    assert first == second
+    assert len({shard.sha256 for shard in first}) == 2

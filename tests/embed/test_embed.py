@@ -1,0 +1,204 @@
+import json
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import pipeline.embed
+from pipeline.artifact import Card, Contents, digest
+from pipeline.data.embeddings import Embeddings
+from pipeline.data.shards import MANIFEST, Shards
+from pipeline.embed import EmbedConfig, embed
+from pipeline.errors import InputError
+from pipeline.geometry import to_input
+from pipeline.log import silent
+from pipeline.models.sam import Sam
+from pipeline.prepare import PrepareConfig, prepare
+from pipeline.prepare.sources import Procedural
+
+SIDE, GRID = 32, 4
+
+
+class Teacher(Sam):
+    """An encoder that can be seen through, counts its images, and fails where it is told to."""
+
+    input_size, embedding_size = SIDE, GRID
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.weight = nn.Parameter(torch.ones(()))
+        self.images = 0
+        self.fail_after = None
+        self.factor = 1.0
+
+    def image_encoder(self, images):
+        if self.fail_after is not None and self.images >= self.fail_after:
+            raise KeyboardInterrupt
+        self.images += len(images)
+        assert not torch.is_grad_enabled()
+        small = nn.functional.avg_pool2d(images.mean(1, keepdim=True), SIDE // GRID)
+        return self.weight * self.factor * small * torch.linspace(-1, 1, 256).view(1, 256, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepare")
+    source = Procedural(
+        kind="procedural", side_px=48, train=5, calibration=2, validation=1, seed=0, jpeg_quality=90
+    )
+    prepare(PrepareConfig(data=__file__, shard_images=2, source=source), out=out, log=silent)
+    return out
+
+
+@pytest.fixture
+def teacher(monkeypatch):
+    module = Teacher()
+    monkeypatch.setattr(pipeline.embed, "load_checkpoint", lambda directory: module)
+    return module
+
+
+@pytest.fixture
+def run(tmp_path, dataset, teacher):
+    """Run ``embed`` with the store in ``tmp_path``; gives the artifact's directory."""
+
+    def go(name="out", batch=2, weights=b"first"):
+        checkpoint = tmp_path / f"teacher-{weights.decode()}"
+        checkpoint.mkdir(exist_ok=True)
+        (checkpoint / "model.safetensors").write_bytes(weights)
+        Card.seal(checkpoint, Contents(kind="checkpoint", model="bundled"), {})
+        out = tmp_path / name
+        out.mkdir()
+        config = EmbedConfig(store=str(tmp_path / "store"), batch=batch, device="cpu")
+        assert embed(config, prepare=dataset, teacher=checkpoint, out=out, log=silent).kind == "embeddings"
+        return out
+
+    return go
+
+
+def stored(tmp_path):
+    return sorted((tmp_path / "store").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_each_embedding_is_the_encoders_answer_to_its_image(run, teacher, dataset, batch):
+    embeddings = Embeddings(run(batch=batch))
+    assert teacher.images == len(embeddings) == 7
+    assert embeddings.embedding_size == GRID
+    for split in ("train", "calibration"):
+        for sample in Shards(dataset, split):
+            with torch.inference_mode():
+                expected = teacher.image_encoder(to_input(sample.image, SIDE)[None])[0].half()
+            found = embeddings.get(sample.key)
+            assert found.dtype == torch.float16
+            assert found.shape == (256, GRID, GRID)
+            torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+            assert found.abs().max() > 0.1
+
+
+def test_metrics_are_those_of_all_values(run, dataset):
+    out = run()
+    embeddings = Embeddings(out)
+    keys = Shards(dataset, "train").keys + Shards(dataset, "calibration").keys
+    values = torch.stack([embeddings.get(key) for key in keys]).double()
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["images"] == 7
+    assert metrics["embedding_mean"] == pytest.approx(values.mean().item(), abs=1e-9)
+    assert metrics["embedding_std"] == pytest.approx(values.std(correction=0).item(), rel=1e-6)
+
+
+def test_a_second_run_computes_nothing_and_says_the_same(run, teacher):
+    first = run("one")
+    teacher.images = 0
+    second = run("two")
+    assert teacher.images == 0
+    assert digest(first) == digest(second)
+
+
+def test_an_interrupted_run_goes_on_with_the_shards_that_are_missing(run, teacher, tmp_path):
+    teacher.fail_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        run("broken")
+    assert len(stored(tmp_path)) == 1
+    teacher.fail_after, teacher.images = None, 0
+    resumed = run("resumed")
+    assert teacher.images == 5
+    assert not list((tmp_path / "store").rglob("*.part"))
+    for path in stored(tmp_path):
+        path.unlink()
+    assert digest(run("anew")) == digest(resumed)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [cut, flip, lambda path: path.unlink(), lambda path: path.with_suffix(".json").unlink(),
+     lambda path: path.with_suffix(".json").write_text("{")],
+    ids=["cut", "flipped", "gone", "seal gone", "seal damaged"],
+)  # fmt: skip
+def test_a_damaged_shard_alone_is_made_anew(run, teacher, tmp_path, spoil):
+    first = run("one")
+    spoil(stored(tmp_path)[0])
+    images = {entry["file"]: len(entry["keys"]) for entry in json.loads((first / MANIFEST).read_text())["shards"]}
+    name = stored(tmp_path)[0].relative_to(tmp_path / "store").as_posix() if stored(tmp_path) else None
+    teacher.images = 0
+    second = run("two")
+    assert 1 <= teacher.images <= 2
+    assert name in images
+    assert digest(first) == digest(second)
+
+
+def test_another_teacher_gets_shards_of_its_own(run, teacher, tmp_path):
+    run("one")
+    teacher.images = 0
+    run("two", weights=b"second")
+    assert teacher.images == 7
+    assert len(stored(tmp_path)) == 8
+
+
+def test_a_teacher_that_gives_no_finite_numbers_is_refused(run, teacher, tmp_path):
+    teacher.factor = 1e9
+    with pytest.raises(InputError, match="'train_0000000' on are not finite in half precision"):
+        run()
+    assert stored(tmp_path) == []
+
+
+def test_a_store_that_cannot_be_written_is_named(run, tmp_path):
+    (tmp_path / "store").write_text("a file in the way")
+    with pytest.raises(InputError, match=r"cannot be written to .*store.* set embed\.store to another disk"):
+        run()
+
+
+def test_an_unknown_device_is_named(tmp_path, dataset, run, teacher):
+    run()
+    config = EmbedConfig(store="s", batch=1, device="abacus")
+    with pytest.raises(InputError, match=r"embed\.device is 'abacus'"):
+        embed(config, prepare=dataset, teacher=tmp_path / "teacher-first", out=tmp_path, log=silent)
+
+
+def test_embeddings_can_be_pickled_after_use(run):
+    embeddings = Embeddings(run())
+    value = embeddings.get("train_0000003")
+    copy = pickle.loads(pickle.dumps(embeddings))
+    assert torch.equal(copy.get("train_0000003"), value)
+
+
+def test_embeddings_that_are_not_there_say_how_to_make_them(run, tmp_path):
+    out = run()
+    remedy = "dvc repro --force --single-item embed"
+    with pytest.raises(InputError, match=f"no embedding of 'x'.*{remedy}"):
+        Embeddings(out).get("x")
+    cut(next(p for p in stored(tmp_path) if p.name == "train-00000.safetensors"))
+    with pytest.raises(InputError, match=f"store .*no readable .*train-00000.* not .* bytes long.*{remedy}"):
+        Embeddings(out).get("train_0000000")
+    with pytest.raises(InputError, match=r"manifest\.json cannot be read"):
+        Embeddings(tmp_path)

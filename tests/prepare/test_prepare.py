@@ -1,0 +1,280 @@
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from pipeline import masks
+from pipeline.artifact import digest
+from pipeline.config import section
+from pipeline.data.shards import Shards
+from pipeline.errors import InputError
+from pipeline.log import silent
+from pipeline.prepare import PrepareConfig, prepare
+from pipeline.prepare.sample import prepared
+from pipeline.prepare.workers import prepare_all
+
+SPLITS = ("train", "calibration", "validation")
+
+
+def run(out, data, shard_images=3, **source):
+    out.mkdir(parents=True)
+    params = {"prepare": {"data": str(data), "shard_images": shard_images, "source": source}}
+    contents = prepare(section(params, "prepare", PrepareConfig), out=out, log=silent)
+    assert contents.kind == "dataset"
+    return json.loads((out / "metrics.json").read_text())
+
+
+@pytest.fixture
+def renderer(tmp_path):
+    path = tmp_path / "scenes.py"
+    path.touch()
+    return path
+
+
+PROCEDURAL = {
+    "kind": "procedural",
+    "side_px": 64,
+    "train": 4,
+    "calibration": 2,
+    "validation": 3,
+    "seed": 1,
+    "jpeg_quality": 90,
+}
+FILES = {"calibration_images": 2, "validation_images": 3, "seed": 0, "min_area_px": 4, "jpeg_quality": 90}
+COCO_SOURCE = FILES | {
+    "kind": "coco",
+    "annotations": "instances.json",
+    "images": "images",
+    "validation_annotations": None,
+    "validation_folder": None,
+}
+
+
+def square(number, image_id, x=2.0):
+    polygon = [x, 2.0, x + 8, 2.0, x + 8, 10.0, x, 10.0]
+    return {"id": number, "image_id": image_id, "category_id": 7, "segmentation": [polygon], "iscrowd": 0}
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Ten photographs of 20 x 30 pixels; 9 has no objects, 10 only a crowd; 3 is grey."""
+    root = tmp_path / "mine"
+    (root / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(1, 11):
+        pixels = rng.integers(0, 255, (20, 30) if i == 3 else (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"{i:04d}.jpg")
+    annotations = [square(100 + i, i, x=float(i)) for i in range(1, 9)] + [square(200, 1, x=15.0)]
+    annotations.append({"id": 300, "image_id": 10, "category_id": 7, "segmentation": {}, "iscrowd": 1})
+    content = {
+        "images": [{"id": i, "file_name": f"{i:04d}.jpg", "height": 20, "width": 30} for i in range(1, 11)],
+        "annotations": annotations,
+        "categories": [{"id": 7, "name": "square"}],
+    }
+    (root / "instances.json").write_text(json.dumps(content))
+    return root
+
+
+def edit(root, change, name="instances.json"):
+    content = json.loads((root / name).read_text())
+    change(content)
+    (root / name).write_text(json.dumps(content))
+
+
+def test_scenes_become_shards_with_sa1b_records(tmp_path, renderer):
+    metrics = run(tmp_path / "out", renderer, **PROCEDURAL)
+    assert [metrics[f"{split}_images"] for split in SPLITS] == [4, 2, 3]
+    assert len(list((tmp_path / "out/train").glob("*.tar"))) == 2
+    samples = [sample for split in SPLITS for sample in Shards(tmp_path / "out", split)]
+    annotations = [annotation for sample in samples for annotation in sample.annotations]
+    assert len(annotations) == sum(metrics[f"{split}_instances"] for split in SPLITS) > 0
+    for annotation in annotations:
+        mask = masks.decode(annotation["segmentation"])
+        x0, y0, x1, y1 = masks.box(mask)
+        (x, y) = annotation["point_coords"][0]
+        assert annotation["area"] == mask.sum()
+        assert annotation["bbox"] == [x0, y0, x1 - x0, y1 - y0]
+        assert (x, y) == masks.center(mask)
+        assert mask[int(y), int(x)]
+        assert annotation["crop_box"] == [0, 0, 64, 64]
+
+
+def test_two_runs_are_the_same_to_the_byte_and_another_seed_is_not(tmp_path, renderer):
+    for name, change in (("one", {}), ("two", {}), ("three", {"seed": 2})):
+        run(tmp_path / name, renderer, **PROCEDURAL | change)
+    assert digest(tmp_path / "one") == digest(tmp_path / "two") != digest(tmp_path / "three")
+
+
+def test_no_scene_occurs_twice(tmp_path, renderer):
+    run(tmp_path / "out", renderer, **PROCEDURAL)
+    images = [sample.image.tobytes() for split in SPLITS for sample in Shards(tmp_path / "out", split)]
+    assert len(set(images)) == 9
+
+
+class Numbered:
+    def __init__(self, number):
+        self.number = number
+        self.key = f"key{number}"
+
+    def prepare(self):
+        if self.number == 13:
+            raise InputError("thirteen.jpg is damaged")
+        return prepared(self.key, b"", (1, 1), self.number, [])
+
+
+def test_processes_keep_the_order_and_hand_errors_over():
+    found = prepare_all([Numbered(i) for i in range(12)], processes=2)
+    assert [sample.packed.key for sample in found] == [f"key{i}" for i in range(12)]
+    with pytest.raises(InputError, match="thirteen"):
+        list(prepare_all([Numbered(i) for i in range(20)], processes=2))
+
+
+def test_photographs_are_divided_into_disjoint_splits(tmp_path, photographs):
+    metrics = run(tmp_path / "out", photographs, **COCO_SOURCE)
+    keys = {split: set(Shards(tmp_path / "out", split).keys) for split in SPLITS}
+    assert [len(keys[split]) for split in SPLITS] == [3, 2, 3]
+    assert set.union(*keys.values()) == {f"{i:04d}" for i in range(1, 9)}
+    assert metrics["left_out_crowd_regions"] == 1
+    assert metrics["left_out_images_without_objects"] == 2
+    assert sum(metrics[f"{split}_instances"] for split in SPLITS) == 9
+    assert metrics["train_small_instances"] == metrics["train_instances"]
+
+
+def test_the_split_follows_keys_and_seed_not_the_order_of_the_json(tmp_path, photographs):
+    run(tmp_path / "one", photographs, **COCO_SOURCE)
+    edit(photographs, lambda content: (content["images"].reverse(), content["annotations"].reverse()))
+    run(tmp_path / "two", photographs, **COCO_SOURCE)
+    run(tmp_path / "three", photographs, **COCO_SOURCE | {"seed": 5})
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+    assert Shards(tmp_path / "one", "train").keys != Shards(tmp_path / "three", "train").keys
+
+
+def test_pycocotools_reads_the_validation_split_with_its_ids(tmp_path, photographs):
+    run(tmp_path / "out", photographs, **COCO_SOURCE)
+    theirs, ours = COCO(tmp_path / "out/validation/instances.json"), COCO(photographs / "instances.json")
+    assert [c["name"] for c in theirs.loadCats(theirs.getCatIds())] == ["square"]
+    assert len(theirs.imgs) == 3
+    for number, annotation in theirs.anns.items():
+        assert annotation["category_id"] == 7
+        assert annotation["image_id"] == ours.anns[number]["image_id"]
+        assert (theirs.annToMask(annotation) == ours.annToMask(ours.anns[number])).all()
+    for image in theirs.imgs.values():
+        with Image.open(tmp_path / "out/validation/images" / image["file_name"]) as opened:
+            assert (opened.height, opened.width) == (image["height"], image["width"])
+
+
+def test_rgb_jpegs_pass_through_untouched_and_grey_ones_become_rgb(tmp_path, photographs):
+    run(tmp_path / "out", photographs, shard_images=100, **COCO_SOURCE)
+    for split in SPLITS:
+        with tarfile.open(tmp_path / f"out/{split}/00000.tar") as tar:
+            for name in [name for name in tar.getnames() if name.endswith(".jpg")]:
+                packed, original = tar.extractfile(name).read(), (photographs / "images" / name).read_bytes()
+                assert (packed == original) == (name != "0003.jpg")
+                with Image.open(io.BytesIO(packed)) as image:
+                    assert image.mode == "RGB"
+
+
+def test_a_second_json_gives_the_validation_split_and_keeps_its_images_from_the_others(tmp_path, photographs):
+    content = json.loads((photographs / "instances.json").read_text())
+    content["images"] = content["images"][:2]
+    content["annotations"] = [square(1, 1), square(2, 2)]
+    (photographs / "val.json").write_text(json.dumps(content))
+    own = {"validation_annotations": "val.json", "validation_folder": "images"}
+    metrics = run(tmp_path / "out", photographs, **COCO_SOURCE | own)
+    keys = {split: set(Shards(tmp_path / "out", split).keys) for split in SPLITS}
+    assert keys["validation"] == {"0001", "0002"}
+    assert keys["train"] | keys["calibration"] == {f"{i:04d}" for i in range(3, 9)}
+    assert metrics["left_out_images_kept_for_validation"] == 2
+
+
+def test_a_plain_folder_has_images_and_no_masks(tmp_path, photographs):
+    source = FILES | {"kind": "folder", "images": ".", "validation_annotations": None, "validation_folder": None}
+    metrics = run(tmp_path / "out", photographs / "images", **source)
+    assert metrics["train_images"] == metrics["train_images_without_objects"] == 5
+    assert all(sample.annotations == [] for sample in Shards(tmp_path / "out", "train"))
+
+
+def test_sa1b_tars_keep_their_scores_and_points(tmp_path, renderer):
+    run(tmp_path / "first", renderer, **PROCEDURAL | {"train": 6})
+    out = tmp_path / "again"
+    run(out, tmp_path / "first/train", **FILES | {"kind": "sa1b", "min_area_px": 1})
+    before = {sample.key: sample for sample in Shards(tmp_path / "first", "train")}
+    after = {sample.key: sample for split in SPLITS for sample in Shards(out, split)}
+    assert before.keys() == after.keys()
+    for key, sample in after.items():
+        assert (sample.image == before[key].image).all()
+        assert sample.annotations == before[key].annotations
+    numbers = [a["id"] for a in json.loads((out / "validation/instances.json").read_text())["annotations"]]
+    assert len(set(numbers)) == len(numbers)
+
+
+def truncate(root):
+    path = root / "images/0002.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def test_a_sa1b_tar_cut_short_is_named(tmp_path, renderer):
+    run(tmp_path / "first", renderer, **PROCEDURAL | {"train": 6})
+    path = tmp_path / "first/train/00001.tar"
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(InputError, match=r"00001\.tar"):
+        run(tmp_path / "out", tmp_path / "first/train", **FILES | {"kind": "sa1b"})
+
+
+BAD = {
+    "image missing": (lambda root: (root / "images/0002.jpg").unlink(), {}, r"0002\.jpg cannot be read"),
+    "image truncated": (truncate, {}, r"0002\.jpg is damaged"),
+    "no image": (lambda root: (root / "images/0002.jpg").write_text("<html>"), {}, r"0002\.jpg is no image"),
+    "other size": (
+        lambda root: Image.new("RGB", (9, 9)).save(root / "images/0002.jpg"),
+        {},
+        r"0002\.jpg is 9 x 9 pixels .* say 20 x 30",
+    ),
+    "image not listed": (
+        lambda root: edit(root, lambda c: c["images"].pop(0)),
+        {},
+        r"instances\.json: annotation 101 belongs to image 1, which",
+    ),
+    "bad polygon": (
+        lambda root: edit(root, lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3]])),
+        {},
+        r"instances\.json: annotation 101 of image 1: a polygon",
+    ),
+    "not json": (lambda root: (root / "instances.json").write_text("{"), {}, r"instances\.json is not JSON"),
+    "too few": (lambda root: None, {"calibration_images": 5}, "has 8 images that can be used"),
+    "no such folder": (lambda root: None, {"images": "nowhere"}, "nowhere is not a folder"),
+    "half a second json": (lambda root: None, {"validation_folder": "images"}, "give both"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_data_gets_one_line_that_names_the_file(tmp_path, photographs, case):
+    spoil, change, said = BAD[case]
+    spoil(photographs)
+    with pytest.raises(InputError, match=said) as caught:
+        run(tmp_path / "out", photographs, **COCO_SOURCE | change)
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_data_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere does not exist: correct prepare\.data"):
+        run(tmp_path / "out", tmp_path / "nowhere", **COCO_SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (COCO_SOURCE | {"kind": "cocoa"}, "cocoa"),
+        (COCO_SOURCE | {"sede": 1}, "unknown key 'source.coco.sede'"),
+        (PROCEDURAL | {"train": "4"}, r"source\.procedural\.train"),
+        (PROCEDURAL | {"train": 0}, r"source\.procedural\.train"),
+        ({k: v for k, v in COCO_SOURCE.items() if k != "seed"}, "'source.coco.seed' is missing"),
+    ],
+)
+def test_a_wrong_source_is_refused_by_its_key(tmp_path, source, said):
+    with pytest.raises(InputError, match=said):
+        run(tmp_path / "out", tmp_path, **source)

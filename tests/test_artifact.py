@@ -1,0 +1,52 @@
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.artifact import CARD, Card, Contents, digest, write_json
+from pipeline.errors import InputError
+
+CONTENTS = Contents(kind="checkpoint", model="small")
+NAMES = st.text("abc", min_size=1, max_size=4)
+
+
+@given(files=st.dictionaries(NAMES, st.binary(max_size=8), min_size=1, max_size=4), changed=st.binary(max_size=8))
+def test_the_digest_changes_exactly_when_names_or_bytes_do(tmp_path_factory, files, changed):
+    first, second = tmp_path_factory.mktemp("a"), tmp_path_factory.mktemp("b")
+    for name, content in files.items():
+        (first / name).write_bytes(content)
+    for name, content in reversed(files.items()):
+        (second / name).write_bytes(content)
+    assert digest(first) == digest(second)
+    name = next(iter(files))
+    (second / name).write_bytes(changed)
+    assert (digest(first) == digest(second)) == (files[name] == changed)
+    (second / name).write_bytes(files[name])
+    os.rename(second / name, second / "renamed")
+    assert digest(first) != digest(second)
+
+
+def test_a_card_comes_back_as_it_was_written(tmp_path):
+    (tmp_path / "model").write_text("weights")
+    card = Card.seal(tmp_path, CONTENTS, {"b": "2", "a": "1"})
+    assert Card.read(tmp_path) == card
+    assert card.digest == digest(tmp_path)
+
+
+def test_reading_what_is_no_artifact_says_what_to_do(tmp_path):
+    with pytest.raises(InputError, match=r"is not an artifact.*dvc repro"):
+        Card.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "\xff", '{"kind": "checkpoint", "digest": "1", "parents": {}, "more": 1}'])
+def test_a_card_this_version_cannot_read_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / CARD).write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match="make it anew|Make it anew") as refused:
+        Card.read(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_numbers_that_json_does_not_know_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "x.json", {"miou": float("nan")})

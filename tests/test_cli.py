@@ -1,0 +1,89 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import ACTS, _from_system
+from pipeline.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "mlflow", "prefect", "dvc", "openvino", "onnxruntime", "numpy", "matplotlib"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["distill", "--help"], ["dvc"]])
+def test_help_is_there_at_once_and_imports_nothing_heavy(arguments):
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "pipeline", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert time.monotonic() - began < 3
+    assert done.returncode == 0
+    imported = {m.group(1) for m in re.finditer(r"\|\s+(\w+)$", done.stderr, re.MULTILINE)}
+    assert "yaml" in imported
+    assert not imported & HEAVY
+
+
+def test_help_names_every_verb():
+    done = subprocess.run([sys.executable, "-m", "pipeline", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert all(f"    {verb}" in done.stdout for verb in [*ACTS, *(stage.name for stage in STAGES)])
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(28, "No space left on device", "model.onnx"), "model.onnx: no space left on the device. Free some"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left on the device"),
+        (PermissionError(13, "Permission denied", "params.yaml"), "params.yaml: may not be written or read"),
+    ],
+)
+def test_what_the_machine_refuses_is_told_with_its_file_and_a_remedy(error, says):
+    assert says in str(_from_system(error))
+
+
+def test_a_fault_of_the_program_is_not_taken_for_the_machine():
+    assert _from_system(FileNotFoundError(2, "No such file", "x")) is None
+    assert _from_system(RuntimeError("shape mismatch")) is None
+
+
+def test_an_unknown_key_is_one_line_and_exit_code_2(world):
+    world.edit("steps: 3", "step: 3")
+    done = world.verb("distill", "--student", "small")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: params.yaml, section 'distill.small': key 'steps' is missing; "
+        "unknown key 'step': remove it or correct its spelling.\n"
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_stage_leaves_the_earlier_artifact_no_draft_and_a_killed_run(built, number, code):
+    built.edit("end: well", "end: never")
+    earlier = (built.root / "artifacts/distill/small/card.json").read_text()
+    stage = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "distill", "--student", "small"],
+        cwd=built.root,
+        env=built.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(built.root / "started")
+    os.kill(stage.pid, number)
+    _, stderr = stage.communicate(timeout=30)
+    assert stage.returncode == code
+    assert stderr.endswith("error: distill@small was stopped.\n")
+    assert "Traceback" not in stderr
+    assert (built.root / "artifacts/distill/small/card.json").read_text() == earlier
+    assert not (built.root / "artifacts/.drafts/distill@small").exists()
+    assert [run.info.status for run in built.runs("distill@small")] == ["KILLED", "FINISHED"]
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} never came"
+        time.sleep(0.05)

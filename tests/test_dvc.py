@@ -1,0 +1,87 @@
+import shutil
+import time
+
+TARGETS = ["compare", "distill@small", "evaluate@small-fp32", "evaluate_teacher", "prepare"]
+
+
+def test_a_second_repro_does_nothing(built):
+    lock = (built.root / "dvc.lock").read_bytes()
+    done = built.dvc("repro")
+    assert done.returncode == 0
+    assert done.stdout.count("didn't change, skipping") == len(TARGETS)
+    assert (built.root / "dvc.lock").read_bytes() == lock
+
+
+def test_every_stage_is_in_mlflow_with_parameters_metrics_and_lineage(built):
+    runs = {run.data.tags["target"]: run for run in built.runs()}
+    assert sorted(runs) == TARGETS
+    distill = runs["distill@small"]
+    assert distill.info.status == "FINISHED"
+    assert distill.data.params == {"student": "small", "steps": "3", "lr": "0.001", "end": "well"}
+    assert distill.data.metrics == {"loss": 1 / 3}
+    assert distill.data.tags["parent/prepare"] == runs["prepare"].data.tags["digest"]
+    assert [i.dataset.name for i in distill.inputs.dataset_inputs] == ["prepare"]
+    assert len(distill.data.tags["git.commit"]) == 40
+    assert len(built.client.get_metric_history(distill.info.run_id, "loss")) == 4
+
+
+def test_what_dvc_restores_from_its_cache_is_in_a_new_mlflow_too(built):
+    before = {run.data.tags["target"]: run for run in built.runs()}
+    for name in ("mlflow.db", "dvc.lock"):
+        (built.root / name).unlink()
+    shutil.rmtree(built.root / "artifacts")
+    done = built.dvc("repro")
+    assert done.returncode == 0
+    assert done.stdout.count("is cached - skipping run") == len(TARGETS) - 1
+    after = {run.data.tags["target"]: run for run in built.runs()}
+    assert sorted(after) == TARGETS
+    for target, run in after.items():
+        assert run.data.metrics == before[target].data.metrics
+        assert run.data.params == before[target].data.params
+        assert run.data.tags["digest"] == before[target].data.tags["digest"]
+        assert (run.data.tags.get("origin") == "cache") == (target != "compare")
+
+
+def test_bad_input_under_dvc_tells_how_the_earlier_result_comes_back(built):
+    earlier = (built.root / "artifacts/distill/small/card.json").read_text()
+    built.edit("end: well", "end: input")
+    done = built.dvc("repro", "--single-item", "distill@small")
+    assert done.returncode != 0
+    line = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "data.txt is too short: make it longer. The earlier result is in DVC's cache: `dvc checkout" in line
+    assert not (built.root / "artifacts/distill/small").exists()
+    assert built.dvc(*line.split("`")[1].split()[1:]).returncode == 0
+    assert (built.root / "artifacts/distill/small/card.json").read_text() == earlier
+
+
+def test_dvc_shows_the_metrics_of_the_comparison(built):
+    assert "artifacts/compare/metrics.json" in built.dvc("metrics", "show").stdout
+
+
+def test_a_killed_dvc_leaves_no_stage_behind(built):
+    import os
+    import signal
+    import subprocess
+    import sys
+
+    import psutil
+
+    built.edit("end: well", "end: never")
+    dvc = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "--single-item", "distill@small"],
+        cwd=built.root,
+        env=built.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 60
+    while not (built.root / "started").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    children = psutil.Process(dvc.pid).children(recursive=True)
+    assert children
+    os.kill(dvc.pid, signal.SIGKILL)
+    dvc.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    assert not (built.root / "artifacts/.drafts/distill@small").exists()

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.errors import InputError
+from pipeline.presets import activate
+
+DEMO = """# the demo
+students: [a, b] # two
+precisions:
+  - fp32
+  - int8
+distill:
+  a: {steps: 10, lr: 0.001} # quick
+  b: &b
+    steps: 20
+  c: *b
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("presets").mkdir()
+    Path("presets/demo.yaml").write_text(DEMO)
+
+
+def test_a_preset_becomes_params_byte_for_byte():
+    activate("demo")
+    assert Path("params.yaml").read_text() == DEMO
+
+
+def test_changed_values_are_written_and_comments_kept():
+    activate("demo", ["distill.a.steps=3", "distill.a.lr=1e-4", "students=[a]", "precisions=[int8]"])
+    text = Path("params.yaml").read_text()
+    assert yaml.safe_load(text)["distill"]["a"] == {"steps": 3, "lr": 0.0001}
+    assert yaml.safe_load(text)["students"] == ["a"]
+    assert yaml.safe_load(text)["precisions"] == ["int8"]
+    assert all(comment in text for comment in ("# the demo", "# two", "# quick"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("distill.a.step=3", "unknown key 'distill.a.step'.*it has lr, steps"),
+        ("distill.a=3", "is a section: name one of its keys"),
+        ("distill.a.steps=many", "cannot be 'many'"),
+        ("distill.a.steps=1.5", "cannot be '1.5'"),
+        ("distill.b.steps=1", "shared by a YAML anchor"),
+        ("distill.a.steps", "not KEY=VALUE"),
+    ],
+)
+def test_a_wrong_change_is_refused_and_params_stay(change, says):
+    activate("demo")
+    with pytest.raises(InputError, match=says):
+        activate("demo", [change])
+    assert Path("params.yaml").read_text() == DEMO
+
+
+def test_an_unknown_preset_lists_the_known():
+    with pytest.raises(InputError, match=r"presets/no\.yaml does not exist; there is demo"):
+        activate("no")

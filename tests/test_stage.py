@@ -1,0 +1,127 @@
+import fcntl
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pipeline.artifact import Card, Contents
+from pipeline.config import Config
+from pipeline.errors import InputError
+from pipeline.log import Log, silent
+from pipeline.stage import DRAFTS, Stage, dvc_yaml, kept_by_dvc, listed
+
+
+class MakeConfig(Config):
+    text: str
+
+
+def make(config: MakeConfig, *, out: Path, log: Log) -> Contents:
+    (out / "text").write_text(config.text)
+    if config.text == "wrong":
+        raise InputError("it is wrong")
+    if config.text == "stop":
+        raise KeyboardInterrupt
+    return Contents(kind="dataset")
+
+
+def use(config: MakeConfig, *, make: Path, student: str, out: Path, log: Log) -> Contents:
+    (out / "text").write_text((make / "text").read_text() + student)
+    return Contents(kind="checkpoint", model=student)
+
+
+MAKE = Stage(run="verbs_of_this_test:make", says="Make")
+USE = Stage(run="verbs_of_this_test:use", says="Use", needs=(MAKE,), over=("student",), section="use.{student}")
+JOIN = Stage(run="verbs_of_this_test:join", says="Join", needs=(USE,), cached=False)
+PARAMS = {"students": ["a", "b"], "make": {"text": "x"}, "use": {"a": {"text": "y"}, "b": {"text": "z"}}}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    module = ModuleType("verbs_of_this_test")
+    module.make, module.use = make, use
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(stage, keys=None, **text):
+    keys = keys or {}
+    config = MakeConfig(**text) if text else stage.config(PARAMS, keys)
+    return stage(config, keys, silent)
+
+
+def test_the_card_says_what_an_artifact_was_made_from():
+    made, used = run(MAKE), run(USE, {"student": "a"})
+    assert used.parents == {"make": made.digest}
+    assert Card.read(Path("artifacts/use/a")) == used
+    assert Path("artifacts/use/a/text").read_text() == "xa"
+
+
+def test_the_parents_of_a_stage_over_fewer_keys_are_all_repetitions():
+    run(MAKE)
+    cards = {f"use/{s}": run(USE, {"student": s}).digest for s in "ab"}
+    assert JOIN.parents({}) == cards
+
+
+@pytest.mark.parametrize(("text", "error"), [("wrong", InputError), ("stop", KeyboardInterrupt)])
+def test_a_stage_that_ends_badly_leaves_the_earlier_artifact_and_no_draft(text, error):
+    earlier = run(MAKE)
+    with pytest.raises(error):
+        run(MAKE, text=text)
+    assert Card.read(Path("artifacts/make")) == earlier
+    assert Path("artifacts/make/text").read_text() == "x"
+    assert [path.name for path in DRAFTS.iterdir()] == ["make.lock"]
+
+
+def test_a_stage_that_ends_well_replaces_the_earlier_artifact():
+    run(MAKE)
+    run(MAKE, text="new")
+    assert Path("artifacts/make/text").read_text() == "new"
+    assert [path.name for path in DRAFTS.iterdir()] == ["make.lock"]
+
+
+def test_a_second_writer_is_told_who_the_first_is():
+    DRAFTS.mkdir(parents=True)
+    with (DRAFTS / "make.lock").open("w") as stream:
+        stream.write("4711")
+        stream.flush()
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="already being made by process 4711"):
+            run(MAKE)
+    run(MAKE)
+
+
+def test_an_input_that_is_not_there_is_named():
+    with pytest.raises(InputError, match=r"artifacts/make is not an artifact"):
+        run(USE, {"student": "a"})
+
+
+def test_a_student_that_params_do_not_list_is_refused():
+    with pytest.raises(InputError, match=r"unknown student 'c'.*lists a, b"):
+        USE.config(PARAMS, {"student": "c"})
+
+
+@pytest.mark.parametrize("students", [None, [], "a", [1], ["a", "a"]])
+def test_students_must_be_a_list_of_different_names(students):
+    with pytest.raises(InputError, match="students"):
+        listed({"students": students}, "students")
+
+
+def test_dvc_yaml_has_repetitions_dependencies_and_the_one_metrics_file():
+    text = dvc_yaml((MAKE, USE, JOIN))
+    for line in (
+        "cmd: python -m pipeline use --student ${item.student}",
+        "- artifacts/use/${item.student}",
+        "- use.${item.student}",
+        "student: ${students}",
+        "cache: false",
+        "- artifacts/join/metrics.json",
+    ):
+        assert line in text
+
+
+def test_only_what_dvc_lock_holds_can_be_brought_back():
+    assert not kept_by_dvc("make")
+    Path("dvc.lock").write_text("stages: {make: {outs: [{path: artifacts/make, md5: 1.dir}]}, use@a: {cmd: x}}")
+    assert kept_by_dvc("make")
+    assert not kept_by_dvc("use@a")

@@ -1,0 +1,13 @@
+"""A pipeline of stand-in verbs that run at once: the frame is what the tests look at."""
+
+from pipeline.stage import Stage
+
+PREPARE = Stage(run="pipeline.verbs:prepare", says="Make data")
+DISTILL = Stage(
+    run="pipeline.verbs:distill", says="Train", needs=(PREPARE,), over=("student",), section="distill.{student}"
+)
+EVALUATE_TEACHER = Stage(run="pipeline.verbs:evaluate_teacher", says="Measure", needs=(PREPARE,), section="evaluate")
+EVALUATE = Stage(run="pipeline.verbs:evaluate", says="Measure", needs=(DISTILL,), over=("student", "precision"))
+COMPARE = Stage(run="pipeline.verbs:compare", says="Compare", needs=(EVALUATE_TEACHER, EVALUATE), cached=False)
+
+STAGES = (PREPARE, DISTILL, EVALUATE_TEACHER, EVALUATE, COMPARE)

@@ -1,0 +1,78 @@
+"""Verbs that stand in for the real ones: they write a few bytes and fail on request."""
+
+import errno
+import time
+from pathlib import Path
+from typing import Literal
+
+from pipeline.artifact import Card, Contents, write_json, write_metrics
+from pipeline.config import Config
+from pipeline.errors import InputError
+from pipeline.log import Log
+
+
+class PrepareConfig(Config):
+    images: int
+
+
+class DistillConfig(Config):
+    steps: int
+    lr: float
+    end: Literal["well", "input", "fault", "full", "never"]
+
+
+class EvaluateConfig(Config):
+    prompt: str
+
+
+class CompareConfig(Config):
+    title: str
+
+
+def prepare(config: PrepareConfig, *, out: Path, log: Log) -> Contents:
+    (out / "data.txt").write_text("x" * config.images)
+    write_metrics(out, {"images": config.images})
+    return Contents(kind="dataset")
+
+
+def distill(config: DistillConfig, *, prepare: Path, student: str, out: Path, log: Log) -> Contents:
+    for step in range(config.steps):
+        log({"loss": 1 / (step + 1)}, step=step)
+    (out / "model.txt").write_text(f"{student} {config.lr} {(prepare / 'data.txt').read_text()}")
+    if config.end == "input":
+        raise InputError(f"{prepare / 'data.txt'} is too short: make it longer.")
+    if config.end == "fault":
+        raise RuntimeError("the weights went to infinity")
+    if config.end == "full":
+        raise OSError(errno.ENOSPC, "No space left on device", str(out / "model.txt"))
+    if config.end == "never":
+        Path("started").touch()
+        time.sleep(120)
+    write_metrics(out, {"loss": 1 / config.steps})
+    return Contents(kind="engine", model=student, precision="fp32", load={"engine": "openvino"})
+
+
+def evaluate_teacher(config: EvaluateConfig, *, prepare: Path, out: Path, log: Log) -> Contents:
+    write_metrics(out, {"box_miou": 0.9, "click_miou": 0.8, "latency_ms": 40.0})
+    return Contents(kind="evaluation", model="bundled")
+
+
+def evaluate(config: EvaluateConfig, *, distill: Path, student: str, precision: str, out: Path, log: Log) -> Contents:
+    log({"box_miou": 0.85})
+    write_metrics(out, {"box_miou": 0.85, "click_miou": 0.75, "latency_ms": 10.0})
+    return Contents(kind="evaluation", model=student, precision=precision)
+
+
+def compare(config: CompareConfig, *, evaluate_teacher: Path, evaluate: Path, out: Path, log: Log) -> Contents:
+    engine = Path("artifacts/distill/small")
+    shared = {"runtime": "openvino", "size_mib": 1.0, "memory_mib": None}
+    rows = [
+        {"model": "bundled", "precision": "fp32", "role": "teacher", "artifact": None}
+        | {"box_miou": 0.9, "click_miou": 0.8, "latency_ms": 40.0},
+        {"model": "small", "precision": "fp32", "role": "student", "artifact": str(engine)}
+        | {"box_miou": 0.85, "click_miou": 0.75, "latency_ms": 10.0, "digest": Card.read(engine).digest},
+    ]
+    write_json(out / "leaderboard.json", [row | shared for row in rows])
+    write_metrics(out, {"students": len(list(evaluate.rglob("card.json")))})
+    (out / "report.html").write_text(f"<h1>{config.title}</h1>")
+    return Contents(kind="comparison")
