@@ -47,6 +47,14 @@ ACTS: dict[str, Act] = {
     ),
     "dvc": Act("pipeline.__main__:show_dvc_yaml", "Print dvc.yaml as the declared stages have it"),
     "record": Act("pipeline.__main__:record", "Give every artifact in place its MLflow run, also one DVC restored"),
+    "train_teacher": Act(
+        "pipeline.train_teacher:train_teacher",
+        "Train the bundled teacher by its recipe, pipeline/teacher/bundled/train.yaml",
+        (
+            ("--device", {"default": "cpu", "help": "as torch names it (default: cpu)"}),
+            ("--install", {"action": "store_true", "help": "put the weights in the place of the bundled ones"}),
+        ),
+    ),
     "register": Act("pipeline.promote:register", "Register the best model of the leaderboard as challenger"),
     "promote": Act("pipeline.promote:promote", "Make the challenger champion, if the gate in params.yaml holds"),
     "rollback": Act("pipeline.promote:rollback", "Give the previous champion its place back"),

@@ -80,7 +80,9 @@ def masks_to_frame(masks_original: Float[Tensor, "b h w"], side: int, grid: int)
     """
     size = (masks_original.shape[-2], masks_original.shape[-1])
     height, width = (max(1, round(extent * grid / side)) for extent in resized(size, side))
-    small = F.interpolate(masks_original[:, None], (height, width), mode="bilinear", antialias=True, align_corners=False)
+    small = F.interpolate(
+        masks_original[:, None], (height, width), mode="bilinear", antialias=True, align_corners=False
+    )
     return F.pad(small[:, 0], (0, grid - width, 0, grid - height))
 
 

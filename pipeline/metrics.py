@@ -31,13 +31,13 @@ def iou(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> float:
     return np.count_nonzero(a & b) / union if union else 0.0
 
 
-def bands(area_px: float) -> tuple[Band, ...]:
+def bands(area_px: int | float) -> tuple[Band, ...]:
     """The size bands an instance belongs to: one, or two where its area is a border."""
     holds = (area_px <= SMALL_PX, SMALL_PX <= area_px <= LARGE_PX, area_px >= LARGE_PX)
     return tuple(band for band, inside in zip(BANDS, holds, strict=True) if inside)
 
 
-def band_means(name: str, values: Sequence[float], areas_px: Sequence[float]) -> dict[str, float]:
+def band_means(name: str, values: Sequence[float], areas_px: Sequence[int | float]) -> dict[str, float]:
     """Mean over all instances and over those of each band.
 
     Args:

@@ -2,22 +2,30 @@
 
 from pipeline.stage import Stage
 
-_FRAMES = ("pipeline/geometry.py", "pipeline/masks.py")
-_DATA = (*_FRAMES, "pipeline/data")
-_MODELS = (*_FRAMES, "pipeline/models")
+_MASKS = "pipeline/masks.py"
+_DATA = ("pipeline/geometry.py", "pipeline/data")
+_MODELS = ("pipeline/geometry.py", "pipeline/models")
 _TRAINING = (*_DATA, "pipeline/models", "pipeline/losses.py", "pipeline/training.py")
-_MEASURING = (*_DATA, "pipeline/models", "pipeline/runtime", "pipeline/metrics.py")
+_RUNTIME = (*_MODELS, "pipeline/runtime")
+_MEASURING = (
+    *_RUNTIME,
+    _MASKS,
+    "pipeline/data",
+    "pipeline/metrics.py",
+    "pipeline/process.py",
+    "pipeline/timing.py",
+)
 
 PREPARE = Stage(
     run="pipeline.prepare:prepare",
     says="Bring images and masks into shards: train, calibration and validation splits",
     data=("${prepare.data}",),
-    code=_DATA,
+    code=(*_DATA, _MASKS),
 )
 TEACHER = Stage(
     run="pipeline.teacher:teacher",
     says="Fetch the teacher's weights, check their hash and keys, and keep them as safetensors",
-    code=_MODELS,
+    code=(*_TRAINING, _MASKS),
 )
 EMBED = Stage(
     run="pipeline.embed:embed",
@@ -41,7 +49,7 @@ ALIGN = Stage(
     needs=(PREPARE, DISTILL),
     over=("student",),
     section="align.{student}",
-    code=_TRAINING,
+    code=(*_TRAINING, _MASKS),
     gpu=True,
 )
 QUANTIZE = Stage(
@@ -49,13 +57,14 @@ QUANTIZE = Stage(
     says="Export a student to ONNX and lower its encoder's precision",
     needs=(PREPARE, ALIGN),
     over=("student", "precision"),
-    code=(*_DATA, "pipeline/models"),
+    code=(*_RUNTIME, "pipeline/data"),
 )
 BUILD_ENGINE = Stage(
     run="pipeline.build_engine:build_engine",
     says="Compile the ONNX models for an inference engine",
     needs=(QUANTIZE,),
     over=("student", "precision"),
+    code=_RUNTIME,
 )
 EVALUATE_TEACHER = Stage(
     run="pipeline.evaluate:evaluate_teacher",
@@ -75,7 +84,7 @@ COMPARE = Stage(
     run="pipeline.compare:compare",
     says="Put teacher and students side by side: leaderboard and report",
     needs=(PREPARE, EVALUATE_TEACHER, EVALUATE),
-    code=_DATA,
+    code=(*_DATA, _MASKS, "pipeline/metrics.py"),
     cached=False,
 )
 

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from pipeline import provenance
 from pipeline.artifact import CARD, METRICS, Card
 from pipeline.config import PARAMS
 from pipeline.errors import InputError
@@ -72,7 +71,7 @@ class Store:
         """Start a run under the current parent run and return its id."""
         parent = os.environ.get(PARENT_RUN)
         about = {
-            **_git(),
+            **provenance.git(),
             "host": socket.gethostname(),
             "pid": str(os.getpid()),
             "mlflow.source.name": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:250],
@@ -102,7 +101,7 @@ class Store:
         """Close runs of this host that say they run although their process is gone: it was killed."""
         mine = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
         for run in self.client.search_runs([self.experiment], mine):
-            if not _alive(run.data.tags.get("pid", ""), run.info.start_time / 1000):
+            if not provenance.alive(run.data.tags.get("pid", ""), run.info.start_time / 1000):
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
 
@@ -115,10 +114,12 @@ class Curves:
     waiting: list[Metric] = field(default_factory=list)
     last_step: dict[str, int] = field(default_factory=dict)
     sent_at: float = field(default_factory=time.monotonic)
+    reported_ms: int = 0
 
     def __call__(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Report ``metrics`` measured at ``step``; without a step, at the last one each was reported at."""
-        now = int(time.time() * 1000)
+        # Of two values at one step MLflow shows the later one, so no two reports may have the same millisecond.
+        now = self.reported_ms = max(int(time.time() * 1000), self.reported_ms + 1)
         for name, value in metrics.items():
             at = self.last_step.get(name, 0) if step is None else step
             self.last_step[name] = max(at, self.last_step.get(name, 0))
@@ -142,7 +143,7 @@ def run_tracked(stage: Stage, params: Mapping[str, Any], keys: Keys) -> Card:
     """
     config = stage.config(params, keys)
     store = Store.open()
-    for need, need_keys in upstream(stage, params, keys):
+    for need, need_keys in stage.upstream(params, keys):
         record(store, need, params, need_keys)
     run = store.start(stage.target(keys), _identity(stage, keys))
     curves = Curves(store, run)
@@ -183,20 +184,18 @@ def record_all(stages: Sequence[Stage], params: Mapping[str, Any]) -> list[tuple
     return [(target, run) for target, run in runs if run]
 
 
-def upstream(stage: Stage, params: Mapping[str, Any], keys: Keys) -> Iterator[tuple[Stage, dict[str, str]]]:
-    """All repetitions that one repetition of a stage builds on, nearest last."""
-    seen: set[str] = set()
-
-    def visit(below: Stage, below_keys: Keys) -> Iterator[tuple[Stage, dict[str, str]]]:
-        for need in below.needs:
-            for found in need.repetitions(params):
-                if all(below_keys.get(key, value) == value for key, value in found.items()):
-                    yield from visit(need, found)
-                    if need.target(found) not in seen:
-                        seen.add(need.target(found))
-                        yield need, found
-
-    return visit(stage, keys)
+@contextmanager
+def tracked(name: str, params: Mapping[str, Any]) -> Iterator[Curves]:
+    """A run of an act that is no stage; gives what logs its metrics."""
+    store = Store.open()
+    run = store.start(name, {"stage": name})
+    curves = Curves(store, run)
+    with _closing(store, run):
+        store.log_params(run, params)
+        try:
+            yield curves
+        finally:
+            curves.flush()
 
 
 @contextmanager
@@ -301,25 +300,3 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-
-def _alive(pid: str, started: float) -> bool:
-    """Whether the process that began a run at ``started`` lives; a later process may have taken its number."""
-    try:
-        return pid.isdecimal() and psutil.Process(int(pid)).create_time() <= started + 1
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _git() -> dict[str, str]:
-    """Commit of the source, and whether the working tree differs from it; empty outside a repository."""
-    try:
-        head = _git_output("rev-parse", "HEAD")
-        dirty = _git_output("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    return {"mlflow.source.git.commit": head, "git.commit": head, "git.dirty": str(bool(dirty)).lower()}
-
-
-def _git_output(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()

@@ -1,7 +1,7 @@
 """The act that makes the bundled teacher: train it, measure it on scenes it never saw, and keep it with a card.
 
-The recipe lies beside the weights it made, ``pipeline/teacher/bundled/train.yaml``. With ``install`` the new weights take
-the place of the old ones.
+The recipe lies beside the weights it made, ``pipeline/teacher/bundled/train.yaml``. With ``install`` the new weights
+take the place of the old ones.
 """
 
 import json
@@ -61,7 +61,8 @@ def train_teacher(device: str, install: bool) -> str:
         for name in (WEIGHTS, MODEL_CARD):
             shutil.copyfile(out / name, BUNDLED / name)
     place = BUNDLED if install else out
-    return f"{place}: box mIoU {metrics['box_miou']:.3f}, click mIoU {metrics['click_miou']:.3f} on {HELD_OUT_SCENES} scenes"
+    box, click = metrics["box_miou"], metrics["click_miou"]
+    return f"{place}: box mIoU {box:.3f}, click mIoU {click:.3f} on {HELD_OUT_SCENES} scenes"
 
 
 def held_out(sam: Sam) -> dict[str, float]:

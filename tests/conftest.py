@@ -32,6 +32,7 @@ FRAME = (
     "log.py",
     "presets.py",
     "process.py",
+    "provenance.py",
     "stage.py",
     "telemetry.py",
     "tracking.py",
@@ -43,6 +44,7 @@ class World:
 
     def __init__(self, root: Path):
         self.root = root
+        self.database = "mlflow.db"
 
     def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -51,11 +53,11 @@ class World:
             env=self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=900,
         )
 
-    def dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.command("dvc", *arguments)
+    def dvc(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.command("dvc", *arguments, **environment)
 
     def verb(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return self.command("pipeline", *arguments, **environment)
@@ -72,7 +74,7 @@ class World:
     def client(self) -> "MlflowClient":
         from mlflow import MlflowClient
 
-        return MlflowClient(tracking_uri=f"sqlite:///{self.root}/mlflow.db")
+        return MlflowClient(tracking_uri=f"sqlite:///{self.root}/{self.database}")
 
     def runs(self, target: str = "") -> "list[Run]":
         """All runs, or those of one target, the latest first."""
@@ -109,7 +111,7 @@ def _make(root: Path) -> World:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     """A pipeline nothing of which has run."""
-    return _make(tmp_path / "world")
+    return _make(tmp_path / "fresh")
 
 
 @pytest.fixture(scope="session")

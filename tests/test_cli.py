@@ -1,5 +1,6 @@
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -17,11 +18,12 @@ HEAVY = {"torch", "mlflow", "prefect", "dvc", "openvino", "onnxruntime", "numpy"
 
 @pytest.mark.parametrize("arguments", [["--help"], ["distill", "--help"], ["dvc"]])
 def test_help_is_there_at_once_and_imports_nothing_heavy(arguments):
-    began = time.monotonic()
+    began = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "pipeline", *arguments], cwd=ROOT, capture_output=True, text=True
     )
-    assert time.monotonic() - began < 3
+    # Processor time: a busy machine does not make it more.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began < 1
     assert done.returncode == 0
     imported = {m.group(1) for m in re.finditer(r"\|\s+(\w+)$", done.stderr, re.MULTILINE)}
     assert "yaml" in imported

@@ -154,7 +154,7 @@ def test_the_gate_moves_the_champion_and_rollback_moves_it_back(built, monkeypat
 
 
 def test_a_student_that_params_do_not_list_is_refused():
-    with pytest.raises(InputError, match="unknown student 'x'.*lists a, b"):
+    with pytest.raises(InputError, match=r"unknown student 'x'.*lists a, b"):
         chosen({"students": ["a", "b"]}, ["x"])
     assert chosen({"students": ["a", "b"]}, ["b"])["students"] == ["b"]
 

@@ -24,8 +24,8 @@ def store(tmp_path, monkeypatch):
 
 def test_upstream_is_everything_a_repetition_builds_on_once():
     keys = {"student": "t", "precision": "int8"}
-    assert [stage.target(found) for stage, found in upstream(C, PARAMS, keys)] == ["a", "b@t"]
-    everything = [stage.target(found) for stage, found in upstream(D, PARAMS, {})]
+    assert [stage.target(found) for stage, found in C.upstream(PARAMS, keys)] == ["a", "b@t"]
+    everything = [stage.target(found) for stage, found in D.upstream(PARAMS, {})]
     assert everything == ["a", "b@s", "c@s-fp32", "c@s-int8", "b@t", "c@t-fp32", "c@t-int8"]
 
 

@@ -37,7 +37,8 @@ def align_decoder(
     sam.to(config.device).eval().requires_grad_(False)
     sam.mask_decoder.requires_grad_(True)
     labelled = [i for i, count in enumerate(images.instances) if count]
-    bank = [_example(sam, images[i], config.device) for i in tqdm(labelled, "encode", unit="image", mininterval=2, disable=None)]
+    bar = tqdm(labelled, "encode", unit="image", mininterval=2, disable=None)
+    bank = [_example(sam, images[i], config.device) for i in bar]
     last: list[dict[str, float]] = []
 
     def draw(number: int, rng: np.random.Generator) -> Batch:

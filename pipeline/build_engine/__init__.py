@@ -20,8 +20,8 @@ ENGINES: Mapping[str, Callable[[BuildEngineConfig, Path, Path], None]] = {
     "openvino": openvino,
     "onnxruntime": onnxruntime,
 }
-"""Engine to function: it gets the config, the directory of ONNX files, and the directory to write to. The same name is a
-key of `pipeline.runtime.ENGINES`, which runs what is written here."""
+"""Engine to function: it gets the config, the directory of ONNX files, and the directory to write to. The same name
+is a key of `pipeline.runtime.ENGINES`, which runs what is written here."""
 
 
 def build_engine(
@@ -59,7 +59,7 @@ def build_engine(
     # The frame seals the card after this returns; the check needs what it will say.
     card = Card(**contents.model_dump(), digest="", parents={})
     engine = RUNTIMES[config.engine](out, card, "cpu", config.threads)
-    figures = check(config, engine, load(quantize, threads=config.threads), out)
+    figures = check(config, engine, load(quantize, threads=config.threads))
     payload = sum(path.stat().st_size for path in out.iterdir())
     figures["size_mib"] = payload / 2**20
     log(figures)

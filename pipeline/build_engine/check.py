@@ -3,8 +3,6 @@
 It runs on a picture that is drawn, not taken from the dataset, so that an engine depends on nothing but its model.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -22,10 +20,11 @@ def picture(side: int) -> UInt8[np.ndarray, "side side 3"]:
     image[(x - 0.3) ** 2 + (y - 0.35) ** 2 < 0.03] = (220, 60, 40)
     image[(x - 0.72) ** 2 + (y - 0.6) ** 2 < 0.02] = (40, 90, 210)
     image[(abs(x - 0.45) < 0.3) & (abs(y - 0.85) < 0.04)] = (240, 230, 90)
-    return np.rint(image).astype(np.uint8)
+    pixels: UInt8[np.ndarray, "side side 3"] = np.rint(image).astype(np.uint8)
+    return pixels
 
 
-def check(config: BuildEngineConfig, engine: Segmenter, reference: Segmenter, out: Path) -> dict[str, float]:
+def check(config: BuildEngineConfig, engine: Segmenter, reference: Segmenter) -> dict[str, float]:
     """Compare an engine with ONNX Runtime.
 
     Returns:

@@ -15,8 +15,8 @@ def onnxruntime(config: BuildEngineConfig, source: Path, out: Path) -> None:
     """
     if config.inference_precision != "f32":
         raise InputError(
-            f"build_engine.inference_precision is {config.inference_precision!r}, but ONNX Runtime computes in 'f32' on "
-            "CPUs: set that, or engine 'openvino'."
+            f"build_engine.inference_precision is {config.inference_precision!r}, but ONNX Runtime computes in "
+            "'f32' on CPUs: set that, or engine 'openvino'."
         )
     for name in ("encoder.onnx", "decoder.onnx"):
         shutil.copyfile(source / name, out / name)

@@ -21,13 +21,17 @@ def openvino(config: BuildEngineConfig, source: Path, out: Path) -> None:
         import openvino as ov
     except ImportError as error:
         raise missing_package("openvino", error) from None
+    core = ov.Core()
     for name in ("encoder", "decoder"):
         path = source / f"{name}.onnx"
         try:
-            model = ov.convert_model(path)
+            model = core.read_model(path)
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"OpenVINO cannot convert {path} ({reason}): make it anew.") from None
+        # Names of inner operations count up over a process; results are told apart by their tensors' names, which stay.
+        for i, operation in enumerate(model.get_ordered_ops()):
+            operation.set_friendly_name(f"{operation.get_type_name()}_{i}")
         ov.save_model(model, out / f"{name}.xml", compress_to_fp16=False)
         _strip(out / f"{name}.xml")
 

@@ -79,7 +79,7 @@ def extremes(
         return [], []
     ranked = sorted(
         (
-            (np.mean([s.scores[i.id][f"{prompt}_iou"] for s in students]) - teacher.scores[i.id][f"{prompt}_iou"]),
+            float(np.mean([s.scores[i.id][f"{prompt}_iou"] for s in students])) - teacher.scores[i.id][f"{prompt}_iou"],
             i.id,
             prompt,
             _Found(p, i),
@@ -90,10 +90,14 @@ def extremes(
     )  # ids are unique, so what cannot be ordered is never compared
     worst = [entry for entry in ranked if entry[0] < 0][:count]
     best = [entry for entry in reversed(ranked) if entry[0] > 0][:count]
-    return tuple(
-        [_case(prepare, found, evaluations, prompt, f"{gap:+.2f} to the teacher") for gap, _, prompt, found in cases]
-        for cases in (worst, best)
-    )  # type: ignore[return-value]
+
+    def drawn(entries: list[tuple[float, int, str, _Found]]) -> list[Case]:
+        return [
+            _case(prepare, found, evaluations, prompt, f"{gap:+.2f} to the teacher")
+            for gap, _, prompt, found in entries
+        ]
+
+    return drawn(worst), drawn(best)
 
 
 def _drawable(photograph: Photograph, evaluations: Sequence[Evaluation]) -> list[Instance]:
@@ -121,7 +125,7 @@ def _case(prepare: Path, found: _Found, evaluations: Sequence[Evaluation], promp
         mask = masks.decode(evaluation.predictions[found.instance.id][prompt])
         colour = _TEACHER if evaluation.role == "teacher" else _STUDENT
         iou = evaluation.scores[found.instance.id][f"{prompt}_iou"]
-        name = "teacher" if evaluation.role == "teacher" else evaluation.name
+        name = f"teacher, {evaluation.precision}" if evaluation.role == "teacher" else evaluation.name
         tiles.append(Tile(name, iou, _uri(_overlay(image, mask, window, colour))))
     return Case(prompt, says, tiles)
 

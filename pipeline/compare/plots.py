@@ -20,7 +20,7 @@ from matplotlib.transforms import Bbox
 from pipeline.compare.leaderboard import Row
 from pipeline.metrics import BANDS
 
-_SIZE_IN = (4.9, 3.4)
+_SIZE_IN = (4.5, 3.2)
 _STYLE: Any = {
     "svg.hashsalt": "sam-distillery",
     "svg.fonttype": "none",
@@ -88,8 +88,8 @@ def draw(rows: Sequence[Row], directory: Path) -> list[Plot]:
     note = "Files that are deployed. Up and left is better."
     wanted.append(("miou_size", "Accuracy against size", note, _against("size_mib", "size, MiB")))
     for prompt, says in (("box", "ground-truth box"), ("click", "one click")):
-        note = f"mIoU with a {says}, by the objects' area: up to 32², up to 96², and more pixels."
-        title = f"By size of objects, {says}"
+        note = f"With a {says}; objects up to 32², up to 96², and of more pixels."
+        title = f"Accuracy by size of objects, {prompt}"
         wanted.append((f"{prompt}_bands", title, note.replace("a one", "one"), _by_band(prompt)))
     plots = []
     for name, title, note, paint in wanted:
@@ -190,10 +190,12 @@ def _by_band(prompt: str) -> Callable[[Axes, Sequence[Row], Palette], None]:
         for i, row in enumerate(rows):
             values = [row[f"{prompt}_miou_{band}"] or 0.0 for band in BANDS]
             places = [b + (i - (len(rows) - 1) / 2) * width for b in range(len(BANDS))]
+            thickness = width * (0.86 if len(rows) < 8 else 0.95)
+            axes.bar(places, values, thickness, color=palette.ground)  # else the grid shines through
             axes.bar(
                 places,
                 values,
-                width * (0.86 if len(rows) < 8 else 0.95),
+                thickness,
                 color=colours[row["model"]],
                 alpha=_ALPHAS.get(row["precision"], 1.0),
                 label=f"{_short(row['model'])} {row['precision']}",
@@ -210,7 +212,7 @@ def _by_band(prompt: str) -> Callable[[Axes, Sequence[Row], Palette], None]:
         axes.set_ylim(0, 1)
         axes.set_ylabel("mIoU", color=palette.muted, loc="top")
         axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3 if len(rows) < 7 else 4, frameon=False,
+            loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False,
             labelcolor=palette.muted, fontsize=8.5, handlelength=0.9, handleheight=0.9, columnspacing=1.4,
         )  # fmt: skip
 

@@ -42,7 +42,7 @@ class Page:
     def splits(self) -> list[tuple[str, float, float]]:
         """Name, images and instances of each split."""
         names = [n for n in ("train", "calibration", "validation") if f"{n}_images" in self.dataset]
-        return [(n, self.dataset[f"{n}_images"], self.dataset.get(f"{n}_instances", 0)) for n in names]
+        return [(n, self.dataset[f"{n}_images"], self.dataset.get(f"{n}_instances", 0.0)) for n in names]
 
 
 def render(page: Page) -> str:

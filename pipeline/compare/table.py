@@ -30,7 +30,7 @@ def large(value: float | None) -> str:
         return NOTHING
     for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= unit:
-            return f"{value / unit:.1f}{name}"
+            return f"{value / unit:.{0 if value >= 100 * unit else 1}f}{name}"
     return f"{value:.0f}"
 
 

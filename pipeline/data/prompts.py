@@ -31,8 +31,8 @@ class Prompts:
 
 def first_prompts(
     rng: np.random.Generator,
-    masks: list[Float[np.ndarray, "n m m"]],
-    boxes: list[Float[np.ndarray, "n 4"]],
+    masks: list[Float[np.ndarray, "_ m m"]],
+    boxes: list[Float[np.ndarray, "_ 4"]],
     count: int,
     side: int,
 ) -> Prompts:

@@ -1,8 +1,8 @@
 """Procedural scenes with exact masks: what the demo, the tests and the bundled teacher are made from.
 
-A scene is a textured background with shapes painted back to front: ellipses, polygons, blobs, rings with holes, thin bars
-and glyph-like strokes, some with parts nested in them. Later shapes occlude earlier ones; a part belongs to its whole and
-is an instance of its own. Light, blur, noise and JPEG come last. All randomness is the generator's.
+A scene is a textured background with shapes painted back to front: ellipses, polygons, blobs, rings with holes, thin
+bars and glyph-like strokes, some with parts nested in them. Later shapes occlude earlier ones; a part belongs to its
+whole and is an instance of its own. Light, blur, noise and JPEG come last. All randomness is the generator's.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,8 @@ MIN_VISIBLE_PX = 100
 """Instances with fewer visible pixels at 256 x 256 are dropped; scaled with the area."""
 MIN_VISIBLE_SHARE = 0.2
 """Instances of which others hide more than the rest are dropped: their mask would no longer be a shape."""
+RADII = (0.075, 0.36)
+"""Smallest and largest radius of a shape, in sides of the scene; their logarithm is uniform."""
 SHADOW_CHANCE, OUTLINE_CHANCE, PARTS_CHANCE = 0.3, 0.15, 0.35
 
 
@@ -38,7 +40,8 @@ def render(rng: np.random.Generator, side: int) -> Scene:
     layers: list[int] = []  # the painted shape an instance belongs to: parts do not occlude their whole
     coverage: list[Alpha] = []  # what each painted shape hides
     for layer in range(int(rng.integers(3, 10))):
-        whole = _shape(rng, side, center=rng.uniform(0.05, 0.95, 2), radius=float(np.exp(rng.uniform(*np.log((0.075, 0.36))))))
+        radius = float(np.exp(rng.uniform(*np.log(RADII))))
+        whole = _shape(rng, side, rng.uniform(0.05, 0.95, 2), radius)
         canvas = _paint(rng, canvas, whole)
         alphas.append(whole)
         layers.append(layer)
@@ -103,7 +106,9 @@ def _star(rng: np.random.Generator, alpha: np.ndarray, center: np.ndarray, radiu
 
 def _blob(rng: np.random.Generator, alpha: np.ndarray, center: np.ndarray, radius: float) -> None:
     angles = np.linspace(0, 2 * np.pi, 90, endpoint=False)
-    waves = sum(rng.uniform(0, 0.28 / k) * np.cos(k * angles + rng.uniform(0, 6.3)) for k in (1, 2, 3, 4, 5))
+    waves = np.zeros_like(angles)
+    for k in (1, 2, 3, 4, 5):
+        waves += rng.uniform(0, 0.28 / k) * np.cos(k * angles + rng.uniform(0, 6.3))
     cv2.fillPoly(alpha, [_outline(rng, center, radius * (1 + waves), rng.uniform(0.6, 1))], 255)
 
 
@@ -133,7 +138,8 @@ def _glyph(rng: np.random.Generator, alpha: np.ndarray, center: np.ndarray, radi
         axes = (int(radius * 0.6), int(radius * rng.uniform(0.4, 0.9)))
         start = float(rng.uniform(0, 360))
         middle = (int(nodes[0][0]), int(nodes[0][1]))
-        cv2.ellipse(alpha, middle, axes, float(rng.uniform(0, 180)), start, start + float(rng.uniform(120, 300)), 255, stroke)
+        turn, arc = float(rng.uniform(0, 180)), float(rng.uniform(120, 300))
+        cv2.ellipse(alpha, middle, axes, turn, start, start + arc, 255, stroke)
 
 
 _Draw = Callable[[np.random.Generator, np.ndarray, np.ndarray, float], None]
@@ -205,7 +211,8 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, alpha: Alpha) -> np.nda
     beneath = canvas[alpha >= 0.5].mean(axis=0) if (alpha >= 0.5).any() else canvas.mean(axis=(0, 1))
     color = max((_color(rng) for _ in range(3)), key=lambda c: min(np.abs(c - beneath).sum(), 140))
     if rng.random() < SHADOW_CHANCE:
-        offset = np.float32([[1, 0, rng.uniform(-0.03, 0.03) * side], [0, 1, rng.uniform(0.005, 0.03) * side]])
+        right, down = rng.uniform(-0.03, 0.03) * side, rng.uniform(0.005, 0.03) * side
+        offset = np.array([[1, 0, right], [0, 1, down]], np.float32)
         shadow = cv2.GaussianBlur(cv2.warpAffine(alpha, offset, (side, side)), (0, 0), 0.012 * side)
         canvas = canvas * (1 - rng.uniform(0.2, 0.6) * shadow[..., None])
     surface = _texture(rng, side, color)
@@ -229,5 +236,5 @@ def _photograph(rng: np.random.Generator, canvas: np.ndarray) -> UInt8[np.ndarra
     if rng.random() < 0.5:
         quality = int(rng.integers(45, 95))
         _, coded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        image = cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1]
+        image = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR))[..., ::-1]
     return np.ascontiguousarray(image)

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from pipeline.artifact import Card, Contents, write_metrics
 from pipeline.config import Config
 from pipeline.data.embeddings import Embeddings
@@ -44,8 +42,7 @@ def distill(
         InputError: Teacher and student do not fit, or an input is damaged.
         FloatingPointError: The loss is not finite.
     """
-    torch.manual_seed(config.optimizer.seed)
-    sam = student_of(teacher, student)
+    sam = student_of(teacher, student, config.optimizer.seed)
     embeddings = Embeddings(embed)
     inputs = (Card.read(need).digest for need in (prepare, teacher, embed))
     checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), *inputs)
@@ -57,7 +54,7 @@ def distill(
     return Contents(kind="checkpoint", model=student, precision="fp32")
 
 
-def student_of(teacher: Path, student: str) -> Sam:
+def student_of(teacher: Path, student: str, seed: int) -> Sam:
     """A fresh student with its teacher's prompt encoder and mask decoder.
 
     Raises:
@@ -65,7 +62,7 @@ def student_of(teacher: Path, student: str) -> Sam:
     """
     name = Card.read(teacher).model or ""
     source = load_weights(build(name), teacher / WEIGHTS)
-    sam = build(student)
+    sam = build(student, seed=seed)
     ours, theirs = (f"{m.embedding_size}x{m.embedding_size} cells of {m.image_size} pixels" for m in (sam, source))
     if ours != theirs:
         raise InputError(

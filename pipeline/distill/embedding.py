@@ -1,7 +1,7 @@
 """Embedding distillation: mean squared error against the teacher's image embedding, over the un-padded area.
 
 Source: EfficientViT-SAM (arXiv 2402.05008), stage 1; the restriction to the un-padded area is EdgeSAM's. The teacher's
-encoder is never run here: its embeddings come from the cache, those of a 1024-pixel teacher also for a 512-pixel student.
+encoder is never run here: its embeddings come from the cache, of a 1024-pixel teacher also for a 512-pixel student.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ def distill_embeddings(
     sam: Sam, images: Shards, embeddings: Embeddings, config: "DistillConfig", *, log: Log, checkpoint: Path | None
 ) -> None:
     """Train ``sam.image_encoder`` in place; prompt encoder and mask decoder stay as they are."""
-    encoder = sam.image_encoder.to(config.device, memory_format=torch.channels_last)
+    encoder = sam.image_encoder.to(config.device)
 
     def draw(number: int, rng: np.random.Generator) -> Batch:
         indices = epoch_indices(len(images), config.batch, number, config.optimizer.seed)

@@ -85,7 +85,9 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
     return Contents(kind="embeddings", model=card.model)
 
 
-def _fill(where: Place, sam: Sam, shards: Shards, indices: range, batch: int, advance: Callable[[int], object], log: Log) -> Seal:
+def _fill(
+    where: Place, sam: Sam, shards: Shards, indices: range, batch: int, advance: Callable[[int], object], log: Log
+) -> Seal:
     """Compute one shard's embeddings and put them in the store."""
     grid = sam.embedding_size
     embeddings = torch.empty((len(indices), 256, grid, grid), dtype=torch.float16)

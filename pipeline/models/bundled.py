@@ -1,7 +1,8 @@
 """The bundled teacher: a small SAM of 256 pixels that this project trains on procedural scenes.
 
 Convolutions down to 1/8, where edges are, then attention over the 16 x 16 cells, where objects are. Dense 3 x 3
-convolutions and plain attention, because these are what a CPU's matrix units run best. Decoder and prompt encoder are SAM's.
+convolutions and plain attention, because these are what a CPU's matrix units run best. Decoder and prompt encoder are
+SAM's.
 """
 
 import torch
@@ -91,6 +92,4 @@ class BundledEncoder(nn.Module):
 
 def bundled() -> Sam:
     """The bundled teacher's architecture with fresh weights."""
-    return assemble(
-        BundledEncoder(), image_size=IMAGE_SIZE, input_size=IMAGE_SIZE, embedding_size=EMBEDDING_SIZE
-    )
+    return assemble(BundledEncoder(), image_size=IMAGE_SIZE, input_size=IMAGE_SIZE, embedding_size=EMBEDDING_SIZE)

@@ -1,15 +1,15 @@
 """SAM's prompt encoder and mask decoder in one forward, over segment-anything's own parameters.
 
 Source: segment-anything, ``modeling/prompt_encoder.py``, ``mask_decoder.py`` and ``transformer.py``. No weight and no
-result is changed; what differs is the order of the matrix products. Nearly all of the published decoder's time goes into
-projecting every image token for about seven prompt tokens. Matrix products associate, so here
+result is changed; what differs is the order of the matrix products. Nearly all of the published decoder's time goes
+into projecting every image token for about seven prompt tokens. Matrix products associate, so here
 
 - token to image: the key projection is folded into the queries, and the value projection is applied after attention;
 - image to token: query and key projections are folded together, as are value and output projections;
-- image tokens are shared by all prompts of an image until the first block has written to them, where no mask is prompted.
+- image tokens are shared by all prompts of an image until the first block has written to them, where no mask is given.
 
-The bias of a key projection adds a constant to each row of scores, which softmax ignores, so it is left out. There is no
-boolean indexing and no ``repeat_interleave``: the graph exports with dynamic numbers of prompts and points.
+The bias of a key projection adds a constant to each row of scores, which softmax ignores, so it is left out. There is
+no boolean indexing and no ``repeat_interleave``: the graph exports with dynamic numbers of prompts and points.
 """
 
 import math
@@ -102,9 +102,7 @@ def _block(
         tokens + _token_to_image(block.cross_attn_token_to_image, tokens + token_position, keys, position)
     )
     tokens = block.norm3(tokens + block.mlp(tokens))
-    keys = keys + _image_to_token(
-        block.cross_attn_image_to_token, keys, position, tokens + token_position, tokens
-    )
+    keys = keys + _image_to_token(block.cross_attn_image_to_token, keys, position, tokens + token_position, tokens)
     return tokens, block.norm4(keys)
 
 
@@ -115,10 +113,8 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 def _self_attention(attention: Attention, queries_keys: Tensor, values: Tensor) -> Tensor:
     heads = attention.num_heads
-    q, k = (_heads(project(queries_keys), heads) for project in (attention.q_proj, attention.k_proj))
-    v = _heads(attention.v_proj(values), heads)
-    # Four dimensions, as ONNX export of attention asks for.
-    out = F.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (q, k, v))).unflatten(0, q.shape[:2])
+    q, k = _heads(attention.q_proj(queries_keys), heads), _heads(attention.k_proj(queries_keys), heads)
+    out = F.scaled_dot_product_attention(q, k, _heads(attention.v_proj(values), heads))
     return attention.out_proj(out.transpose(-2, -3).flatten(-2))
 
 
@@ -129,10 +125,8 @@ def _token_to_image(attention: Attention, queries: Tensor, image: Tensor, positi
     q = _heads(attention.q_proj(queries), heads)  # (B, P, H, T, d)
     key_weight = attention.k_proj.weight.unflatten(0, (heads, -1))  # (H, d, 256)
     folded = (q @ key_weight) / math.sqrt(q.shape[-1])  # (B, P, H, T, 256)
-    if image.shape[1] == 1:  # all prompts share the image tokens: one product for all of their rows
-        rows = folded.reshape(b, 1, -1, folded.shape[-1])
-    else:
-        rows = folded.flatten(2, 3)
+    # Where all prompts share the image tokens, one product serves all of their rows.
+    rows = folded.reshape(b, 1, -1, folded.shape[-1]) if image.shape[1] == 1 else folded.flatten(2, 3)
     weights = (rows @ (image + position).transpose(-1, -2)).softmax(dim=-1)
     seen = (weights @ image).reshape(b, p, heads, t, -1)  # (B, P, H, T, 256)
     value_weight = attention.v_proj.weight.unflatten(0, (heads, -1))  # (H, d, 256)
@@ -164,8 +158,6 @@ def _read_out(sam: Sam, tokens: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     g = sam.embedding_size
     image = keys.flatten(0, 1).transpose(1, 2).unflatten(2, (g, g))
     upscaled = decoder.output_upscaling(image)
-    hyper = torch.stack(
-        [mlp(tokens[:, :, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=2
-    )
+    hyper = torch.stack([mlp(tokens[:, :, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=2)
     masks = (hyper.flatten(0, 1) @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:]).unflatten(0, (b, p))
     return masks, decoder.iou_prediction_head(tokens[:, :, 0])

@@ -144,10 +144,11 @@ def linear_attention(qkv: Float[Tensor, "b heads qkv n"]) -> Float[Tensor, "b he
     q, k = q.relu(), k.relu()
     if q.shape[-1] <= q.shape[-2]:
         weights = k.transpose(-1, -2) @ q
-        return v @ (weights / (weights.sum(dim=2, keepdim=True) + ATTENTION_EPS))
+        return v @ (weights / weights.sum(dim=2, keepdim=True).clamp(min=ATTENTION_EPS))
     # A row of ones among the values gathers the sum of weights in the same product.
     out = (nn.functional.pad(v, (0, 0, 0, 1), value=1.0) @ k.transpose(-1, -2)) @ q
-    return out[:, :, :-1] / (out[:, :, -1:] + ATTENTION_EPS)
+    # A lower bound, where the published code adds: the same in fp32, but graph optimisers drop so small a term.
+    return out[:, :, :-1] / out[:, :, -1:].clamp(min=ATTENTION_EPS)
 
 
 def attention_block(width: int, expand: int, kernel: int) -> nn.Sequential:

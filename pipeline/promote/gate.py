@@ -83,7 +83,7 @@ def best(config: PromoteConfig, rows: Sequence[Mapping[str, Any]]) -> tuple[dict
         value = row.get(config.prefer)
         if value is None:
             return broken, float("inf")
-        return broken, value if config.prefer == "latency_ms" else -value
+        return broken, float(value) if config.prefer == "latency_ms" else -float(value)
 
     first: Mapping[str, Any] = min(students, key=order)
     return dict(first), dict(teacher)

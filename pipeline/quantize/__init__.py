@@ -19,8 +19,8 @@ PRECISIONS: Mapping[str, Callable[[QuantizeConfig, Path, Shards, int], dict[str,
     "fp32": fp32,
     "int8": int8,
 }
-"""Precision to function: it gets the config, ``encoder.onnx`` in fp32 to be replaced, the calibration split, and the side
-of the encoder's input; it returns figures."""
+"""Precision to function: it gets the config, ``encoder.onnx`` in fp32 to be replaced, the calibration split, and the
+side of the encoder's input; it returns figures."""
 
 
 def quantize(
@@ -44,12 +44,14 @@ def quantize(
         raise InputError(f"unknown precision {precision!r}: there is {', '.join(PRECISIONS)}.")
     card = Card.read(align)
     if card.kind != "checkpoint" or card.model != student:
-        raise InputError(f"{align} holds a {card.kind} of {card.model}, not a checkpoint of {student}: run `dvc repro`.")
+        raise InputError(
+            f"{align} holds a {card.kind} of {card.model}, not a checkpoint of {student}: run `dvc repro`."
+        )
     images = Shards(prepare, SPLIT)
     sam = load_checkpoint(align)
     encoder, decoder = out / ENCODER, out / DECODER
-    limits = {"opset": config.opset, "tolerance": config.max_difference}
-    metrics = export_encoder(sam, encoder, **limits) | export_decoder(sam, decoder, **limits)
+    metrics = export_encoder(sam, encoder, opset=config.opset, tolerance=config.max_difference)
+    metrics |= export_decoder(sam, decoder, opset=config.opset, tolerance=config.max_difference)
     log(metrics)
     metrics |= PRECISIONS[precision](config, encoder, images, sam.input_size)
     sizes = {"encoder_bytes": float(encoder.stat().st_size), "decoder_bytes": float(decoder.stat().st_size)}

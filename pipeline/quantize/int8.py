@@ -1,13 +1,14 @@
 """Static int8: the encoder's convolutions and matrix products in QDQ form, by ONNX Runtime's quantizer.
 
-Symmetric signed weights per channel and symmetric signed activations per tensor, all zero points 0: the form that TensorRT
-and OpenVINO both take. Norms, GELU, softmax, additions and transposed convolutions stay in floating point, biases too.
-Weights are stored as int8. The decoder is not touched: it is small, and masks are sharp where its logits are.
+Symmetric signed weights per channel and symmetric signed activations per tensor, all zero points 0: the form that
+TensorRT and OpenVINO both take. Norms, GELU, softmax, additions and transposed convolutions stay in floating point,
+biases too. Weights are stored as int8. The decoder is not touched: it is small, and makes the masks' borders.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,6 +51,7 @@ def int8(config: QuantizeConfig, encoder: Path, images: Shards, input_size: int)
         InputError: ``images`` is another split or too small, or the result is too far from fp32.
     """
     chosen, held_out = choose(config, images)
+    spared = [] if config.quantize_attention else products(onnx.load(encoder))
     with TemporaryDirectory(dir=encoder.parent, prefix=".int8-") as directory:
         lowered = Path(directory) / encoder.name
         with _quiet():
@@ -59,6 +61,7 @@ def int8(config: QuantizeConfig, encoder: Path, images: Shards, input_size: int)
                 _Reader(images, chosen, input_size),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(LOWERED),
+                nodes_to_exclude=spared,
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
@@ -69,7 +72,6 @@ def int8(config: QuantizeConfig, encoder: Path, images: Shards, input_size: int)
                     "QuantizeBias": False,
                     # Inputs alone: what follows a product stays in floating point, and rounds once instead of twice.
                     "OpTypesToExcludeOutputQuantization": list(LOWERED),
-                    "MatMulConstBOnly": not config.quantize_attention,
                     "CalibTensorRangeSymmetric": True,
                     "CalibPercentile": config.percentile,
                     # One image at a time: the histograms' activations of a whole split do not fit in memory.
@@ -77,6 +79,7 @@ def int8(config: QuantizeConfig, encoder: Path, images: Shards, input_size: int)
                 },
             )
         model = onnx.load(lowered)
+        spare_others(model, spared)
         normalise(model)
         counts = inspect(model)
         lowered.write_bytes(model.SerializeToString(deterministic=True))
@@ -106,6 +109,25 @@ def choose(config: QuantizeConfig, images: Shards) -> tuple[list[int], list[int]
         )
     order = [int(i) for i in np.random.default_rng(config.seed).permutation(len(images))]
     return order[: config.calibration_images], order[config.calibration_images : asked]
+
+
+def products(model: onnx.ModelProto) -> list[str]:
+    """Names of the matrix products that have no weight: attention's."""
+    weights = {constant.name for constant in model.graph.initializer}
+    return [n.name for n in model.graph.node if n.op_type == "MatMul" and not weights & set(n.input)]
+
+
+def spare_others(model: onnx.ModelProto, spared: Sequence[str]) -> None:
+    """Give back the unrounded tensor to ``spared`` nodes and other operators, where a lowered one reads it too."""
+    made = {node.output[0]: node for node in model.graph.node}
+    rounded = {
+        name: made[node.input[0]].input[0]
+        for name, node in made.items()
+        if node.op_type == "DequantizeLinear" and node.input[0] in made
+    }
+    for node in model.graph.node:
+        if node.op_type not in LOWERED or node.name in spared:
+            node.input[:] = [rounded.get(name, name) for name in node.input]
 
 
 def inspect(model: onnx.ModelProto) -> dict[str, float]:
@@ -185,11 +207,12 @@ def _agreement(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer advises a preparation that the export has already done; keep that off the screen."""
+    """The quantizer prints, and advises a preparation that the export has already done: keep both off the screen."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(StringIO()):
+            yield
     finally:
         root.setLevel(level)

@@ -19,7 +19,7 @@ from pipeline.runtime.onnxruntime import decoder_feeds
 from pipeline.runtime.segmenter import missing_package, present, sizes
 
 if TYPE_CHECKING:
-    import openvino
+    pass
 
 
 class OpenVinoSegmenter:
@@ -76,7 +76,7 @@ class _Compiled:
             self._model = openvino.Core().compile_model(directory / f"{name}.xml", "CPU", settings)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
-            raise InputError(f"{directory / name}.xml cannot be compiled by OpenVINO ({reason}): make it anew.") from None
+            raise InputError(f"{directory / name}.xml cannot be compiled ({reason}): make it anew.") from None
         self._names = [output.any_name for output in self._model.outputs]
         self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
 

@@ -6,11 +6,12 @@ prompts, and prompts are decoded in groups, so that memory stays bounded however
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Bool, Float, UInt8
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pipeline.errors import InputError
@@ -52,11 +53,11 @@ class Predictor:
         self._sizes: list[Size] = []
         self._index = 0
 
-    def set_image(self, image: UInt8[np.ndarray, "h w 3"], image_format: str = "RGB") -> None:
+    def set_image(self, image: NDArray[Any], image_format: str = "RGB") -> None:
         """Encode one image, for any number of calls of `predict`.
 
         Args:
-            image: Values in [0, 255].
+            image: ``(H, W, 3)``, values in [0, 255].
             image_format: ``RGB`` or ``BGR``.
 
         Raises:
@@ -64,8 +65,8 @@ class Predictor:
         """
         self.set_images([image], image_format)
 
-    def set_images(self, images: Sequence[UInt8[np.ndarray, "h w 3"]], image_format: str = "RGB") -> None:
-        """Encode images of any sizes in one batch; the first is current, `select` chooses another.
+    def set_images(self, images: Sequence[NDArray[Any]], image_format: str = "RGB") -> None:
+        """Encode images ``(H, W, 3)`` of any sizes in one batch; the first is current, `select` chooses another.
 
         Raises:
             InputError: There is none, or one is no image.
@@ -121,10 +122,10 @@ class Predictor:
 
     def predict(
         self,
-        point_coords: Shaped[np.ndarray, "*p n 2"] | None = None,
-        point_labels: Shaped[np.ndarray, "*p n"] | None = None,
-        box: Shaped[np.ndarray, "*p 4"] | None = None,
-        mask_input: Shaped[np.ndarray, "*p 1 m m"] | None = None,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> Prediction:
@@ -143,8 +144,8 @@ class Predictor:
             return_logits: Logits in place of masks; the threshold is 0.
 
         Returns:
-            Masks ``(C, H, W)``, predicted IoUs ``(C,)``, low-resolution logits ``(C, m, m)``; of a batch, each with P in
-            front.
+            Masks ``(C, H, W)``, predicted IoUs ``(C,)``, low-resolution logits ``(C, m, m)``; of a batch, each
+            with P in front.
 
         Raises:
             InputError: A prompt's shape or value is wrong.
@@ -158,10 +159,10 @@ class Predictor:
 
     def predict_batch(
         self,
-        point_coords: Shaped[np.ndarray, "p n 2"] | None = None,
-        point_labels: Shaped[np.ndarray, "p n"] | None = None,
-        boxes: Shaped[np.ndarray, "p 4"] | None = None,
-        mask_input: Shaped[np.ndarray, "p 1 m m"] | None = None,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        boxes: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> Prediction:
@@ -211,7 +212,7 @@ class Predictor:
         return features
 
 
-def _rgb(image: UInt8[np.ndarray, "h w 3"], image_format: str) -> UInt8[np.ndarray, "h w 3"]:
+def _rgb(image: NDArray[Any], image_format: str) -> UInt8[np.ndarray, "h w 3"]:
     """Check an image, and bring its channels into order.
 
     Raises:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pipeline.errors import InputError
@@ -28,10 +29,10 @@ class Prompts:
 
 
 def prepare(
-    point_coords: Shaped[np.ndarray, "..."] | None,
-    point_labels: Shaped[np.ndarray, "..."] | None,
-    box: Shaped[np.ndarray, "..."] | None,
-    mask_input: Shaped[np.ndarray, "..."] | None,
+    point_coords: ArrayLike | None,
+    point_labels: ArrayLike | None,
+    box: ArrayLike | None,
+    mask_input: ArrayLike | None,
     *,
     size: Size,
     segmenter: Segmenter,
@@ -70,7 +71,9 @@ def prepare(
     if mask is not None:
         mask = mask if mask.ndim == 4 else mask[None]
         if mask.shape[1:] != (1, grid, grid):
-            raise InputError(f"mask_input must be (1, {grid}, {grid}) per prompt, not {mask.shape[1:]}: low_res_masks fit.")
+            raise InputError(
+                f"mask_input must be (1, {grid}, {grid}) per prompt, not {mask.shape[1:]}: low_res_masks fit."
+            )
     count = _count({"point_coords": coords, "box": boxes, "mask_input": mask})
     coords_frame, labels = _join(coords, labels, boxes, count, size, side)
     return Prompts(
@@ -81,7 +84,7 @@ def prepare(
     )
 
 
-def _numbers(name: str, value: Shaped[np.ndarray, "..."], shape: str, dimensions: tuple[int, ...]) -> np.ndarray:
+def _numbers(name: str, value: ArrayLike, shape: str, dimensions: tuple[int, ...]) -> np.ndarray:
     """An argument as an array of finite numbers with the right number of axes."""
     try:
         array = np.asarray(value, dtype=np.float64)
@@ -117,7 +120,9 @@ def _boxes(boxes: np.ndarray) -> np.ndarray:
     boxes = boxes.reshape(-1, 4)
     turned = np.flatnonzero((boxes[:, 2:] < boxes[:, :2]).any(axis=1))
     if len(turned):
-        raise InputError(f"box {boxes[turned[0]].tolist()} ends before it begins: give x0 y0 x1 y1 with x0 <= x1, y0 <= y1.")
+        raise InputError(
+            f"box {boxes[turned[0]].tolist()} ends before it begins: give x0 y0 x1 y1 with x0 <= x1, y0 <= y1"
+        )
     return boxes
 
 

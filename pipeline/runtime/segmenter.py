@@ -6,7 +6,7 @@ halves work in the model's own frames; `pipeline.runtime.Predictor` brings photo
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +16,7 @@ from pipeline.errors import InputError
 from pipeline.models.sam import Sam
 
 
+@runtime_checkable
 class Segmenter(Protocol):
     """A SAM that runs somewhere. Calls may come from several threads at once."""
 
@@ -71,8 +72,8 @@ def load(source: Path | str | Sam, device: str = "cpu", threads: int | None = No
     """Make ready to run what a stage left, or a model at hand.
 
     Args:
-        source: Directory of a checkpoint, ONNX or engine artifact, or a SAM, which is moved to ``device`` and switched to
-            evaluation.
+        source: Directory of a checkpoint, ONNX or engine artifact, or a SAM, which is moved to ``device`` and
+            switched to evaluation.
         device: ``cpu``, ``cuda`` ... Engines say which ones they know.
         threads: How many CPU threads one call may use; None leaves the choice to the runtime. PyTorch has one such
             number per process, so there it is set for everything.

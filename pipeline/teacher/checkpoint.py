@@ -50,7 +50,7 @@ def _download(url: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
     try:
-        with urllib.request.urlopen(url, timeout=60) as response, draft.open("wb") as stream:  # noqa: S310
+        with urllib.request.urlopen(url, timeout=60) as response, draft.open("wb") as stream:
             total = int(response.headers.get("Content-Length", 0)) or None
             with tqdm(total=total, desc="download", unit="B", unit_scale=True, mininterval=2, disable=None) as bar:
                 while chunk := response.read(CHUNK_BYTES):
@@ -71,7 +71,9 @@ def read(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).split(". ")[0].split("\n")[0]
-        raise InputError(f"checkpoint {path} cannot be read as plain weights ({reason}): get the official file.") from None
+        raise InputError(
+            f"checkpoint {path} cannot be read as plain weights ({reason}): get the official file."
+        ) from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -1,8 +1,8 @@
 """Train the bundled teacher on procedural scenes with SAM's recipe.
 
-Source: SAM, appendix A. Each prompt is asked twice: first a box or a click, answered by three masks of which the best is
-trained; then the better mask comes back with a click where it was wrong, answered by the single mask. What differs: two
-rounds instead of eleven, losses on the decoder's own raster against area-averaged masks, which a CPU can afford.
+Source: SAM, appendix A. Each prompt is asked twice: first a box or a click, answered by three masks of which the best
+is trained; then the better mask comes back with a click where it was wrong, answered by the single mask. What differs:
+two rounds instead of eleven, losses on the decoder's own raster against area-averaged masks, which a CPU can afford.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,8 @@ from pipeline.data.prompts import Prompts, corrective_clicks, first_prompts
 from pipeline.data.scenes import render
 from pipeline.geometry import PIXEL_MEAN, PIXEL_STD, masks_to_frame
 from pipeline.log import Log
-from pipeline.models.bundled import IMAGE_SIZE, bundled
+from pipeline.models import build
+from pipeline.models.bundled import IMAGE_SIZE
 from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
 from pipeline.training import OptimizerConfig, epoch_indices, fit
@@ -70,7 +71,9 @@ def render_bank(count: int, seed: int) -> SceneBank:
     tasks = [(seed, i) for i in range(count)]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         results = list(
-            tqdm(pool.map(_scene, tasks, chunksize=32), "render", total=count, unit="scene", mininterval=2, disable=None)
+            tqdm(
+                pool.map(_scene, tasks, chunksize=32), "render", total=count, unit="scene", mininterval=2, disable=None
+            )
         )
     images, coverages, boxes = zip(*results, strict=True)
     return SceneBank(list(images), list(coverages), list(boxes))
@@ -78,8 +81,8 @@ def render_bank(count: int, seed: int) -> SceneBank:
 
 def train(config: TrainTeacherConfig, *, device: str, log: Log, checkpoint: Path | None = None) -> Sam:
     """Train from scratch and give back the averaged weights."""
-    torch.manual_seed(config.optimizer.seed)
-    sam = bundled().to(device, memory_format=torch.channels_last)
+    sam = build("bundled", seed=config.optimizer.seed).to(device)
+    sam.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     bank = render_bank(config.scenes, config.scenes_seed)
 
     def draw(number: int, rng: np.random.Generator) -> tuple[Tensor, Prompts]:
@@ -94,7 +97,9 @@ def train(config: TrainTeacherConfig, *, device: str, log: Log, checkpoint: Path
     return sam
 
 
-def _batch(bank: SceneBank, config: TrainTeacherConfig, number: int, rng: np.random.Generator) -> tuple[Tensor, Prompts]:
+def _batch(
+    bank: SceneBank, config: TrainTeacherConfig, number: int, rng: np.random.Generator
+) -> tuple[Tensor, Prompts]:
     """Scenes of one step, in an order that visits each once per epoch, all turned or mirrored alike."""
     chosen = epoch_indices(len(bank.images), config.batch, number, config.optimizer.seed)
     transpose, flip_x, flip_y = rng.random(3) < 0.5

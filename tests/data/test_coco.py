@@ -38,9 +38,7 @@ def image(**changes):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.lists(
-        st.lists(st.tuples(st.floats(-5, 35), st.floats(-5, 25)), min_size=3, max_size=8), min_size=1, max_size=3
-    )
+    st.lists(st.lists(st.tuples(st.floats(-5, 35), st.floats(-5, 25)), min_size=3, max_size=8), min_size=1, max_size=3)
 )
 def test_polygons_become_the_masks_that_pycocotools_makes(tmp_path_factory, polygons):
     path = written(
@@ -107,7 +105,10 @@ MALFORMED = {
     "annotation twice": (content(annotations=[annotation(), annotation()]), "annotation id 5 occurs 2 times"),
     "file twice": (content(images=[image(), image(id=2)]), r"file_name 'a\.jpg' occurs 2 times"),
     "unknown category": (content(annotations=[annotation(category_id=8)]), "category 8, which is not among"),
-    "two corners": (content(annotations=[annotation(segmentation=[[1, 1, 2, 2]])]), "annotation 5 of image 1: a polygon"),
+    "two corners": (
+        content(annotations=[annotation(segmentation=[[1, 1, 2, 2]])]),
+        "annotation 5 of image 1: a polygon",
+    ),
     "odd polygon": (content(annotations=[annotation(segmentation=[[1, 1, 2, 2, 3, 3, 4]])]), "annotation 5 .*polygon"),
     "words": (content(annotations=[annotation(segmentation=[["a"] * 6])]), "annotation 5 .*polygon"),
     "nothing": (content(annotations=[annotation(segmentation=[])]), "annotation 5 .*segmentation"),

@@ -68,7 +68,7 @@ def test_shards_can_be_pickled(tmp_path):
 
 def test_an_unknown_split_lists_those_there_are(tmp_path):
     dataset(tmp_path, [packed("a")])
-    with pytest.raises(InputError, match="no split 'test'.*train"):
+    with pytest.raises(InputError, match=r"no split 'test'.*train"):
         Shards(tmp_path, "test")
 
 

@@ -44,9 +44,7 @@ class Teacher(Sam):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     out = tmp_path_factory.mktemp("prepare")
-    source = Procedural(
-        kind="procedural", side_px=48, train=5, calibration=2, validation=1, seed=0, jpeg_quality=90
-    )
+    source = Procedural(kind="procedural", side_px=48, train=5, calibration=2, validation=1, seed=0, jpeg_quality=90)
     prepare(PrepareConfig(data=__file__, shard_images=2, source=source), out=out, log=silent)
     return out
 

@@ -1,0 +1,245 @@
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import masks
+from pipeline.artifact import Card, Contents, digest, write_json, write_metrics
+from pipeline.compare import CompareConfig, compare, leaderboard_text
+from pipeline.errors import InputError
+from pipeline.log import silent
+from pipeline.metrics import band_means, iou
+
+CONFIG = CompareConfig(title="Teacher & <students>", pictures=2, extremes=1)
+SHADES = {"fp32": 2, "int8": 5}
+
+
+def _truths():
+    for number in range(1, 5):
+        mask = np.zeros((60, 80), bool)
+        mask[10 : 20 + 8 * number, 12 : 30 + 10 * number] = True
+        yield number, mask
+
+
+def _prepare(directory):
+    (directory / "validation" / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for number, mask in _truths():
+        if number < 3:
+            name = f"{number}.jpg"
+            Image.fromarray(np.full((60, 80, 3), 90 * number, np.uint8)).save(
+                directory / "validation" / "images" / name
+            )
+            images.append({"id": number, "file_name": name, "height": 60, "width": 80})
+        annotations.append(
+            {"id": number, "image_id": (number + 1) // 2, "segmentation": masks.encode(mask), "category_id": 1}
+        )
+    categories = [{"id": 1, "name": "object"}]
+    write_json(
+        directory / "validation" / "instances.json",
+        {"images": images, "annotations": annotations, "categories": categories},
+    )
+    write_metrics(directory, {"train_images": 7.0, "train_instances": 21.0, "validation_images": 2.0})
+    return Card.seal(directory, Contents(kind="dataset"), {})
+
+
+def _evaluation(directory, dataset, source, model, precision, role, shift, timed=True):
+    """An evaluation whose masks are the truth moved to the right by ``shift`` pixels."""
+    directory.mkdir(parents=True)
+    instances, predictions = [], []
+    for number, mask in _truths():
+        found = np.zeros_like(mask)
+        found[:, shift:] = mask[:, : 80 - shift]
+        ids = {"image_id": (number + 1) // 2, "annotation_id": number}
+        value = iou(found, mask)
+        instances.append(ids | {"area": int(mask.sum()), "box_iou": value, "click_iou": value})
+        predictions.append(ids | {"box": masks.encode(found), "click": masks.encode(found)})
+    areas = [i["area"] for i in instances]
+    metrics = {"instances": 4.0, "size_mib": 30.0 - shift, "parameters": 7e6, "encoder_macs": 2e9}
+    for prompt in ("box", "click"):
+        metrics |= band_means(f"{prompt}_miou", [i[f"{prompt}_iou"] for i in instances], areas)
+    if timed:
+        metrics |= {"latency_ms": 80.0 - 9 * shift, "encoder_ms": 30.0, "decoder_ms": 9.0, "memory_mib": 100.0 - shift}
+        write_json(directory / "latency.json", {"guarded": precision != "int8"})
+    write_json(directory / "instances.json", instances)
+    write_json(directory / "predictions.json", predictions)
+    write_json(
+        directory / "subject.json",
+        {"model": model, "precision": precision, "runtime": "openvino" if role == "student" else "torch", "role": role},
+    )
+    write_metrics(directory, metrics)
+    contents = Contents(kind="evaluation", model=model, precision=precision)
+    Card.seal(directory, contents, {"prepare": dataset, source: f"{model}{precision}".encode().hex().ljust(64, "0")})
+
+
+def _world(tmp_path):
+    dataset = _prepare(tmp_path / "prepare").digest
+    _evaluation(tmp_path / "evaluate_teacher", dataset, "teacher", "bundled", "fp32", "teacher", 0)
+    for precision, shift in SHADES.items():
+        place = tmp_path / "evaluate" / "nano" / precision
+        _evaluation(place, dataset, "build_engine", "nano", precision, "student", shift)
+    return tmp_path
+
+
+@pytest.fixture
+def world(tmp_path):
+    return _world(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Where it is, the rows and the page of one comparison; for tests that only look."""
+    place = _world(tmp_path_factory.mktemp("compared"))
+    return place, *_compare(place)
+
+
+def _compare(world, name="out", config=CONFIG):
+    out = world / name
+    out.mkdir()
+    contents = compare(
+        config,
+        prepare=world / "prepare",
+        evaluate_teacher=world / "evaluate_teacher",
+        evaluate=world / "evaluate",
+        out=out,
+        log=silent,
+    )
+    assert contents == Contents(kind="comparison")
+    return json.loads((out / "leaderboard.json").read_text()), (out / "report.html").read_text()
+
+
+def test_the_teacher_is_first_and_students_follow_by_box_miou(compared):
+    _, rows, _ = compared
+    assert [(r["role"], r["precision"]) for r in rows] == [
+        ("teacher", "fp32"),
+        ("student", "fp32"),
+        ("student", "int8"),
+    ]
+    assert rows[1]["box_miou"] > rows[2]["box_miou"]
+    assert rows[0]["box_retained"] == 1.0
+    assert rows[2]["box_retained"] == pytest.approx(rows[2]["box_miou"] / rows[0]["box_miou"])
+
+
+def test_rows_name_the_measured_artifact_and_its_digest(compared):
+    _, rows, _ = compared
+    assert rows[0]["artifact"] == "artifacts/teacher"
+    assert rows[2]["artifact"] == "artifacts/build_engine/nano/int8"
+    assert rows[2]["digest"] == b"nanoint8".hex().ljust(64, "0")
+
+
+def test_metrics_are_flat_numbers_of_all_rows(compared):
+    world, rows, _ = compared
+    metrics = json.loads((world / "out" / "metrics.json").read_text())
+    assert metrics["nano.int8.box_miou"] == rows[2]["box_miou"]
+    assert metrics["bundled.fp32.latency_ms"] == 80.0
+    assert all(isinstance(value, float) for value in metrics.values())
+
+
+def test_an_evaluation_of_another_dataset_is_left_out_and_named(world):
+    place = world / "evaluate" / "old" / "fp32"
+    _evaluation(place, "f" * 64, "build_engine", "old", "fp32", "student", 1)
+    rows, report = _compare(world)
+    assert "old" not in {row["model"] for row in rows}
+    assert "old fp32 (measured on another dataset)" in report
+
+
+def test_a_teacher_of_another_dataset_is_refused(world):
+    shutil.rmtree(world / "evaluate_teacher")
+    _evaluation(world / "evaluate_teacher", "f" * 64, "teacher", "bundled", "fp32", "teacher", 0)
+    with pytest.raises(InputError, match="another dataset"):
+        _compare(world)
+
+
+def test_the_same_input_gives_the_same_bytes(world):
+    _compare(world, "a")
+    _compare(world, "b")
+    assert digest(world / "a") == digest(world / "b")
+    assert {p.name for p in (world / "a" / "plots").iterdir()} == {
+        "miou_latency.png",
+        "miou_size.png",
+        "box_bands.png",
+        "click_bands.png",
+    }
+
+
+def test_the_report_needs_nothing_but_itself_and_names_no_machine(compared):
+    world, _, report = compared
+    assert not re.findall(r"https?:|//[a-z]|<script|<link|@import|url\((?!#)", report)
+    sources = re.findall(r'(?:src|href)="([^"]*)"', report)
+    assert sources
+    assert all(source.startswith(("data:image/jpeg;base64,", "#")) for source in sources)
+    assert str(world) not in report
+    ids = re.findall(r'\bid="([^"]+)"', report)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"(?:url\(|href=\")#([^\")]+)", report)) <= set(ids)
+
+
+def test_names_are_escaped(world):
+    _evaluation(
+        world / "evaluate" / "evil" / "fp32",
+        Card.read(world / "prepare").digest,
+        "build_engine",
+        "<b onclick=x>&",
+        "fp32",
+        "student",
+        1,
+    )
+    _, report = _compare(world)
+    assert "<b onclick" not in report
+    assert "&lt;b onclick=x&gt;&amp;" in report
+    assert "<title>Teacher &amp; &lt;students&gt;</title>" in report
+
+
+def test_pictures_show_prompt_truth_and_every_model(compared):
+    _, _, report = compared
+    tiles = report.count("data:image/jpeg;base64,")
+    assert tiles == (2 + 1) * (2 + 3)  # two in the gallery and one worst; no student is ahead of a perfect teacher
+    assert "Where students fall behind" in report
+    assert "Where students are ahead" not in report
+
+
+def test_without_latency_the_report_says_so(world):
+    dataset = Card.read(world / "prepare").digest
+    for place in (world / "evaluate_teacher", world / "evaluate"):
+        shutil.rmtree(place)
+    _evaluation(world / "evaluate_teacher", dataset, "teacher", "bundled", "fp32", "teacher", 0, timed=False)
+    place = world / "evaluate" / "nano" / "fp32"
+    _evaluation(place, dataset, "build_engine", "nano", "fp32", "student", 1, timed=False)
+    rows, report = _compare(world)
+    assert {row["latency_ms"] for row in rows} == {None}
+    assert "not measured" in report
+    assert not (world / "out" / "plots" / "miou_latency.png").exists()
+
+
+def test_a_teacher_alone_can_be_reported(world):
+    shutil.rmtree(world / "evaluate")
+    rows, report = _compare(world, config=CompareConfig(title="t", pictures=1, extremes=2))
+    assert len(rows) == 1
+    assert "Leaderboard" in report
+
+
+def test_latency_measured_beside_other_work_is_flagged(compared):
+    _, _, report = compared
+    assert "The machine was busy while nano int8 was timed" in report
+
+
+def test_a_damaged_evaluation_is_named(world):
+    (world / "evaluate" / "nano" / "int8" / "instances.json").write_text("[")
+    with pytest.raises(InputError, match=r"nano.int8.instances\.json"):
+        _compare(world)
+
+
+def test_the_table_is_aligned_and_has_a_dash_for_what_is_missing(compared):
+    _, rows, _ = compared
+    text = leaderboard_text([rows[0] | {"latency_ms": None}, *rows[1:]])
+    lines = text.splitlines()
+    assert len(lines) == 6
+    assert lines[1] == lines[3] == re.sub(r"[^ ]", "─", lines[1])
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2].split()[:3] == ["bundled", "fp32", "torch"]
+    column = lines[0].index("latency ms")
+    assert lines[2][column : column + 10].strip() == "-"
+    assert lines[5][column : column + 10].strip() == "35.0"

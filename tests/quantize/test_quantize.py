@@ -1,0 +1,269 @@
+"""ONNX files and their int8 form: what they compute, how they are built, what is refused."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from pipeline.artifact import Card, Contents
+from pipeline.data.shards import Shards
+from pipeline.errors import InputError
+from pipeline.log import silent
+from pipeline.models import build
+from pipeline.models.sam import save_checkpoint
+from pipeline.quantize import PRECISIONS, QuantizeConfig, quantize
+from pipeline.quantize import export as export_module
+from pipeline.quantize.export import export_encoder, refuse_forbidden
+from pipeline.quantize.int8 import LOWERED, choose, inspect, int8
+from pipeline.runtime.onnxruntime import open_session
+
+CONFIG = QuantizeConfig(
+    opset=18,
+    max_difference=1e-3,
+    calibration_images=3,
+    holdout_images=2,
+    seed=0,
+    calibration="max",
+    percentile=99.99,
+    quantize_attention=False,
+    min_cosine=0.9,
+)
+
+
+class Pictures(Shards):
+    """Coarse noise in the place of a prepared split."""
+
+    def __init__(self, directory=None, split="calibration", count=5):
+        self.directory, self.split, self._count = directory, split, count
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, index):
+        noise = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        return type("Sample", (), {"image": noise.repeat(8, 0).repeat(8, 1)})()
+
+
+class SmallEncoder(nn.Module):
+    """Convolutions, a norm, a shortcut, attention and a channel norm, in the shape of an image encoder of 64 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 4, stride=4), nn.BatchNorm2d(32), nn.GELU(approximate="tanh"))
+        self.block = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.GELU())
+        self.lower = nn.Conv2d(32, 64, 4, stride=4)
+        self.project, self.widen = nn.Linear(64, 64), nn.Linear(64, 256)
+        self.norm = nn.LayerNorm(256)
+
+    def forward(self, x):
+        x = self.stem(x)
+        tokens = self.lower(x + self.block(x)).flatten(2).transpose(1, 2)
+        q = self.project(tokens)
+        tokens = tokens + (q @ q.transpose(1, 2)).softmax(-1) @ tokens
+        return self.norm(self.widen(tokens)).transpose(1, 2).unflatten(2, (4, 4))
+
+
+@pytest.fixture(scope="module")
+def small():
+    sam = build("efficientvit_sam_nano")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sam.image_encoder = SmallEncoder()
+    for module in sam.image_encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-1, 1, generator=torch.Generator().manual_seed(1))
+            module.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
+    sam.input_size, sam.embedding_size = 64, 4
+    return sam.eval()
+
+
+@pytest.fixture(scope="module")
+def encoder(small, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "encoder.onnx"
+    export_encoder(small, path, opset=18, tolerance=1e-4)
+    return path
+
+
+def lowered(encoder, tmp_path, **changes):
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(encoder.read_bytes())
+    figures = int8(CONFIG.model_copy(update=changes), path, Pictures(), 64)
+    assert [p.name for p in tmp_path.iterdir()] == ["encoder.onnx"]
+    return path, figures
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The verb run once on the nano student in int8."""
+    root = tmp_path_factory.mktemp("quantize")
+    align, out = root / "align", root / "out"
+    align.mkdir()
+    out.mkdir()
+    save_checkpoint(build("efficientvit_sam_nano"), align)
+    Card.seal(align, Contents(kind="checkpoint", model="efficientvit_sam_nano"), {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.quantize.Shards", Pictures)
+        contents = quantize(
+            CONFIG.model_copy(update={"min_cosine": 0.0}),
+            prepare=root,
+            align=align,
+            student="efficientvit_sam_nano",
+            precision="int8",
+            out=out,
+            log=silent,
+        )
+    return align, out, contents
+
+
+def test_the_verb_leaves_two_models_and_their_figures(whole):
+    _, out, contents = whole
+    assert sorted(p.name for p in out.iterdir()) == ["decoder.onnx", "encoder.onnx", "metrics.json"]
+    assert (contents.kind, contents.precision) == ("onnx", "int8")
+    assert contents.load == {"image_size": 256, "input_size": 256, "embedding_size": 16}
+    # int8 weights are stored as such: about a quarter of fp32's bytes.
+    parameters = sum(p.numel() for p in build("efficientvit_sam_nano").image_encoder.parameters())
+    assert (out / "encoder.onnx").stat().st_size < 4 * parameters / 2.5
+
+
+def test_no_operator_is_left_that_engines_refuse_and_axes_are_named(whole):
+    _, out, _ = whole
+    for name, dynamic in (("encoder", {"batch"}), ("decoder", {"prompts", "points"})):
+        model = onnx.load(out / f"{name}.onnx")
+        kinds = {node.op_type for node in model.graph.node}
+        assert not kinds & {"OneHot", "Tile", "NonZero", "ScatterND", "BatchNormalization", "Loop", "If"}
+        assert "LayerNormalization" in kinds
+        axes = {d.dim_param for v in (*model.graph.input, *model.graph.output) for d in v.type.tensor_type.shape.dim}
+        assert axes - {""} == dynamic
+    assert "Sqrt" not in kinds  # channel norms of the decoder are the one operator, too
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_a_file_tells_nothing_but_its_computation(whole, name):
+    _, out, _ = whole
+    data = (out / f"{name}.onnx").read_bytes()
+    for word in (b"/work", b"site-packages", b".py", b'File "', b"torch.nn"):
+        assert word not in data
+    model = onnx.load_from_string(data)
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert len({node.name for node in model.graph.node}) == len(model.graph.node)
+
+
+def test_the_same_weights_give_the_same_bytes(small, encoder, tmp_path):
+    export_encoder(small, tmp_path / "again.onnx", opset=18, tolerance=1e-4)
+    assert (tmp_path / "again.onnx").read_bytes() == encoder.read_bytes()
+    (tmp_path / "again.onnx").unlink()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    a, b = (lowered(encoder, tmp_path / folder)[0].read_bytes() for folder in ("a", "b"))
+    assert a == b
+    assert a != encoder.read_bytes()
+
+
+def test_export_leaves_the_model_as_it_was(small):
+    keys = set(small.state_dict())
+    before = small.prompt_encoder.get_dense_pe()
+    copied = export_module._for_export(small)
+    assert torch.equal(copied.prompt_encoder.get_dense_pe(), before)
+    assert set(small.state_dict()) == keys
+    assert "dense_position" not in dict(small.prompt_encoder.named_buffers())
+
+
+def test_a_difference_to_pytorch_above_the_limit_fails(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "_difference", lambda *_: float("inf"))
+    with pytest.raises(InputError, match=r"differs from PyTorch by inf, more than quantize.max_difference 0.0001"):
+        export_encoder(small, tmp_path / "encoder.onnx", opset=18, tolerance=1e-4)
+
+
+def test_a_forbidden_operator_is_named_with_its_node():
+    node = onnx.helper.make_node("NonZero", ["x"], ["y"], name="where_points_are")
+    graph = onnx.helper.make_graph([node], "g", [], [])
+    with pytest.raises(InputError, match=r"decoder.onnx .* where_points_are \(NonZero\)"):
+        refuse_forbidden(onnx.helper.make_model(graph), "decoder.onnx")
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("calibration", ["max", "entropy", "percentile"])
+def test_int8_has_the_form_engines_take(encoder, tmp_path, attention, calibration):
+    path, figures = lowered(encoder, tmp_path, quantize_attention=attention, calibration=calibration)
+    model = onnx.load(path)
+    constants = {c.name: numpy_helper.to_array(c) for c in model.graph.initializer}
+    made = {node.output[0]: node for node in model.graph.node}
+    weights = products = 0
+    for node in model.graph.node:
+        sources = [made[name] for name in node.input if name in made and made[name].op_type == "DequantizeLinear"]
+        assert not sources or node.op_type in LOWERED
+        if node.op_type in LOWERED:
+            lowered_weight = any(source.input[0] in constants for source in sources)
+            assert lowered_weight or (node.op_type == "MatMul" and (len(sources) == 2) == attention)
+            weights, products = weights + lowered_weight, products + (not lowered_weight)
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero_point = constants[node.input[2]]
+            assert zero_point.dtype == np.int8
+            assert not zero_point.any()
+            if node.input[0] in constants:
+                assert constants[node.input[0]].dtype == np.int8
+                assert constants[node.input[1]].size > 1  # one scale per channel
+            else:
+                assert constants[node.input[1]].size == 1
+    assert (weights, products) == (5, 2)
+    assert figures["quantized_nodes"] == (7 if attention else 5)
+    assert figures["embedding_cosine"] > 0.98
+
+
+def test_int8_calibrates_on_the_images_asked_for_and_compares_on_others():
+    chosen, held_out = choose(CONFIG, Pictures())
+    assert sorted(chosen + held_out) == [0, 1, 2, 3, 4]
+    assert (len(chosen), len(held_out)) == (3, 2)
+    assert choose(CONFIG, Pictures()) == (chosen, held_out)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_other_splits_than_calibration_are_refused(encoder, split):
+    with pytest.raises(InputError, match=f"'calibration' only, not on '{split}'"):
+        int8(CONFIG, encoder, Pictures(split=split), 64)
+
+
+def test_too_few_images_are_refused_with_both_numbers():
+    with pytest.raises(InputError, match=r"has 4 calibration images; .* 3 \+ 2"):
+        choose(CONFIG, Pictures(count=4))
+
+
+def test_a_zero_point_other_than_zero_is_refused(encoder, tmp_path):
+    path, _ = lowered(encoder, tmp_path)
+    model = onnx.load(path)
+    quantizer = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    for constant in model.graph.initializer:
+        if constant.name == quantizer.input[2]:
+            constant.CopyFrom(numpy_helper.from_array(np.array(3, np.int8), constant.name))
+    with pytest.raises(InputError, match="zero point other than 0"):
+        inspect(model)
+
+
+def test_int8_too_far_from_fp32_fails_and_leaves_the_file(encoder, tmp_path):
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(encoder.read_bytes())
+    with pytest.raises(InputError, match="quantize.min_cosine asks for 1.0"):
+        int8(CONFIG.model_copy(update={"min_cosine": 1.0}), path, Pictures(), 64)
+
+
+def test_an_unknown_precision_lists_the_known_ones(whole, tmp_path):
+    with pytest.raises(InputError, match=f"unknown precision 'int3': there is {', '.join(PRECISIONS)}"):
+        quantize(CONFIG, prepare=tmp_path, align=whole[0], student="x", precision="int3", out=tmp_path, log=silent)
+
+
+def test_another_students_checkpoint_is_refused(whole, tmp_path):
+    with pytest.raises(InputError, match="not a checkpoint of efficientvit_sam_l0"):
+        quantize(
+            CONFIG, prepare=tmp_path, align=whole[0], student="efficientvit_sam_l0", precision="fp32", out=tmp_path,
+            log=silent,
+        )  # fmt: skip
+
+
+def test_int8_encoder_takes_any_batch(whole):
+    session = open_session(whole[1] / "encoder.onnx")
+    images = np.random.default_rng(0).normal(size=(3, 3, 256, 256)).astype(np.float32)
+    (together,) = session.run(None, {"image": images})
+    (alone,) = session.run(None, {"image": images[1:2]})
+    assert np.abs(together[1:2] - alone).max() < 1e-4

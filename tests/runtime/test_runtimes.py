@@ -1,0 +1,196 @@
+"""All runtimes give PyTorch's results, for every form of prompt and image."""
+
+import builtins
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.artifact import Card, Contents
+from pipeline.build_engine import BuildEngineConfig, build_engine
+from pipeline.data.shards import Shards
+from pipeline.errors import InputError
+from pipeline.log import silent
+from pipeline.models import build
+from pipeline.models.sam import save_checkpoint
+from pipeline.quantize import QuantizeConfig, quantize
+from pipeline.runtime import ENGINES, Predictor, Segmenter, load
+
+STUDENT = "efficientvit_sam_nano"
+QUANTIZE = QuantizeConfig(
+    opset=18, max_difference=1e-3, calibration_images=1, holdout_images=1, seed=0, calibration="max", percentile=99.9,
+    quantize_attention=False, min_cosine=0.0,
+)  # fmt: skip
+
+
+class NoImages(Shards):
+    """Stands for a split that nobody reads."""
+
+    def __init__(self, directory, split):
+        self.split = split
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    """A checkpoint, its ONNX files, and both engines."""
+    root = tmp_path_factory.mktemp("runtimes")
+    places = {name: root / name for name in ("checkpoint", "onnx", *ENGINES)}
+    for place in places.values():
+        place.mkdir()
+    save_checkpoint(build(STUDENT, seed=1), places["checkpoint"])
+    Card.seal(places["checkpoint"], Contents(kind="checkpoint", model=STUDENT), {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.quantize.Shards", NoImages)
+        patch.setitem(quantize.__globals__, "PRECISIONS", {"fp32": lambda *_: {}})
+        contents = quantize(
+            QUANTIZE, prepare=root, align=places["checkpoint"], student=STUDENT, precision="fp32", out=places["onnx"],
+            log=silent,
+        )  # fmt: skip
+    Card.seal(places["onnx"], contents, {})
+    for engine in ENGINES:
+        config = BuildEngineConfig(
+            engine=engine, inference_precision="f32", threads=1, min_cosine=0.9999, min_mask_agreement=0.999
+        )
+        contents = build_engine(
+            config, quantize=places["onnx"], student=STUDENT, precision="fp32", out=places[engine], log=silent
+        )
+        Card.seal(places[engine], contents, {})
+    return places
+
+
+@pytest.fixture(scope="module")
+def segmenters(artifacts):
+    return {name: load(place, threads=1) for name, place in artifacts.items()}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (640, 333)])
+def test_all_runtimes_give_pytorchs_masks(segmenters, size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    corner = np.array([size[1], size[0]])
+    prompts = (
+        {"box": np.array([0, 0, *corner])},
+        {"point_coords": 0.5 * corner[None], "point_labels": np.array([1])},
+        {"point_coords": np.linspace(0, 1, 7)[:, None] * corner, "point_labels": np.arange(7) % 2},
+        {"mask_input": np.random.default_rng(1).normal(size=(1, 64, 64))},
+        {"box": np.tile([0, 0, *corner], (20, 1)) * np.linspace(0.1, 1, 20)[:, None]},
+    )
+    predictors = {name: Predictor(segmenter) for name, segmenter in segmenters.items()}
+    for predictor in predictors.values():
+        predictor.set_image(image)
+    for prompt in prompts:
+        expected = predictors["checkpoint"].predict(**prompt, return_logits=True)
+        assert np.abs(expected.masks).max() > 1e-2
+        for name, predictor in predictors.items():
+            for a, b in zip(predictor.predict(**prompt, return_logits=True), expected, strict=True):
+                assert a.shape == b.shape
+                assert np.abs(a - b).max() < 1e-3, (name, list(prompt))
+
+
+@settings(max_examples=12, deadline=None)
+@given(prompts=st.integers(1, 5), points=st.integers(0, 6), mask=st.booleans(), seed=st.integers(0, 99))
+def test_any_number_of_prompts_and_points_decodes_alike(segmenters, prompts, points, mask, seed):
+    generator = torch.Generator().manual_seed(seed)
+    arguments = (
+        torch.randn(1, 256, 16, 16, generator=generator),
+        torch.rand(prompts, points, 2, generator=generator) * 256,
+        torch.randint(-1, 4, (prompts, points), generator=generator).float(),
+        torch.randn(prompts, 1, 64, 64, generator=generator) if mask else None,
+    )
+    logits, ious = segmenters["checkpoint"].decode(*arguments)
+    assert logits.shape == (prompts, 4, 64, 64)
+    for name in ("onnx", *ENGINES):
+        found, scores = segmenters[name].decode(*arguments)
+        assert (found - logits).abs().max() < 1e-3
+        assert (scores - ious).abs().max() < 1e-3
+
+
+def test_a_batch_of_images_encodes_like_its_images(segmenters):
+    images = torch.randn(3, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    expected = segmenters["checkpoint"].encode(images)
+    for segmenter in segmenters.values():
+        assert (segmenter.encode(images) - expected).abs().max() < 1e-3
+        assert (segmenter.encode(images[1:2]) - expected[1:2]).abs().max() < 1e-3
+
+
+def test_every_runtime_is_a_segmenter_of_the_same_sizes(segmenters):
+    for segmenter in segmenters.values():
+        assert isinstance(segmenter, Segmenter)
+        assert (segmenter.image_size, segmenter.input_size, segmenter.embedding_size) == (256, 256, 16)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_threads_do_not_disturb_each_other(segmenters, name):
+    segmenter = segmenters[name]
+    images = [torch.full((1, 3, 256, 256), float(i)) for i in range(4)]
+    expected, found = [segmenter.encode(image) for image in images], [None] * 4
+
+    def work(i):
+        for _ in range(3):
+            found[i] = segmenter.encode(images[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+
+
+def test_openvino_computes_in_the_precision_the_card_names(artifacts):
+    segmenter = load(artifacts["openvino"])
+    precision = segmenter._encoder._model.get_property("INFERENCE_PRECISION_HINT")
+    assert precision.to_string() == "f32"
+
+
+@pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_a_missing_package_says_what_to_install(artifacts, monkeypatch, kind, package):
+    real = builtins.__import__
+
+    def absent(name, *rest, **more):
+        if name.split(".")[0] == package:
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(InputError, match=f"pip install {package}"):
+        load(artifacts[kind])
+
+
+def test_what_is_no_model_is_refused(artifacts, tmp_path):
+    with pytest.raises(InputError, match="not an artifact"):
+        load(tmp_path)
+    Card.seal(tmp_path, Contents(kind="dataset"), {})
+    with pytest.raises(InputError, match="kind 'dataset', which holds no model"):
+        load(tmp_path)
+    Card.seal(tmp_path, Contents(kind="engine", load={"engine": "abacus"}), {})
+    with pytest.raises(InputError, match="'abacus'; this version runs openvino, onnxruntime"):
+        load(tmp_path)
+    Card.seal(tmp_path, Contents(kind="onnx"), {})
+    with pytest.raises(InputError, match="lacks image_size"):
+        load(tmp_path)
+    with pytest.raises(InputError, match="at least 1"):
+        load(artifacts["onnx"], threads=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"), [("onnx", "decoder.onnx"), ("openvino", "encoder.bin"), ("checkpoint", "model.safetensors")]
+)
+def test_a_missing_or_damaged_file_is_named(artifacts, tmp_path, kind, file):
+    for path in artifacts[kind].iterdir():
+        if path.name != file:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match=file):
+        load(tmp_path)
+    (tmp_path / file).write_bytes(b"no model")
+    if file != "encoder.bin":
+        with pytest.raises(InputError, match=file):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "device"), [("checkpoint", "abacus"), ("onnx", "abacus"), ("openvino", "cuda")])
+def test_an_absent_device_is_named(artifacts, kind, device):
+    with pytest.raises(InputError, match=device):
+        load(artifacts[kind], device=device)
