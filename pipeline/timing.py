@@ -48,6 +48,41 @@ class _Window:
         return self.foreign_load is not None and self.foreign_load <= max_foreign_load
 
 
+class Stopwatch:
+    """Gathers durations of one function in one turn or several, so that others can be measured in between.
+
+    Args:
+        function: Must have finished its work when it returns (a GPU synchronised).
+        max_foreign_load: Share of all processors that other processes may use, in [0, 1].
+    """
+
+    def __init__(self, function: Callable[[], object], *, max_foreign_load: float) -> None:
+        self._function = function
+        self._max_foreign_load = max_foreign_load
+        self._windows = list[_Window]()
+        self._accepted, self._taken = 0, 0
+
+    def gather(self, goal: int) -> None:
+        """Call until ``goal`` samples in all, those of earlier turns among them, fell into quiet windows."""
+        while self._accepted < goal and self._taken < _PATIENCE * goal:
+            window = _window(self._function, goal - self._accepted)
+            self._windows.append(window)
+            self._taken += len(window.durations_s)
+            self._accepted += len(window.durations_s) if window.quiet(self._max_foreign_load) else 0
+
+    def timing(self, goal: int) -> Timing:
+        """What was gathered: the quiet windows alone, if they hold ``goal`` samples.
+
+        Raises:
+            ValueError: Nothing was gathered.
+        """
+        if not self._taken:
+            raise ValueError("a measurement needs at least 1 run, not 0")
+        guarded = self._accepted >= goal
+        quiet = [window for window in self._windows if window.quiet(self._max_foreign_load)]
+        return _summary(quiet if guarded else self._windows, guarded)
+
+
 def measure(function: Callable[[], object], *, warmup: int, runs: int, max_foreign_load: float) -> Timing:
     """Time calls of ``function`` until ``runs`` of them fell into quiet windows.
 
@@ -64,14 +99,9 @@ def measure(function: Callable[[], object], *, warmup: int, runs: int, max_forei
         raise ValueError(f"a measurement needs at least 1 run, not {runs}")
     for _ in range(warmup):
         function()
-    windows, accepted, taken = list[_Window](), 0, 0
-    while accepted < runs and taken < _PATIENCE * runs:
-        window = _window(function, runs - accepted)
-        windows.append(window)
-        taken += len(window.durations_s)
-        accepted += len(window.durations_s) if window.quiet(max_foreign_load) else 0
-    guarded = accepted >= runs
-    return _summary([w for w in windows if w.quiet(max_foreign_load)] if guarded else windows, guarded)
+    stopwatch = Stopwatch(function, max_foreign_load=max_foreign_load)
+    stopwatch.gather(runs)
+    return stopwatch.timing(runs)
 
 
 def _window(function: Callable[[], object], at_most: int) -> _Window:

@@ -7,19 +7,22 @@ history, and a run that is killed and started again goes on as if nothing had ha
 import hashlib
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from pipeline.config import Config
+from pipeline.errors import InputError
 from pipeline.log import Log
 
 BatchT = TypeVar("BatchT")
@@ -39,18 +42,35 @@ CHECKPOINTS = Path(".checkpoints")
 class OptimizerConfig(Config):
     """How long and how fast to learn."""
 
-    steps: int
-    lr: float
+    steps: Annotated[int, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0)]
     """Peak learning rate."""
-    warmup_steps: int
-    cooldown_steps: int
+    warmup_steps: Annotated[int, Field(ge=0)]
+    cooldown_steps: Annotated[int, Field(ge=0)]
     """Steps at the end in which the rate falls linearly to 0; it is constant in between."""
-    weight_decay: float
+    weight_decay: Annotated[float, Field(ge=0)]
     """Applied to matrices and kernels, not to norms and biases."""
-    clip_norm: float
-    ema_decay: float
+    clip_norm: Annotated[float, Field(gt=0)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
     """Of the averaged weights that are kept in the end; 0 keeps the last weights."""
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
+
+
+def device_of(name: str, where: str) -> torch.device:
+    """The device of that name.
+
+    Args:
+        name: As torch names it: ``cpu``, ``cuda``, ``cuda:1``.
+        where: What of params.yaml named it, for the error.
+
+    Raises:
+        InputError: There is none on this machine.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{where} is {name!r}, which is not to be had here ({reason}): set it to cpu.") from None
 
 
 def fit(
@@ -76,6 +96,7 @@ def fit(
 
     Raises:
         FloatingPointError: A loss is not finite.
+        InputError: The checkpoint is damaged or another version's.
     """
     optimizer = _optimizer(module, config)
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
@@ -174,15 +195,25 @@ def _save(path: Path, done: int, module: nn.Module, optimizer: torch.optim.Optim
         "optimizer": optimizer.state_dict(),
         "average": average.state_dict(),
     }
-    torch.save(state, draft)
-    os.replace(draft, path)
+    try:
+        with draft.open("wb") as stream:  # handed only a path, torch would not say that the disk is full
+            torch.save(state, stream)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
-    module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    average.load_state_dict(state["average"])
-    return int(state["done"])
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["average"])
+        return int(state["done"])
+    except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path}, where an interrupted run was to go on, cannot be used ({reason}): remove it to start anew."
+        ) from None

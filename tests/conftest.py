@@ -88,6 +88,12 @@ class World:
         return {**os.environ, "PATH": path, "PYTHONPATH": ""}
 
 
+@pytest.fixture(scope="session")
+def world_at() -> type[World]:
+    """What gives the commands of a folder."""
+    return World
+
+
 def _make(root: Path) -> World:
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "tests/world", root, ignore=ignore)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.stage import Stage
-from pipeline.tracking import EXPERIMENT, PARENT_RUN, Curves, Store, parent_run, upstream
+from pipeline.tracking import EXPERIMENT, PARENT_RUN, Curves, Store, parent_run
 
 A = Stage(run="m:a", says="")
 B = Stage(run="m:b", says="", needs=(A,), over=("student",))

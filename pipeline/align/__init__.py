@@ -1,6 +1,9 @@
 """Align a student's mask decoder with its own image embeddings, by boxes and clicks."""
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from pipeline.align.decoder import align_decoder
 from pipeline.artifact import Card, Contents, write_metrics
@@ -10,15 +13,15 @@ from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.sam import WEIGHTS, load_weights, save_checkpoint
-from pipeline.training import OptimizerConfig, checkpoint_of
+from pipeline.training import OptimizerConfig, checkpoint_of, device_of
 
 
 class AlignConfig(Config):
     """How one student's mask decoder is aligned."""
 
-    batch: int
+    batch: Annotated[int, Field(ge=1)]
     """Images in a step."""
-    prompts: int
+    prompts: Annotated[int, Field(ge=1)]
     """Prompts on each image, half of them boxes, half of them clicks."""
     device: str
     autocast_bf16: bool
@@ -42,10 +45,17 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
     """
     if Card.read(distill).model != student:
         raise InputError(f"{distill} holds {Card.read(distill).model}, not {student}: run `dvc repro`.")
+    device_of(config.device, f"align.{student}.device")
+    images = Shards(prepare, "train")
+    if not any(images.instances):
+        raise InputError(
+            f"{prepare} has no mask on any train image, and a decoder learns from masks: use a source with masks "
+            "(`prepare.source` in params.yaml)."
+        )
     sam = load_weights(build(student), distill / WEIGHTS)
     inputs = (Card.read(need).digest for need in (prepare, distill))
     checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), *inputs)
-    metrics = align_decoder(sam, Shards(prepare, "train"), config, log=log, checkpoint=checkpoint)
+    metrics = align_decoder(sam, images, config, log=log, checkpoint=checkpoint)
     log(metrics)
     write_metrics(out, metrics)
     save_checkpoint(sam, out)

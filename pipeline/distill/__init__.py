@@ -1,6 +1,9 @@
 """Teach a student's image encoder the teacher's image embeddings."""
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from pipeline.artifact import Card, Contents, write_metrics
 from pipeline.config import Config
@@ -11,13 +14,13 @@ from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.sam import WEIGHTS, Sam, load_weights, save_checkpoint
-from pipeline.training import OptimizerConfig, checkpoint_of
+from pipeline.training import OptimizerConfig, checkpoint_of, device_of
 
 
 class DistillConfig(Config):
     """How one student learns the teacher's embeddings."""
 
-    batch: int
+    batch: Annotated[int, Field(ge=1)]
     """Images in a step."""
     device: str
     autocast_bf16: bool
@@ -42,8 +45,11 @@ def distill(
         InputError: Teacher and student do not fit, or an input is damaged.
         FloatingPointError: The loss is not finite.
     """
-    sam = student_of(teacher, student, config.optimizer.seed)
+    device_of(config.device, f"distill.{student}.device")
     embeddings = Embeddings(embed)
+    if embeddings.teacher != Card.read(teacher).digest:
+        raise InputError(f"{embed} was made by another teacher than the one in {teacher}: run `dvc repro embed`.")
+    sam = student_of(teacher, student, config.optimizer.seed)
     inputs = (Card.read(need).digest for need in (prepare, teacher, embed))
     checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), *inputs)
     distill_embeddings(sam, Shards(prepare, "train"), embeddings, config, log=log, checkpoint=checkpoint)
@@ -61,14 +67,14 @@ def student_of(teacher: Path, student: str, seed: int) -> Sam:
         InputError: The two have image embeddings or prompt frames of different sizes.
     """
     name = Card.read(teacher).model or ""
-    source = load_weights(build(name), teacher / WEIGHTS)
-    sam = build(student, seed=seed)
+    source, sam = build(name), build(student, seed=seed)
     ours, theirs = (f"{m.embedding_size}x{m.embedding_size} cells of {m.image_size} pixels" for m in (sam, source))
     if ours != theirs:
         raise InputError(
             f"student {student} has an image embedding of {ours}, its teacher {name} one of {theirs}: "
             "choose nano students with the bundled teacher, full-size ones with vit_b, vit_l or vit_h (params.yaml)."
         )
+    load_weights(source, teacher / WEIGHTS)
     sam.prompt_encoder.load_state_dict(source.prompt_encoder.state_dict())
     sam.mask_decoder.load_state_dict(source.mask_decoder.state_dict())
     return sam

@@ -39,7 +39,7 @@ def distill_embeddings(
 
     def step(batch: Batch, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
         pixels, target, valid = (part.to(config.device) for part in batch)
-        with torch.autocast(config.device, torch.bfloat16, enabled=config.autocast_bf16):
+        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.autocast_bf16):
             predicted = encoder(pixels)
         return {"loss": embedding_mse(predicted.float(), target, valid)}
 

@@ -114,7 +114,9 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 def _self_attention(attention: Attention, queries_keys: Tensor, values: Tensor) -> Tensor:
     heads = attention.num_heads
     q, k = _heads(attention.q_proj(queries_keys), heads), _heads(attention.k_proj(queries_keys), heads)
-    out = F.scaled_dot_product_attention(q, k, _heads(attention.v_proj(values), heads))
+    v = _heads(attention.v_proj(values), heads)
+    # Four dimensions: the ONNX exporter takes no more.
+    out = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).unflatten(0, q.shape[:2])
     return attention.out_proj(out.transpose(-2, -3).flatten(-2))
 
 

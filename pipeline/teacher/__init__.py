@@ -28,19 +28,29 @@ class TeacherConfig(Config):
 
 
 def teacher(config: TeacherConfig, *, out: Path, log: Log) -> Contents:
-    """Bring the teacher's weights in, checked key by key."""
-    sam = build(config.name)
+    """Bring the teacher's weights in, checked key by key.
+
+    Args:
+        config: Section ``teacher`` of params.yaml.
+        out: Empty directory for the artifact.
+        log: Gets the number of parameters.
+
+    Raises:
+        InputError: The checkpoint is missing, damaged, not the one that is pinned, or another model's.
+    """
     if config.name == "bundled":
         if config.checkpoint or config.sha256:
             raise InputError("params.yaml, section 'teacher': the bundled teacher has no checkpoint; set both to null.")
-        load_weights(sam, BUNDLED / "model.safetensors")
+        sam = load_weights(build(config.name), BUNDLED / "model.safetensors")
     else:
         if not config.checkpoint or not config.sha256:
             raise InputError(
                 f"params.yaml, section 'teacher': {config.name} needs `checkpoint` (path or URL) and its `sha256`."
             )
         path = fetch(config.checkpoint, config.sha256, Path(config.store))
-        load_state(sam, read(path), path)
+        state = read(path)
+        sam = build(config.name)
+        load_state(sam, state, path)
     save_checkpoint(sam, out)
     metrics = {"parameters": float(count_parameters(sam))}
     log(metrics)

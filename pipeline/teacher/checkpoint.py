@@ -1,5 +1,6 @@
 """Official ``.pth`` checkpoints: fetched once, checked against a pinned hash, read without running any code in them."""
 
+import http.client
 import os
 import pickle
 import urllib.error
@@ -14,6 +15,8 @@ from pipeline.artifact import file_sha256
 from pipeline.errors import InputError
 
 CHUNK_BYTES = 1 << 20
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
+"""What torch raises on bytes that are no checkpoint."""
 
 
 def fetch(source: str, sha256: str, store: Path) -> Path:
@@ -55,10 +58,13 @@ def _download(url: str, path: Path) -> None:
             with tqdm(total=total, desc="download", unit="B", unit_scale=True, mininterval=2, disable=None) as bar:
                 while chunk := response.read(CHUNK_BYTES):
                     bar.update(stream.write(chunk))
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        draft.unlink(missing_ok=True)
+            if total and stream.tell() != total:
+                raise ConnectionError(f"cut short after {stream.tell()} of {total} bytes")
+        os.replace(draft, path)
+    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         raise InputError(f"checkpoint {url} cannot be downloaded ({error}): try again, or give a local path.") from None
-    os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -69,8 +75,8 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).split(". ")[0].split("\n")[0]
+    except _UNREADABLE as error:
+        reason = str(error).split(". ")[0].split("\n")[0] or type(error).__name__
         raise InputError(
             f"checkpoint {path} cannot be read as plain weights ({reason}): get the official file."
         ) from None

@@ -90,7 +90,7 @@ def train(config: TrainTeacherConfig, *, device: str, log: Log, checkpoint: Path
 
     def step(batch: tuple[Tensor, Prompts], number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
         images, prompts = batch
-        with torch.autocast(device, torch.bfloat16, enabled=config.autocast_bf16):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.autocast_bf16):
             return two_rounds(sam, images.to(device), prompts, rng, correct=number % config.correct_every == 0)
 
     fit(sam, draw, step, config.optimizer, log=log, name="train_teacher", checkpoint=checkpoint)

@@ -1,0 +1,129 @@
+"""The verb ``bench``: how fast a model is in each runtime and precision, side by side in one run.
+
+All candidates are built first and then measured in turns, so that a change of the machine's clock or load meets every
+row alike. Nothing is judged and nothing is kept: engines are built in a temporary directory, from fresh weights unless
+others are named, since the time does not depend on their values.
+"""
+
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from tqdm import tqdm
+
+from pipeline.bench import decoder, encoder, training
+from pipeline.bench.candidate import Subject
+from pipeline.bench.settings import PRECISIONS, RUNTIMES, Combination, Settings
+from pipeline.bench.table import Report, rows
+from pipeline.bench.turns import measure_in_turns
+from pipeline.errors import InputError
+from pipeline.models.students import STUDENTS
+
+__all__ = ["PRECISIONS", "RUNTIMES", "SUBJECTS", "Settings", "bench", "compare"]
+
+SUBJECTS: Mapping[str, Subject] = {
+    "encoder": encoder.SUBJECT,
+    "decoder": decoder.SUBJECT,
+    "training": training.SUBJECT,
+}
+"""What can be measured."""
+
+_BASELINE: Combination = ("torch", "fp32")
+
+
+def bench(
+    *,
+    subject: str,
+    students: tuple[str, ...],
+    runtimes: tuple[str, ...],
+    precisions: tuple[str, ...],
+    threads: int,
+    runs: int,
+    warmup: int,
+    rounds: int,
+    max_foreign_load: float,
+    prompts: tuple[int, ...],
+    images: int,
+    weights: Path | None,
+    as_json: bool,
+) -> str:
+    """What the command prints: a table, or JSON. Arguments are those of `Settings`.
+
+    Raises:
+        InputError: See `compare`; or a number is out of its range.
+    """
+    settings = Settings(
+        students=students,
+        runtimes=runtimes,
+        precisions=precisions,
+        threads=threads,
+        runs=runs,
+        warmup=warmup,
+        rounds=rounds,
+        max_foreign_load=max_foreign_load,
+        prompts=prompts,
+        images=images,
+        weights=weights,
+    )
+    settings.check()
+    report = compare(subject, settings)
+    return report.json() if as_json else report.text()
+
+
+def compare(subject: str, settings: Settings) -> Report:
+    """Measure everything asked for; what cannot be is named on stderr and in the report.
+
+    Raises:
+        InputError: The subject, a student, a runtime or a precision is unknown, or no combination is possible.
+    """
+    _known("subject", [subject], SUBJECTS)
+    _known("student", settings.students, STUDENTS)
+    _known("runtime", settings.runtimes, RUNTIMES)
+    _known("precision", settings.precisions, PRECISIONS)
+    what = SUBJECTS[subject]
+    combinations, left_out = possible(what, settings)
+    for note in left_out:
+        tqdm.write(f"left out: {note}", file=sys.stderr)
+    if not combinations:
+        raise InputError(f"nothing is left to measure of {subject}: ask for others of --runtimes and --precisions.")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        with ExitStack() as stack:
+            directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
+            candidates = []
+            for i, student in enumerate(tqdm(settings.students, "build", unit="student", disable=None, mininterval=2)):
+                # One baseline for all students, also where PyTorch itself was not asked for.
+                own = combinations if i else sorted({*combinations, _BASELINE}, key=_order)
+                (directory / student).mkdir(exist_ok=True)
+                candidates += what.build(settings, student, own, directory / student, stack)
+            timings = measure_in_turns([candidate.call for candidate in candidates], settings)
+            return Report(subject, what.unit, settings, rows(candidates, timings), left_out)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def possible(what: Subject, settings: Settings) -> tuple[list[Combination], list[str]]:
+    """The combinations of runtime and precision that exist, the baseline first, and why the others do not."""
+    combinations, left_out = list[Combination](), list[str]()
+    for runtime in settings.runtimes:
+        for precision in settings.precisions:
+            reason = what.refuses(runtime, precision)
+            if reason:
+                left_out.append(f"{runtime} {precision}: {reason}")
+            else:
+                combinations.append((runtime, precision))
+    return sorted(set(combinations), key=_order), left_out
+
+
+def _order(combination: Combination) -> tuple[int, int]:
+    return RUNTIMES.index(combination[0]), PRECISIONS.index(combination[1])
+
+
+def _known(what: str, names: tuple[str, ...] | list[str], table: Mapping[str, object] | tuple[str, ...]) -> None:
+    for name in names:
+        if name not in table:
+            raise InputError(f"unknown {what} {name!r}: there is {', '.join(table)}.")

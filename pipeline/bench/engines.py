@@ -1,0 +1,122 @@
+"""A model in the form that each runtime takes, made by the functions that the stages use."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from pipeline.artifact import Card, write_json
+from pipeline.bench.settings import Combination, Settings
+from pipeline.build_engine import ENGINES, BuildEngineConfig
+from pipeline.data.shards import MANIFEST, Manifest, Shards, write_split
+from pipeline.errors import InputError
+from pipeline.models import build
+from pipeline.models.sam import Sam
+from pipeline.models.students import load_checkpoint
+from pipeline.prepare.procedural import SceneItem
+from pipeline.quantize import PRECISIONS as LOWER
+from pipeline.quantize import QuantizeConfig
+from pipeline.quantize.export import DECODER, ENCODER, export_decoder, export_encoder
+from pipeline.quantize.int8 import SPLIT
+from pipeline.runtime import ENGINES as RUNTIMES
+from pipeline.runtime import Segmenter
+
+_QUANTIZE = QuantizeConfig(
+    opset=18,
+    max_difference=1.0,  # fresh weights have no scale to hold a difference against
+    calibration_images=4,
+    holdout_images=1,
+    seed=0,
+    calibration="max",
+    percentile=99.99,
+    quantize_attention=False,
+    min_cosine=-1.0,
+)
+_JPEG_QUALITY = 92
+
+
+def model(settings: Settings, student: str) -> Sam:
+    """A student in evaluation mode, with the weights asked for.
+
+    Raises:
+        InputError: There is no such checkpoint, or it is another model's.
+    """
+    if settings.weights is None:
+        return build(student).eval()
+    directory = settings.weights / student
+    found = Card.read(directory).model
+    if found != student:
+        raise InputError(f"{directory} holds a checkpoint of {found}, not of {student}: check --weights.")
+    return load_checkpoint(directory)
+
+
+def scenes(directory: Path, split: str, count: int, side: int) -> Shards:
+    """A dataset of drawn scenes with one split, in an absent or empty directory."""
+    directory.mkdir(exist_ok=True)
+    items = (SceneItem(split, i, 0, side, _JPEG_QUALITY).prepare().packed for i in range(count))
+    manifest = Manifest(splits={split: write_split(directory, split, items, count)})
+    write_json(directory / MANIFEST, manifest.model_dump())
+    return Shards(directory, split)
+
+
+class Exported:
+    """A model's ONNX files, and engines made from them.
+
+    Args:
+        sam: Not changed.
+        student: Its name.
+        combinations: What engines will be asked for.
+        directory: Empty; gets all files.
+    """
+
+    def __init__(self, sam: Sam, student: str, combinations: Sequence[Combination], directory: Path) -> None:
+        self._sam, self._student, self._directory = sam, student, directory
+        self._onnx = {"fp32": directory / "fp32"}
+        fp32 = self._onnx["fp32"]
+        fp32.mkdir()
+        tolerance = _QUANTIZE.max_difference
+        export_encoder(sam, fp32 / ENCODER, opset=_QUANTIZE.opset, tolerance=tolerance)
+        export_decoder(sam, fp32 / DECODER, opset=_QUANTIZE.opset, tolerance=tolerance)
+        if any(precision == "int8" for _, precision in combinations):
+            lowered = self._onnx["int8"] = directory / "int8"
+            shutil.copytree(fp32, lowered)
+            asked = _QUANTIZE.calibration_images + _QUANTIZE.holdout_images
+            images = scenes(directory / "images", SPLIT, asked, sam.input_size)
+            LOWER["int8"](_QUANTIZE, lowered / ENCODER, images, sam.input_size)
+
+    def engine(self, runtime: str, precision: str, threads: int) -> tuple[Segmenter, Path]:
+        """An engine that is ready to run, and the directory that holds its files.
+
+        bf16 is the fp32 files computed in bf16; where the encoder is int8, all else is computed in fp32.
+        """
+        out = self._directory / f"{runtime}-{precision}"
+        out.mkdir()
+        config = BuildEngineConfig(
+            engine=runtime,
+            inference_precision="bf16" if precision == "bf16" else "f32",
+            threads=threads,
+            min_cosine=-1.0,
+            min_mask_agreement=-1.0,
+        )
+        ENGINES[runtime](config, self._onnx["int8" if precision == "int8" else "fp32"], out)
+        load: dict[str, str | int | float | bool] = {
+            "engine": runtime,
+            "inference_precision": config.inference_precision,
+            "image_size": self._sam.image_size,
+            "input_size": self._sam.input_size,
+            "embedding_size": self._sam.embedding_size,
+        }
+        card = Card(kind="engine", model=self._student, precision=precision, load=load, digest="", parents={})
+        return RUNTIMES[runtime](out, card, "cpu", threads), out
+
+
+def files_mib(directory: Path, stem: str) -> float:
+    """Size of an engine's encoder or decoder on disk."""
+    return sum(path.stat().st_size for path in directory.glob(f"{stem}.*")) / 2**20
+
+
+def weights_mib(*parts: nn.Module) -> float:
+    """What the parameters and buffers of modules take."""
+    tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20

@@ -1,0 +1,56 @@
+"""What is asked of a comparison."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import InputError
+
+RUNTIMES = ("torch", "onnxruntime", "openvino")
+PRECISIONS = ("fp32", "bf16", "int8")
+
+Combination = tuple[str, str]
+"""Runtime and precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to compare, and how carefully."""
+
+    students: tuple[str, ...]
+    runtimes: tuple[str, ...]
+    precisions: tuple[str, ...]
+    threads: int
+    """Processor threads that one call may use."""
+    runs: int
+    """Samples of each row."""
+    warmup: int
+    """Calls of each row before its first sample."""
+    rounds: int
+    """Turns in which the samples of a row are taken."""
+    max_foreign_load: float
+    """Share of the processors that other processes may use while a sample is taken."""
+    prompts: tuple[int, ...]
+    """Boxes per call of the decoder; each number has a row."""
+    images: int
+    """Images per step of training."""
+    weights: Path | None
+    """Directory that holds a checkpoint artifact under each student's name; None takes fresh weights."""
+
+    def check(self) -> None:
+        """Refuse numbers that measure nothing.
+
+        Raises:
+            InputError: One is out of its range.
+        """
+        for flag, value, least in (
+            ("--threads", self.threads, 1),
+            ("--runs", self.runs, 1),
+            ("--warmup", self.warmup, 0),
+            ("--rounds", self.rounds, 1),
+            ("--prompts", min(self.prompts, default=0), 1),
+            ("--images", self.images, 1),
+        ):
+            if value < least:
+                raise InputError(f"{flag} must be at least {least}, not {value}.")
+        if not 0 <= self.max_foreign_load <= 1:
+            raise InputError(f"--max-foreign-load must lie in [0, 1], not {self.max_foreign_load:g}.")

@@ -1,0 +1,132 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import masks, training
+from pipeline.align import AlignConfig, align
+from pipeline.align.decoder import _example
+from pipeline.artifact import Card, Contents, digest
+from pipeline.data.shards import Sample
+from pipeline.errors import InputError
+from pipeline.log import silent
+from pipeline.models import build
+from pipeline.models.sam import save_checkpoint
+from pipeline.models.students import load_checkpoint
+from pipeline.prepare import PrepareConfig, prepare
+from pipeline.prepare.sources import Folder, Procedural
+
+STUDENT = "efficientvit_sam_nano"
+
+
+def recipe(steps=5, device="cpu", **optimizer):
+    values = {"steps": steps, "lr": 0.001, "warmup_steps": 2, "cooldown_steps": 2, "weight_decay": 0.0}
+    values |= {"clip_norm": 1.0, "ema_decay": 0.5, "seed": 0} | optimizer
+    both = {"batch": 4, "prompts": 4, "device": device, "autocast_bf16": False, "optimizer": values}
+    return AlignConfig.model_validate(both)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("inputs")
+    places = {name: root / name for name in ("prepare", "distill")}
+    for place in places.values():
+        place.mkdir()
+    source = Procedural(kind="procedural", side_px=64, train=5, calibration=1, validation=1, seed=0, jpeg_quality=90)
+    prepare(PrepareConfig(data=__file__, shard_images=4, source=source), out=places["prepare"], log=silent)
+    Card.seal(places["prepare"], Contents(kind="dataset"), {})
+    save_checkpoint(build(STUDENT, seed=1), places["distill"])
+    Card.seal(places["distill"], Contents(kind="checkpoint", model=STUDENT), {})
+    return places
+
+
+@pytest.fixture
+def run(tmp_path, inputs, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def go(name="out", config=None, log=silent, **changes):
+        out = tmp_path / name
+        out.mkdir()
+        contents = align(config or recipe(), student=STUDENT, **inputs | changes, out=out, log=log)
+        assert (contents.kind, contents.model) == ("checkpoint", STUDENT)
+        Card.seal(out, contents, {})
+        return out
+
+    return go
+
+
+def metrics(out):
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_alignment_lowers_the_loss_and_changes_only_the_mask_decoder(run, inputs):
+    little, more = run("little", recipe(1, lr=1e-9)), run("more", recipe(10))
+    assert metrics(more)["train_loss"] < 0.9 * metrics(little)["train_loss"]
+    before, after = load_checkpoint(inputs["distill"]).state_dict(), load_checkpoint(more).state_dict()
+    changed = {key.partition(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"mask_decoder"}
+
+
+def test_an_interrupted_run_ends_with_the_same_artifact_to_the_bit(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_EVERY_S", -1)
+    monkeypatch.setattr(training, "LOG_EVERY", 4)
+
+    def stop(reported, step=None):
+        if step == 4:  # the last step: all steps but it are in the saved state
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", log=stop)
+    assert len(list((tmp_path / ".checkpoints").iterdir())) == 1
+    resumed = run("resumed")
+    assert not list((tmp_path / ".checkpoints").iterdir())
+    assert digest(resumed) == digest(run("straight"))
+
+
+def test_a_single_step_is_enough_for_metrics(run):
+    assert metrics(run(config=recipe(1))).keys() == {"train_loss", "train_focal", "train_dice", "train_iou"}
+
+
+def test_another_students_weights_are_refused(run, inputs, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    Card.seal(other, Contents(kind="checkpoint", model="efficientvit_sam_l0"), {})
+    with pytest.raises(InputError, match=rf"other holds efficientvit_sam_l0, not {STUDENT}: run `dvc repro`"):
+        run(distill=other)
+
+
+def test_a_dataset_without_masks_is_refused(run, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "mine").mkdir()
+    for name in "abc":
+        Image.fromarray(np.full((20, 30, 3), ord(name), np.uint8)).save(tmp_path / "mine" / f"{name}.jpg")
+    source = Folder(
+        kind="folder", images=".", calibration_images=1, validation_images=1, seed=0, min_area_px=1, jpeg_quality=90,
+        validation_annotations=None, validation_folder=None,
+    )  # fmt: skip
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    prepare(PrepareConfig(data="mine", shard_images=4, source=source), out=dataset, log=silent)
+    Card.seal(dataset, Contents(kind="dataset"), {})
+    with pytest.raises(InputError, match=r"dataset has no mask on any train image.*`prepare\.source`"):
+        run(prepare=dataset)
+
+
+def test_a_device_that_is_not_there_is_named(run):
+    with pytest.raises(InputError, match=rf"align\.{STUDENT}\.device is 'abacus'"):
+        run(config=recipe(device="abacus"))
+
+
+def test_a_speck_that_leaves_nothing_on_the_raster_is_no_instance():
+    sam = build(STUDENT).eval()
+    speck, disk = np.zeros((2, 2000, 1500), bool)
+    speck[700, 700] = True
+    disk[300:900, 200:800] = True
+    records = [{"segmentation": masks.encode(mask)} for mask in (speck, disk)]
+    image = np.zeros((2000, 1500, 3), np.uint8)
+    _, coverages, boxes = _example(sam, Sample("x", image, records), torch.device("cpu"))
+    assert coverages.shape == (1, 64, 64)
+    assert coverages.max() == 255
+    assert boxes.tolist() == [pytest.approx([25.6, 38.4, 102.4, 115.2], abs=0.2)]
