@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -13,6 +13,7 @@ from prefect.tasks import Task
 
 from flows import dvc
 from pipeline import promote, tracking
+from pipeline.compare.table import leaderboard_text
 from pipeline.config import read_params
 from pipeline.errors import InputError
 from pipeline.process import exit_code, raise_on_signals
@@ -21,7 +22,6 @@ from pipeline.stages import STAGES
 
 RETRIES = 1
 """A stage that fails by a fault, not by bad input, is tried once more."""
-COLUMNS = ("model", "precision", "runtime", "box_miou", "click_miou", "latency_ms", "size_mib", "memory_mib")
 
 
 def _may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -88,25 +88,6 @@ def chosen(params: dict[str, Any], students: Sequence[str] | None) -> dict[str, 
     return params | {"students": list(students or known)}
 
 
-def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The leaderboard as aligned text."""
-    cells = [list(COLUMNS), *([_cell(row.get(column)) for column in COLUMNS] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place < 3 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    )
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-    return "-" if value is None else str(value)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the flow, then say what came out and where to look at it."""
     parser = argparse.ArgumentParser(prog="python -m flows.release", description="Run all stages as one Prefect flow.")
@@ -123,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(
             "error: the flow was stopped; `python -m flows.release` goes on where it was.", exit_code(interrupt)
         )
-    print(f"\n{as_table(rows)}\n")
+    print(f"\n{leaderboard_text(rows)}\n")
     print(f"report          {ARTIFACTS / 'compare' / 'report.html'}")
     print("MLflow pages    mlflow server --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db")
     print('Prefect pages   PREFECT_HOME="$PWD/.prefect" prefect server start --host 127.0.0.1')

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from pipeline import process, telemetry
@@ -26,11 +27,26 @@ class Act:
         run: Where its function is, ``module:function``; called with the arguments by name, it returns what to print.
         says: What it does, in one line.
         arguments: For each argument, what ``add_argument`` takes: its flag or name, and how it is read.
+        explains: More for the help of this verb: an example, what the result means.
     """
 
     run: str
     says: str
     arguments: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    explains: str = ""
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names between commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas."""
+    try:
+        return tuple(int(number) for number in _names(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers between commas, not {text!r}") from None
 
 
 ACTS: dict[str, Act] = {
@@ -54,6 +70,92 @@ ACTS: dict[str, Act] = {
             ("--device", {"default": "cpu", "help": "as torch names it (default: cpu)"}),
             ("--install", {"action": "store_true", "help": "put the weights in the place of the bundled ones"}),
         ),
+    ),
+    "bench": Act(
+        "pipeline.bench:bench",
+        "Time models side by side: runtimes, precisions and students in one run",
+        (
+            (
+                "subject",
+                {
+                    "metavar": "SUBJECT",
+                    "help": "encoder: latency, one image; decoder: milliseconds per prompt, segment_anything's and "
+                    "ours; training: one step of distillation",
+                },
+            ),
+            (
+                "--students",
+                {
+                    "type": _names,
+                    "metavar": "A,B",
+                    "default": ("efficientvit_sam_nano",),
+                    "help": "names of students (default: efficientvit_sam_nano)",
+                },
+            ),
+            (
+                "--runtimes",
+                {
+                    "type": _names,
+                    "metavar": "A,B",
+                    "default": ("torch", "onnxruntime", "openvino"),
+                    "help": "of torch, onnxruntime, openvino (default: all)",
+                },
+            ),
+            (
+                "--precisions",
+                {
+                    "type": _names,
+                    "metavar": "A,B",
+                    "default": ("fp32", "bf16", "int8"),
+                    "help": "of fp32, bf16, int8 (default: all)",
+                },
+            ),
+            ("--threads", {"type": int, "metavar": "N", "default": 2, "help": "processor threads (default: 2)"}),
+            ("--runs", {"type": int, "metavar": "N", "default": 20, "help": "samples of each row (default: 20)"}),
+            (
+                "--warmup",
+                {"type": int, "metavar": "N", "default": 3, "help": "calls of each row before them (default: 3)"},
+            ),
+            (
+                "--rounds",
+                {"type": int, "metavar": "N", "default": 4, "help": "turns in which they are taken (default: 4)"},
+            ),
+            (
+                "--max-foreign-load",
+                {
+                    "type": float,
+                    "metavar": "SHARE",
+                    "default": 0.1,
+                    "help": "share of the processors that others may use during a sample (default: 0.1)",
+                },
+            ),
+            (
+                "--prompts",
+                {
+                    "type": _counts,
+                    "metavar": "N,N",
+                    "default": (1, 32, 64),
+                    "help": "decoder: boxes per call (default: 1,32,64)",
+                },
+            ),
+            (
+                "--images",
+                {"type": int, "metavar": "N", "default": 2, "help": "training: images per step (default: 2)"},
+            ),
+            (
+                "--weights",
+                {
+                    "type": Path,
+                    "metavar": "DIRECTORY",
+                    "help": "take DIRECTORY/<student>, as in artifacts/align; default: fresh weights, as fast",
+                },
+            ),
+            ("--json", {"dest": "as_json", "action": "store_true", "help": "print JSON and nothing else"}),
+        ),
+        "The first row, PyTorch in fp32, is the baseline that the column speedup divides by. All rows are measured in "
+        "turns, after warm-up, and only while the machine is quiet; docs/benchmarks.md says what the columns mean. "
+        "Example: python -m pipeline bench encoder --students efficientvit_sam_l0 --runtimes torch,openvino "
+        "--precisions fp32,int8",
     ),
     "register": Act("pipeline.promote:register", "Register the best model of the leaderboard as challenger"),
     "promote": Act("pipeline.promote:promote", "Make the challenger champion, if the gate in params.yaml holds"),
@@ -136,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         for key in stage.over:
             command.add_argument(f"--{key}", required=True, help=f"one of `{key}s` in params.yaml")
     for name, act in ACTS.items():
-        command = verbs.add_parser(name, help=act.says, description=f"{act.says}.")
+        command = verbs.add_parser(name, help=act.says, description=f"{act.says}. {act.explains}")
         for flag, options in act.arguments:
             command.add_argument(flag, **options)
     return parser

@@ -19,11 +19,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.log import Log
+from pipeline.progress import progress
 
 BatchT = TypeVar("BatchT")
 
@@ -104,7 +104,7 @@ def fit(
     module.train()
     saved = time.monotonic()
     batches = _ahead(draw, config, start)
-    bar = tqdm(batches, name, initial=start, total=config.steps, unit="step", mininterval=2, disable=None)
+    bar = progress(batches, name, "step", total=config.steps, done=start)
     for number, batch in bar:
         for group in optimizer.param_groups:
             group["lr"] = config.lr * rate(number, config)

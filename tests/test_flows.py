@@ -13,7 +13,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows import dvc
 from flows.promote import promote as promote_flow
-from flows.release import as_table, chosen, release
+from flows.release import chosen, release
 from pipeline import promote
 from pipeline.errors import GateError, InputError
 
@@ -157,11 +157,3 @@ def test_a_student_that_params_do_not_list_is_refused():
     with pytest.raises(InputError, match=r"unknown student 'x'.*lists a, b"):
         chosen({"students": ["a", "b"]}, ["x"])
     assert chosen({"students": ["a", "b"]}, ["b"])["students"] == ["b"]
-
-
-def test_the_table_is_aligned_and_absent_numbers_are_dashes():
-    lines = as_table([{"model": "small", "precision": "int8", "box_miou": 0.5, "latency_ms": 12.34}]).splitlines()
-    assert len({line.rfind("latency_ms") + len("latency_ms") for line in lines[:1]}) == 1
-    assert "0.500" in lines[1]
-    assert "12.3" in lines[1]
-    assert lines[1].endswith("-")

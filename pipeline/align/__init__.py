@@ -23,6 +23,8 @@ class AlignConfig(Config):
     """Images in a step."""
     prompts: Annotated[int, Field(ge=1)]
     """Prompts on each image, half of them boxes, half of them clicks."""
+    keep_embeddings: bool
+    """Encode each image once and keep what comes out in memory: 2 MiB an image at SAM's size, 128 KiB for nano."""
     device: str
     autocast_bf16: bool
     optimizer: OptimizerConfig

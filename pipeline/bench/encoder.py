@@ -58,7 +58,7 @@ def _in_torch(sam: Sam, precision: str, pixels: Float[Tensor, "1 3 s s"]) -> tup
     encoder = sam.image_encoder
     if precision == "bf16":
         encoder, pixels = copy.deepcopy(encoder).bfloat16(), pixels.bfloat16()
-    return _encoding(torch.inference_mode()(encoder.forward), pixels), weights_mib(encoder)
+    return torch.inference_mode()(_encoding(encoder, pixels)), weights_mib(encoder)
 
 
 def _encoding(encode: Callable[[Tensor], Tensor], pixels: Tensor) -> Callable[[], object]:

@@ -97,7 +97,7 @@ class Exported:
             inference_precision="bf16" if precision == "bf16" else "f32",
             threads=threads,
             min_cosine=-1.0,
-            min_mask_agreement=-1.0,
+            min_mask_agreement=0.0,
         )
         ENGINES[runtime](config, self._onnx["int8" if precision == "int8" else "fp32"], out)
         load: dict[str, str | int | float | bool] = {

@@ -37,11 +37,18 @@ class Settings:
     """Directory that holds a checkpoint artifact under each student's name; None takes fresh weights."""
 
     def check(self) -> None:
-        """Refuse numbers that measure nothing.
+        """Refuse what measures nothing.
 
         Raises:
-            InputError: One is out of its range.
+            InputError: One is out of its range, or a list is empty.
         """
+        for flag, names in (
+            ("--students", self.students),
+            ("--runtimes", self.runtimes),
+            ("--precisions", self.precisions),
+        ):
+            if not names:
+                raise InputError(f"{flag} names nothing: give names between commas.")
         for flag, value, least in (
             ("--threads", self.threads, 1),
             ("--runs", self.runs, 1),

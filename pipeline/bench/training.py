@@ -51,6 +51,7 @@ def _build(
     images: Shards | None = None
     for runtime, precision in combinations:
         sam = model(settings, student)
+        gmacs = macs(sam)["encoder"] / 1e9
         if images is None:
             images = scenes(directory / "images", "train", _IMAGES, sam.image_size)
             embeddings_directory = _embeddings(directory, images, sam.embedding_size)
@@ -65,7 +66,7 @@ def _build(
                 call=training.step,
                 batch=settings.images,
                 parameters=count_parameters(sam.image_encoder),
-                gmacs=macs(sam)["encoder"] / 1e9,
+                gmacs=gmacs,
                 size_mib=weights_mib(sam.image_encoder),
                 figures=training.figures,
             )
@@ -154,6 +155,10 @@ class Training:
         self._hold.remove()
         self._step_end.remove()
 
+    def __deepcopy__(self, memo: Any) -> "Training":
+        """Itself: the averaged weights are a copy of the encoder with its hook, which is never called there."""
+        return self
+
     def step(self) -> None:
         """From before one forward pass to before the next."""
         began = time.perf_counter()
@@ -187,6 +192,8 @@ class Training:
             self._arrived.release()
 
     def _wait(self, module: torch.nn.Module, arguments: Any) -> None:
+        if current_thread() is not self._thread:
+            return
         self._arrived.release()
         self._go.acquire()
         if self._stop:

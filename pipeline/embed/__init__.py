@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Float16
 from pydantic import Field
 from torch import Tensor
-from tqdm import tqdm
 
 from pipeline import geometry
 from pipeline.artifact import Card, Contents, write_json, write_metrics
@@ -27,6 +26,7 @@ from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
+from pipeline.progress import counter
 
 SPLITS = ("train", "calibration")
 DTYPE = "float16"
@@ -63,7 +63,7 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
     listed, seals = [], []
     for split in SPLITS:
         shards = Shards(prepare, split)
-        bar = tqdm(total=len(shards), desc=f"embed {split}", unit="image", mininterval=2.0, disable=None)
+        bar = counter(f"embed {split}", "image", len(shards))
         begin = 0
         for number, shard in enumerate(shards.shards):
             origin = {"teacher": card.digest, "shard": shard.sha256, "dtype": DTYPE, "input_size": sam.input_size}

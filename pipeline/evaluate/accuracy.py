@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from pipeline import masks
 from pipeline.data import coco
 from pipeline.data.coco import Photograph
 from pipeline.errors import InputError
 from pipeline.metrics import band_means, iou
+from pipeline.progress import progress
 from pipeline.runtime import Predictor
 
 PROMPTS = ("box", "click")
@@ -99,7 +99,7 @@ def evaluate_accuracy(
     """
     asked = [photograph for photograph in validation if photograph.instances]
     scores = Scores([], [])
-    for number, photograph in enumerate(tqdm(asked, desc="evaluate", unit="image", mininterval=2.0, disable=None)):
+    for number, photograph in enumerate(progress(asked, "evaluate", "image")):
         predictor.set_image(read_image(prepare, photograph))
         for start in range(0, len(photograph.instances), prompts_batch):
             batch = photograph.instances[start : start + prompts_batch]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
-from tqdm import tqdm
 
 from pipeline.artifact import Contents, write_json, write_metrics
 from pipeline.config import Config
@@ -24,6 +23,7 @@ from pipeline.prepare.files import Plan, plan
 from pipeline.prepare.sample import Prepared
 from pipeline.prepare.sources import Procedural, Source
 from pipeline.prepare.workers import prepare_all
+from pipeline.progress import progress
 
 SMALL_PX, LARGE_PX = 32**2, 96**2
 """COCO's area bands: small below the first, large from the second on."""
@@ -59,7 +59,7 @@ def prepare(config: PrepareConfig, *, out: Path, log: Log) -> Contents:
     everything = [item for items in division.splits.values() for item in items]
     splits = {}
     with closing(prepare_all(everything)) as samples:
-        bar = tqdm(samples, desc="prepare", total=len(everything), unit="image", mininterval=2.0, disable=None)
+        bar = progress(samples, "prepare", "image", total=len(everything))
         ready = iter(bar)
         for split, items in division.splits.items():
             counted = _count(islice(ready, len(items)), split, counts)

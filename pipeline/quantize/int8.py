@@ -19,11 +19,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
-from tqdm import tqdm
 
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.geometry import to_input
+from pipeline.progress import counter, progress
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.export import normalise
 from pipeline.runtime.onnxruntime import open_session
@@ -153,7 +153,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
     def __init__(self, images: Shards, indices: Sequence[int], input_size: int) -> None:
         self._images, self._indices, self._side = images, indices, input_size
-        self._bar = tqdm(total=len(indices), desc="calibrate", unit="image", disable=None, mininterval=5)
+        self._bar = counter("calibrate", "image", len(indices))
         self.set_range(0, len(indices))
 
     def __len__(self) -> int:
@@ -181,7 +181,7 @@ def _agreement(
     """Mean and least cosine, and mean relative L1 difference, of embeddings on held-out images."""
     cosines, differences = [], []
     sessions = [open_session(path) for path in (reference, lowered)]
-    for index in tqdm(indices, desc="compare", unit="image", disable=None, mininterval=5):
+    for index in progress(indices, "compare", "image"):
         feeds = {"image": to_input(images[index].image, input_size)[None].numpy()}
         a, b = (session.run(None, feeds)[0].ravel().astype(np.float64) for session in sessions)
         cosines.append(float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30)))

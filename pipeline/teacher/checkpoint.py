@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pipeline.artifact import file_sha256
 from pipeline.errors import InputError
+from pipeline.progress import counter
 
 CHUNK_BYTES = 1 << 20
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
@@ -55,7 +55,7 @@ def _download(url: str, path: Path) -> None:
     try:
         with urllib.request.urlopen(url, timeout=60) as response, draft.open("wb") as stream:
             total = int(response.headers.get("Content-Length", 0)) or None
-            with tqdm(total=total, desc="download", unit="B", unit_scale=True, mininterval=2, disable=None) as bar:
+            with counter("download", "byte", total, scale=True) as bar:
                 while chunk := response.read(CHUNK_BYTES):
                     bar.update(stream.write(chunk))
             if total and stream.tell() != total:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pipeline import losses, masks
 from pipeline.config import Config
@@ -26,6 +25,7 @@ from pipeline.models import build
 from pipeline.models.bundled import IMAGE_SIZE
 from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
+from pipeline.progress import progress
 from pipeline.training import OptimizerConfig, epoch_indices, fit
 
 
@@ -70,11 +70,7 @@ def render_bank(count: int, seed: int) -> SceneBank:
     """Render ``count`` scenes in as many processes as there are cores."""
     tasks = [(seed, i) for i in range(count)]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        results = list(
-            tqdm(
-                pool.map(_scene, tasks, chunksize=32), "render", total=count, unit="scene", mininterval=2, disable=None
-            )
-        )
+        results = list(progress(pool.map(_scene, tasks, chunksize=32), "render", "scene", total=count))
     images, coverages, boxes = zip(*results, strict=True)
     return SceneBank(list(images), list(coverages), list(boxes))
 

@@ -7,13 +7,13 @@ from segment_anything import sam_model_registry
 from pipeline.errors import InputError
 from pipeline.models import STUDENTS, TEACHERS, build
 
-SMALL = ["efficientvit_sam_nano", "efficientvit_sam_l0"]
-"""Students that are run at their true size; the others pass the same claims on shapes alone."""
+SMALL = "efficientvit_sam_nano"
+"""The student that is run whole; the others pass claims on shapes, and agree with published outputs elsewhere."""
 
 
-@pytest.fixture(scope="module", params=SMALL)
-def sam(request):
-    return build(request.param).eval()
+@pytest.fixture(scope="module")
+def sam():
+    return build(SMALL).eval()
 
 
 def images(sam, batch=1, seed=0):
@@ -56,8 +56,7 @@ def test_an_image_has_the_same_embedding_alone_and_in_a_batch(sam):
 
 
 def test_state_dict_carries_the_whole_function(sam):
-    name = "efficientvit_sam_nano" if sam.input_size == 256 else "efficientvit_sam_l0"
-    other = build(name, seed=1).eval()
+    other = build(SMALL, seed=1).eval()
     with torch.inference_mode():
         expected = sam.image_encoder(images(sam))
         assert not torch.allclose(other.image_encoder(images(sam)), expected, atol=1e-2)
@@ -65,7 +64,7 @@ def test_state_dict_carries_the_whole_function(sam):
         torch.testing.assert_close(other.image_encoder(images(sam)), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [SMALL, "efficientvit_sam_l0"])
 def test_gradient_reaches_every_parameter_of_the_encoder(name):
     sam = build(name).train()
     weights = torch.randn(2, 256, sam.embedding_size, sam.embedding_size, generator=torch.Generator().manual_seed(0))

@@ -153,10 +153,9 @@ def test_damaged_bytes_give_a_refusal_and_never_another_error(tmp_path_factory, 
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole) - 1))
     path.write_bytes(data.draw(st.sampled_from([whole[:cut], whole[cut:], data.draw(st.binary(max_size=60))])))
+    refusal = None
     try:
-        state = read(path)
+        assert isinstance(read(path), dict)
     except InputError as error:
-        assert "damaged.pth" in str(error)
-        assert "\n" not in str(error)
-    else:
-        assert isinstance(state, dict)
+        refusal = str(error)
+    assert refusal is None or ("damaged.pth" in refusal and "\n" not in refusal)

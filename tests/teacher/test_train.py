@@ -26,12 +26,18 @@ def drawn(bank, number=0):
     return _batch(bank, recipe(), number, np.random.default_rng(number))
 
 
-def test_training_lowers_the_loss_and_starts_as_the_seed_says(bank, monkeypatch):
-    monkeypatch.setattr("pipeline.teacher.train.render_bank", lambda count, seed: bank)
-    reported = []
-    sam = train(recipe(), device="cpu", log=lambda metrics, step=None: reported.append(metrics["train_teacher/dice"]))
-    assert not sam.training
-    assert reported[-1] < 0.8 * reported[0]
+def test_the_recipes_loss_can_be_brought_down(bank):
+    sam = build("bundled").train()
+    images, prompts = drawn(bank)
+    optimizer = torch.optim.AdamW(sam.parameters(), lr=1e-3)
+    reached = []
+    for _ in range(16):
+        loss = two_rounds(sam, images, prompts, np.random.default_rng(0), correct=False)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        reached.append(loss.item())
+    assert reached[-1] < 0.75 * reached[0]
 
 
 def test_the_first_round_alone_has_no_corrected_terms_and_the_second_adds_to_the_loss(bank):
@@ -59,7 +65,9 @@ def test_gradient_reaches_every_parameter_that_a_prompt_can_use(bank):
         two_rounds(sam, images, prompts, np.random.default_rng(number), correct=True)["loss"].backward()
     without = {name for name, p in sam.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
     # Of the three masks the best alone is trained, so some of their heads may have to wait for their turn.
-    assert {name for name in without if "output_hypernetworks_mlps" not in name} == set()
+    # What is added to all keys alike, softmax takes away again.
+    excused = ("output_hypernetworks_mlps", "k_proj.bias")
+    assert {name for name in without if not any(part in name for part in excused)} == set()
 
 
 def test_pictures_masks_and_boxes_turn_together(bank):
@@ -80,7 +88,8 @@ def test_pictures_masks_and_boxes_turn_together(bank):
                 assert target[int(coords[0, 1] / 4), int(coords[0, 0] / 4)] > 0
 
 
-def test_half_precision_may_be_asked_for(bank, monkeypatch):
+def test_training_may_be_in_half_precision_and_ends_ready_for_use(bank, monkeypatch):
     monkeypatch.setattr("pipeline.teacher.train.render_bank", lambda count, seed: bank)
     sam = train(recipe(steps=1, autocast_bf16=True), device="cpu", log=silent)
+    assert not sam.training
     assert all(p.isfinite().all() for p in sam.parameters())

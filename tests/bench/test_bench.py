@@ -1,0 +1,170 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import timing
+from pipeline.__main__ import _parser
+from pipeline.artifact import Card, Contents
+from pipeline.bench import PRECISIONS, RUNTIMES, SUBJECTS, Settings, bench
+from pipeline.bench.decoder import macs_per_prompt, ours, published
+from pipeline.bench.table import Report, rows
+from pipeline.bench.turns import measure_in_turns
+from pipeline.errors import InputError
+from pipeline.models import build
+from pipeline.models.sam import save_checkpoint
+
+ROOT = Path(__file__).parents[2]
+NANO = "efficientvit_sam_nano"
+SETTINGS = Settings(
+    students=(NANO,),
+    runtimes=RUNTIMES,
+    precisions=PRECISIONS,
+    threads=1,
+    runs=2,
+    warmup=1,
+    rounds=2,
+    max_foreign_load=1.0,
+    prompts=(1, 3),
+    images=2,
+    weights=None,
+)
+
+
+def _bench(capsys, subject, *more):
+    """What the command would print, on stdout and on stderr."""
+    quick = ("--runs", "2", "--rounds", "2", "--warmup", "1", "--threads", "1", "--max-foreign-load", "1")
+    arguments = vars(_parser().parse_args(["bench", subject, *quick, *more]))
+    assert arguments.pop("verb") == "bench"
+    return bench(**arguments), capsys.readouterr().err
+
+
+def _check_rows(measured):
+    assert [row["baseline"] for row in measured] == [True] + [False] * (len(measured) - 1)
+    assert (measured[0]["runtime"], measured[0]["precision"], measured[0]["speedup"]) == ("torch", "fp32", 1.0)
+    for row in measured:
+        assert row["median_ms"] > 0
+        assert row["spread_ms"] >= 0
+        assert row["speedup"] == pytest.approx(measured[0]["median_ms"] / row["median_ms"])
+        assert row["samples"] >= 2
+        assert row["parameters"] > 0
+        assert row["gmacs"] > 0
+
+
+def test_the_encoder_has_a_row_for_each_combination_that_exists_and_the_others_are_named(capsys):
+    out, err = _bench(capsys, "encoder", "--json")
+    report = json.loads(out)
+    _check_rows(report["rows"])
+    assert [(row["runtime"], row["precision"]) for row in report["rows"]] == [
+        ("torch", "fp32"),
+        ("torch", "bf16"),
+        ("onnxruntime", "fp32"),
+        ("onnxruntime", "int8"),
+        ("openvino", "fp32"),
+        ("openvino", "bf16"),
+        ("openvino", "int8"),
+    ]
+    size = {(row["runtime"], row["precision"]): row["size_mib"] for row in report["rows"]}
+    assert size["onnxruntime", "int8"] < 0.5 * size["onnxruntime", "fp32"]
+    assert size["torch", "bf16"] == pytest.approx(size["torch", "fp32"] / 2, rel=0.01)
+    assert [note.partition(":")[0] for note in report["left_out"]] == ["torch int8", "onnxruntime bf16"]
+    assert all(f"left out: {note}" in err for note in report["left_out"])
+
+
+def test_the_decoder_is_measured_in_segment_anythings_order_and_in_ours(capsys):
+    asked = ("--runtimes", "torch,openvino", "--precisions", "fp32,bf16", "--prompts", "1,3", "--json")
+    out, _ = _bench(capsys, "decoder", *asked)
+    measured = json.loads(out)["rows"]
+    _check_rows(measured)
+    assert [(row["name"].removeprefix(f"{NANO} "), row["runtime"], row["precision"]) for row in measured] == [
+        ("segment_anything x1", "torch", "fp32"),
+        ("segment_anything x3", "torch", "fp32"),
+        ("decode x1", "torch", "fp32"),
+        ("decode x3", "torch", "fp32"),
+        ("decode x1", "openvino", "fp32"),
+        ("decode x3", "openvino", "fp32"),
+        ("decode x1", "openvino", "bf16"),
+        ("decode x3", "openvino", "bf16"),
+    ]
+    assert [row["batch"] for row in measured] == [1, 3] * 4
+
+
+def test_our_order_of_products_needs_fewer_of_them():
+    sam = build(NANO)
+    assert macs_per_prompt(sam, ours, 1) < 0.7 * macs_per_prompt(sam, published, 1)
+    assert macs_per_prompt(sam, ours, 3) < macs_per_prompt(sam, ours, 1)
+
+
+def test_training_takes_whole_steps_of_the_stages_own_loop(capsys):
+    out, _ = _bench(capsys, "training", "--runtimes", "torch", "--precisions", "fp32,bf16", "--json")
+    measured = json.loads(out)["rows"]
+    _check_rows(measured)
+    assert [row["precision"] for row in measured] == ["fp32", "bf16"]
+    assert all(row["batch"] == 2 for row in measured)
+    assert all(0 <= row.get("waiting_share", 0) <= 1 for row in measured)
+
+
+def test_a_table_is_printed_with_the_baseline_though_only_another_runtime_was_asked_for(capsys, tmp_path):
+    (tmp_path / NANO).mkdir()
+    save_checkpoint(build(NANO, seed=3), tmp_path / NANO)
+    Card.seal(tmp_path / NANO, Contents(kind="checkpoint", model=NANO), {})
+    asked = ("--runtimes", "onnxruntime", "--precisions", "fp32", "--weights", str(tmp_path))
+    out, err = _bench(capsys, "encoder", *asked)
+    lines = out.splitlines()
+    assert lines[0].split()[:5] == ["name", "runtime", "precision", "batch", "median"]
+    assert "1.00*" in lines[2]
+    assert lines[3].split()[1] == "onnxruntime"
+    assert str(tmp_path) in out
+    assert "left out" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("encoder", "--students", "vit_b"), "unknown student 'vit_b': there is efficientvit_sam_nano,"),
+        (("decode",), "unknown subject 'decode': there is encoder, decoder, training."),
+        (("encoder", "--runtimes", "tensorflow"), "unknown runtime 'tensorflow': there is torch, onnxruntime,"),
+        (("encoder", "--precisions", "fp8"), "unknown precision 'fp8': there is fp32, bf16, int8."),
+        (("training", "--runtimes", "openvino"), "nothing is left to measure of training"),
+        (("encoder", "--students", ","), "--students names nothing"),
+        (("encoder", "--runs", "0"), "--runs must be at least 1, not 0."),
+        (("decoder", "--prompts", "1,0"), "--prompts must be at least 1, not 0."),
+        (("encoder", "--weights", "nowhere"), "nowhere/efficientvit_sam_nano is not an artifact"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_words(capsys, arguments, says):
+    with pytest.raises(InputError, match=re.escape(says)):
+        _bench(capsys, *arguments)
+
+
+def test_help_lists_the_subjects_without_importing_them():
+    command = [sys.executable, "-X", "importtime", "-m", "pipeline", "bench", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(f"{subject}:" in done.stdout for subject in SUBJECTS)
+    assert "| torch" not in done.stderr.replace("|   ", "| ")
+
+
+def test_rows_take_turns_and_their_samples_are_pooled(monkeypatch):
+    monkeypatch.setattr(timing, "_busy", lambda: (0.0, 2))
+    calls = []
+    results = measure_in_turns([lambda: calls.append("a"), lambda: calls.append("b")], SETTINGS)
+    # Each turn begins with a call that does not count; two samples in two rounds.
+    assert "".join(calls) == "aabb" * 2
+    assert [result.samples for result in results] == [2, 2]
+
+
+def test_rows_of_a_busy_machine_are_marked(monkeypatch):
+    monkeypatch.setattr(timing, "_STAT", Path("absent"))
+    timings = measure_in_turns([lambda: None], SETTINGS)
+    assert not timings[0].guarded
+    from pipeline.bench.candidate import Candidate
+
+    candidate = Candidate(
+        name="x", runtime="torch", precision="fp32", call=int, batch=1, parameters=1, gmacs=1.0, size_mib=None
+    )
+    text = Report("encoder", "one image", SETTINGS, rows([candidate], timings), []).text()
+    assert "no figure to quote" in text
