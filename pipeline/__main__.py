@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import process, telemetry
 from pipeline.errors import GateError, InputError
-from pipeline.stage import Stage, dvc_yaml, kept_by_dvc
+from pipeline.stage import ARTIFACTS, Stage, dvc_yaml, kept_by_dvc
 from pipeline.stages import STAGES
 
 
@@ -258,15 +258,20 @@ def _refuse(reason: str, code: int, stage: Stage | None, target: str) -> int:
     return code
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SAY_FULL = (
+    "no space left on device", "os error 28", "file too large", "os error 27", "database or disk is full",
+    "iostream error",  # all that a C++ stream has to say
+)  # fmt: skip
+
+
 def _from_system(error: BaseException) -> str | None:
     """What the machine refused, with a remedy; None for a fault of the program."""
     file = getattr(error, "filename", None)
     where = f"{file}: " if file else ""
     number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT) or _says_full(error):
-        return (
-            f"{where}no space left on the device. Free some (`dvc gc --workspace` empties DVC's cache) and run again."
-        )
+    if number in _FULL or _says_full(error):
+        return f"{file or ARTIFACTS}: no space left on the device. Free some (`dvc gc --workspace` empties DVC's cache) and run again."
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}may not be written or read ({os.strerror(number)}). Give yourself the permission, or move it."
     if number in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG):
@@ -277,10 +282,10 @@ def _from_system(error: BaseException) -> str | None:
 def _says_full(error: BaseException | None) -> bool:
     """Whether an error, or one it came from, is a full disk: safetensors, torch and SQLite have words of their own."""
     while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if getattr(error, "errno", None) in _FULL:
             return True
         text = str(error).lower()
-        if any(words in text for words in ("no space left on device", "os error 28", "database or disk is full")):
+        if any(words in text for words in _SAY_FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -1,33 +1,18 @@
 """Align a student's mask decoder with its own image embeddings, by boxes and clicks."""
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
-
+from pipeline.align.config import AlignConfig
 from pipeline.align.decoder import align_decoder
 from pipeline.artifact import Card, Contents, write_metrics
-from pipeline.config import Config
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.sam import WEIGHTS, load_weights, save_checkpoint
-from pipeline.training import OptimizerConfig, checkpoint_of, device_of
+from pipeline.training import checkpoint_of, device_of
 
-
-class AlignConfig(Config):
-    """How one student's mask decoder is aligned."""
-
-    batch: Annotated[int, Field(ge=1)]
-    """Images in a step."""
-    prompts: Annotated[int, Field(ge=1)]
-    """Prompts on each image, half of them boxes, half of them clicks."""
-    keep_embeddings: bool
-    """Encode each image once and keep what comes out in memory: 2 MiB an image at SAM's size, 128 KiB for nano."""
-    device: str
-    autocast_bf16: bool
-    optimizer: OptimizerConfig
+__all__ = ["AlignConfig", "align"]
 
 
 def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, out: Path, log: Log) -> Contents:

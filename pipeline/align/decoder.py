@@ -9,13 +9,13 @@ where memory allows each image is encoded once.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import losses, masks
+from pipeline.align.config import AlignConfig
 from pipeline.data.prompts import Prompts, first_prompts
 from pipeline.data.shards import Sample, Shards
 from pipeline.errors import InputError
@@ -24,9 +24,6 @@ from pipeline.log import Log
 from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
 from pipeline.training import epoch_indices, fit
-
-if TYPE_CHECKING:
-    from pipeline.align import AlignConfig
 
 SINGLE_MASK_EVERY = 4
 
@@ -47,7 +44,7 @@ class _Example:
 
 
 def align_decoder(
-    sam: Sam, images: Shards, config: "AlignConfig", *, log: Log, checkpoint: Path | None
+    sam: Sam, images: Shards, config: AlignConfig, *, log: Log, checkpoint: Path | None
 ) -> dict[str, float]:
     """Train ``sam.mask_decoder`` in place; gives the mean loss terms of the last tenth of the steps.
 

@@ -21,6 +21,7 @@ from pipeline.bench.table import Report, rows
 from pipeline.bench.turns import measure_in_turns
 from pipeline.errors import InputError
 from pipeline.models.students import STUDENTS
+from pipeline.progress import progress
 
 __all__ = ["PRECISIONS", "RUNTIMES", "SUBJECTS", "Settings", "bench", "compare"]
 
@@ -95,7 +96,7 @@ def compare(subject: str, settings: Settings) -> Report:
         with ExitStack() as stack:
             directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
             candidates = []
-            for i, student in enumerate(tqdm(settings.students, "build", unit="student", disable=None, mininterval=2)):
+            for i, student in enumerate(progress(settings.students, "build", "student")):
                 # One baseline for all students, also where PyTorch itself was not asked for.
                 own = combinations if i else sorted({*combinations, _BASELINE}, key=_order)
                 (directory / student).mkdir(exist_ok=True)

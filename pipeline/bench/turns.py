@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 from math import ceil
 
-from tqdm import tqdm
-
 from pipeline.bench.settings import Settings
+from pipeline.progress import counter
 from pipeline.timing import Stopwatch, Timing
 
 
@@ -15,7 +14,7 @@ def measure_in_turns(functions: Sequence[Callable[[], object]], settings: Settin
     A turn begins with calls that do not count: they bring back caches and threads that others used meanwhile.
     """
     stopwatches = [Stopwatch(function, max_foreign_load=settings.max_foreign_load) for function in functions]
-    with tqdm(total=settings.rounds * len(functions), desc="measure", disable=None, mininterval=2) as bar:
+    with counter("measure", "turn", settings.rounds * len(functions)) as bar:
         for turn in range(settings.rounds):
             goal = ceil(settings.runs * (turn + 1) / settings.rounds)
             for function, stopwatch in zip(functions, stopwatches, strict=True):

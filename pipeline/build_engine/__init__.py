@@ -11,8 +11,8 @@ from pipeline.build_engine.onnxruntime import onnxruntime
 from pipeline.build_engine.openvino import openvino
 from pipeline.errors import InputError
 from pipeline.log import Log
+from pipeline.runtime import ENGINES as RUNTIMES
 from pipeline.runtime import load
-from pipeline.runtime.segmenter import ENGINES as RUNTIMES
 
 __all__ = ["ENGINES", "BuildEngineConfig", "build_engine"]
 

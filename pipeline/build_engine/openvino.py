@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from pipeline.build_engine.config import BuildEngineConfig
 from pipeline.errors import InputError
-from pipeline.runtime.segmenter import missing_package
+from pipeline.runtime.exported import missing_package
 
 
 def openvino(config: BuildEngineConfig, source: Path, out: Path) -> None:

@@ -1,30 +1,19 @@
 """Teach a student's image encoder the teacher's image embeddings."""
 
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from pipeline.artifact import Card, Contents, write_metrics
-from pipeline.config import Config
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.shards import Shards
+from pipeline.distill.config import DistillConfig
 from pipeline.distill.embedding import distill_embeddings, held_out_error
 from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.sam import WEIGHTS, Sam, load_weights, save_checkpoint
-from pipeline.training import OptimizerConfig, checkpoint_of, device_of
+from pipeline.training import checkpoint_of, device_of
 
-
-class DistillConfig(Config):
-    """How one student learns the teacher's embeddings."""
-
-    batch: Annotated[int, Field(ge=1)]
-    """Images in a step."""
-    device: str
-    autocast_bf16: bool
-    optimizer: OptimizerConfig
+__all__ = ["DistillConfig", "distill"]
 
 
 def distill(

@@ -6,7 +6,6 @@ encoder is never run here: its embeddings come from the cache, of a 1024-pixel t
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,24 +13,23 @@ from torch import Tensor
 
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.shards import Shards
+from pipeline.distill.config import DistillConfig
 from pipeline.geometry import to_input, valid_cells
 from pipeline.log import Log
 from pipeline.losses import embedding_mse
 from pipeline.models.sam import Sam
 from pipeline.training import epoch_indices, fit
 
-if TYPE_CHECKING:
-    from pipeline.distill import DistillConfig
-
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images ``(B, 3, S, S)``, teacher's embeddings ``(B, 256, g, g)``, valid cells ``(B, g, g)``."""
 
 
 def distill_embeddings(
-    sam: Sam, images: Shards, embeddings: Embeddings, config: "DistillConfig", *, log: Log, checkpoint: Path | None
+    sam: Sam, images: Shards, embeddings: Embeddings, config: DistillConfig, *, log: Log, checkpoint: Path | None
 ) -> None:
     """Train ``sam.image_encoder`` in place; prompt encoder and mask decoder stay as they are."""
     encoder = sam.image_encoder.to(config.device)
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     def draw(number: int, rng: np.random.Generator) -> Batch:
         indices = epoch_indices(len(images), config.batch, number, config.optimizer.seed)
@@ -55,11 +53,11 @@ def _batch(sam: Sam, images: Shards, embeddings: Embeddings, indices: Sequence[i
         targets.append(embeddings.get(sample.key).float())
         height, width = valid_cells(sample.image.shape[:2], sam.embedding_size)
         valid[place, :height, :width] = True
-    return torch.stack(pixels), torch.stack(targets), valid
+    return torch.stack(pixels).contiguous(memory_format=torch.channels_last), torch.stack(targets), valid
 
 
 @torch.inference_mode()
-def held_out_error(sam: Sam, images: Shards, embeddings: Embeddings, config: "DistillConfig") -> dict[str, float]:
+def held_out_error(sam: Sam, images: Shards, embeddings: Embeddings, config: DistillConfig) -> dict[str, float]:
     """Mean squared error and cosine to the teacher's embeddings on images that were not trained on."""
     encoder = sam.image_encoder.to(config.device).eval()
     errors, cosines = [], []

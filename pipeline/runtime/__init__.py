@@ -1,6 +1,7 @@
 """Runtimes: one `Segmenter` interface over PyTorch, ONNX Runtime and OpenVINO, and SAM's predictor on top of it."""
 
+from pipeline.runtime.loading import ENGINES, load
 from pipeline.runtime.predictor import Predictor
-from pipeline.runtime.segmenter import ENGINES, Segmenter, load
+from pipeline.runtime.segmenter import Segmenter
 
 __all__ = ["ENGINES", "Predictor", "Segmenter", "load"]

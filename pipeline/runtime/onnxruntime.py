@@ -1,16 +1,15 @@
 """The exported pair ``encoder.onnx`` and ``decoder.onnx`` on ONNX Runtime: the reference for what the files mean."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.artifact import Card
 from pipeline.errors import InputError
-from pipeline.runtime.segmenter import missing_package, present, sizes
+from pipeline.runtime.exported import decoder_feeds, missing_package, present, sizes
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -79,22 +78,3 @@ class OnnxRuntimeSegmenter:
         feeds = decoder_feeds(image_embedding, point_coords, point_labels, mask_input)
         logits, ious = self._decoder.run(["low_res_logits", "iou_predictions"], feeds)
         return torch.from_numpy(logits), torch.from_numpy(ious)
-
-
-def decoder_feeds(
-    image_embedding: Float[Tensor, "1 256 g g"],
-    point_coords: Float[Tensor, "p n 2"],
-    point_labels: Float[Tensor, "p n"],
-    mask_input: Float[Tensor, "p 1 m m"] | None,
-) -> dict[str, Any]:
-    """Inputs of the exported decoder by name; one without a mask prompt gets zeros and the flag that ignores them."""
-    side = 4 * image_embedding.shape[-1]
-    mask = torch.zeros(len(point_coords), 1, side, side) if mask_input is None else mask_input
-    tensors = {
-        "image_embedding": image_embedding,
-        "point_coords": point_coords,
-        "point_labels": point_labels,
-        "mask_input": mask,
-        "has_mask_input": torch.tensor([float(mask_input is not None)]),
-    }
-    return {name: np.ascontiguousarray(tensor.cpu().float().numpy()) for name, tensor in tensors.items()}

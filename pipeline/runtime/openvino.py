@@ -6,7 +6,7 @@ CPUs that have it.
 
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,7 @@ from torch import Tensor
 
 from pipeline.artifact import Card
 from pipeline.errors import InputError
-from pipeline.runtime.onnxruntime import decoder_feeds
-from pipeline.runtime.segmenter import missing_package, present, sizes
-
-if TYPE_CHECKING:
-    pass
+from pipeline.runtime.exported import decoder_feeds, missing_package, present, sizes
 
 
 class OpenVinoSegmenter:

@@ -107,16 +107,16 @@ def test_training_takes_whole_steps_of_the_stages_own_loop(capsys):
     assert all(0 <= row.get("waiting_share", 0) <= 1 for row in measured)
 
 
-def test_a_table_is_printed_with_the_baseline_though_only_another_runtime_was_asked_for(capsys, tmp_path):
+def test_a_table_is_printed_with_the_baseline_though_only_another_precision_was_asked_for(capsys, tmp_path):
     (tmp_path / NANO).mkdir()
     save_checkpoint(build(NANO, seed=3), tmp_path / NANO)
     Card.seal(tmp_path / NANO, Contents(kind="checkpoint", model=NANO), {})
-    asked = ("--runtimes", "onnxruntime", "--precisions", "fp32", "--weights", str(tmp_path))
+    asked = ("--runtimes", "torch", "--precisions", "bf16", "--weights", str(tmp_path))
     out, err = _bench(capsys, "encoder", *asked)
     lines = out.splitlines()
     assert lines[0].split()[:5] == ["name", "runtime", "precision", "batch", "median"]
     assert "1.00*" in lines[2]
-    assert lines[3].split()[1] == "onnxruntime"
+    assert lines[3].split()[1:3] == ["torch", "bf16"]
     assert str(tmp_path) in out
     assert "left out" not in err
 

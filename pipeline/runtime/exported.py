@@ -1,0 +1,60 @@
+"""What all runtimes of exported models share: what the card and the directory must hold, and the decoder's inputs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.artifact import Card
+from pipeline.errors import InputError
+
+
+def sizes(directory: Path, card: Card) -> tuple[int, int, int]:
+    """``image_size``, ``input_size`` and ``embedding_size`` of an exported model, read off its card.
+
+    Raises:
+        InputError: The card does not say.
+    """
+    found = [card.load.get(key) for key in ("image_size", "input_size", "embedding_size")]
+    if not all(isinstance(value, int) and value > 0 for value in found):
+        raise InputError(f"the card of {directory} lacks image_size, input_size or embedding_size: make it anew.")
+    image_size, input_size, embedding_size = (int(value) for value in found if value is not None)
+    return image_size, input_size, embedding_size
+
+
+def present(directory: Path, *names: str) -> None:
+    """Check that an artifact has all its files.
+
+    Raises:
+        InputError: One is missing.
+    """
+    for name in names:
+        if not (directory / name).is_file():
+            raise InputError(f"{directory / name} does not exist: run `dvc repro` or `dvc pull`.")
+
+
+def missing_package(package: str, error: ImportError) -> InputError:
+    """What to say when a runtime's package cannot be imported."""
+    return InputError(f"this artifact runs on {package}, which cannot be imported ({error}): `pip install {package}`.")
+
+
+def decoder_feeds(
+    image_embedding: Float[Tensor, "1 256 g g"],
+    point_coords: Float[Tensor, "p n 2"],
+    point_labels: Float[Tensor, "p n"],
+    mask_input: Float[Tensor, "p 1 m m"] | None,
+) -> dict[str, Any]:
+    """Inputs of the exported decoder by name; one without a mask prompt gets zeros and the flag that ignores them."""
+    side = 4 * image_embedding.shape[-1]
+    mask = torch.zeros(len(point_coords), 1, side, side) if mask_input is None else mask_input
+    tensors = {
+        "image_embedding": image_embedding,
+        "point_coords": point_coords,
+        "point_labels": point_labels,
+        "mask_input": mask,
+        "has_mask_input": torch.tensor([float(mask_input is not None)]),
+    }
+    return {name: np.ascontiguousarray(tensor.cpu().float().numpy()) for name, tensor in tensors.items()}

@@ -1,0 +1,68 @@
+"""How an artifact finds its runtime. A runtime's package is imported when the first artifact needs it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pipeline.artifact import Card
+from pipeline.errors import InputError
+from pipeline.models.sam import Sam
+from pipeline.models.students import load_checkpoint
+from pipeline.runtime.segmenter import Segmenter
+
+
+def _onnxruntime(directory: Path, card: Card, device: str, threads: int | None) -> Segmenter:
+    from pipeline.runtime.onnxruntime import OnnxRuntimeSegmenter
+
+    return OnnxRuntimeSegmenter(directory, card, device=device, threads=threads)
+
+
+def _openvino(directory: Path, card: Card, device: str, threads: int | None) -> Segmenter:
+    from pipeline.runtime.openvino import OpenVinoSegmenter
+
+    return OpenVinoSegmenter(directory, card, device=device, threads=threads)
+
+
+ENGINES: Mapping[str, Callable[[Path, Card, str, int | None], Segmenter]] = {
+    "openvino": _openvino,
+    "onnxruntime": _onnxruntime,
+}
+
+
+def load(source: Path | str | Sam, device: str = "cpu", threads: int | None = None) -> Segmenter:
+    """Make ready to run what a stage left, or a model at hand.
+
+    Args:
+        source: Directory of a checkpoint, ONNX or engine artifact, or a SAM, which is moved to ``device`` and
+            switched to evaluation.
+        device: ``cpu``, ``cuda`` ... Engines say which ones they know.
+        threads: How many CPU threads one call may use; None leaves the choice to the runtime. PyTorch has one such
+            number per process, so there it is set for everything.
+
+    Raises:
+        InputError: ``source`` is no such artifact, its files are damaged, or a package or device is missing.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1, or None for the runtime's own choice, not {threads}.")
+    if isinstance(source, Sam):
+        return _pytorch(source, device, threads)
+    directory = Path(source)
+    card = Card.read(directory)
+    if card.kind == "checkpoint":
+        return _pytorch(load_checkpoint(directory), device, threads)
+    if card.kind == "onnx":
+        return _onnxruntime(directory, card, device, threads)
+    if card.kind == "engine":
+        engine = card.load.get("engine")
+        if engine not in ENGINES:
+            raise InputError(f"{directory} was built for engine {engine!r}; this version runs {', '.join(ENGINES)}.")
+        return ENGINES[str(engine)](directory, card, device, threads)
+    raise InputError(
+        f"{directory} is an artifact of kind {card.kind!r}, which holds no model: "
+        "give the directory of a checkpoint, onnx or engine artifact, such as artifacts/align/<student>."
+    )
+
+
+def _pytorch(sam: Sam, device: str, threads: int | None) -> Segmenter:
+    from pipeline.runtime.pytorch import TorchSegmenter
+
+    return TorchSegmenter(sam, device=device, threads=threads)

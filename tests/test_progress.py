@@ -1,0 +1,37 @@
+import io
+import time
+
+import pytest
+
+from pipeline import progress as module
+from pipeline.progress import counter, progress
+
+
+@pytest.fixture
+def stream(monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setattr("sys.stderr", text)
+    return text
+
+
+def test_in_a_log_progress_is_lines_of_their_own(stream, monkeypatch):
+    monkeypatch.setattr(module, "_LINE_EVERY_S", 0.01)
+    for _ in progress(range(5), "learn", "step"):
+        time.sleep(0.02)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) >= 3
+    assert all(line.startswith("learn: ") and "of 5 steps" in line for line in lines)
+    assert "\r" not in stream.getvalue()
+
+
+def test_short_work_leaves_no_line_in_a_log(stream):
+    assert list(progress(range(100), "learn", "step")) == list(range(100))
+    assert stream.getvalue() == ""
+
+
+def test_at_a_terminal_progress_is_a_bar(stream, monkeypatch):
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    with counter("copy", "byte", 10) as bar:
+        bar.update(10)
+    assert "copy: 100%" in stream.getvalue()
+    assert "\r" in stream.getvalue()
