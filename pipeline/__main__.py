@@ -271,7 +271,8 @@ def _from_system(error: BaseException) -> str | None:
     where = f"{file}: " if file else ""
     number = getattr(error, "errno", None)
     if number in _FULL or _says_full(error):
-        return f"{file or ARTIFACTS}: no space left on the device. Free some (`dvc gc --workspace` empties DVC's cache) and run again."
+        remedy = "Free some (`dvc gc --workspace` empties DVC's cache) and run again."
+        return f"{file or ARTIFACTS}: no space left on the device. {remedy}"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}may not be written or read ({os.strerror(number)}). Give yourself the permission, or move it."
     if number in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG):

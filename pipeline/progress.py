@@ -1,8 +1,9 @@
 """Progress of long work: a bar at a terminal, a line now and then in a log."""
 
+import io
 import sys
 from collections.abc import Iterable
-from typing import Any, Never, TextIO, TypeVar
+from typing import IO, Any, Never, TypeVar
 
 from tqdm import tqdm
 
@@ -15,7 +16,7 @@ _LINE = "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_fmt}, {remaining} to go{po
 class _Lines:
     """Turns what tqdm writes over one line into lines of their own."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: IO[str] | io.TextIOBase) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:

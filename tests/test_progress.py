@@ -1,20 +1,19 @@
 import io
 import time
 
-import pytest
-
 from pipeline import progress as module
 from pipeline.progress import counter, progress
 
 
-@pytest.fixture
-def stream(monkeypatch):
+def standard_error(monkeypatch):
+    """Called in the test itself: pytest puts its own stream in place between fixtures and test."""
     text = io.StringIO()
     monkeypatch.setattr("sys.stderr", text)
     return text
 
 
-def test_in_a_log_progress_is_lines_of_their_own(stream, monkeypatch):
+def test_in_a_log_progress_is_lines_of_their_own(monkeypatch):
+    stream = standard_error(monkeypatch)
     monkeypatch.setattr(module, "_LINE_EVERY_S", 0.01)
     for _ in progress(range(5), "learn", "step"):
         time.sleep(0.02)
@@ -24,12 +23,14 @@ def test_in_a_log_progress_is_lines_of_their_own(stream, monkeypatch):
     assert "\r" not in stream.getvalue()
 
 
-def test_short_work_leaves_no_line_in_a_log(stream):
+def test_short_work_leaves_no_line_in_a_log(monkeypatch):
+    stream = standard_error(monkeypatch)
     assert list(progress(range(100), "learn", "step")) == list(range(100))
     assert stream.getvalue() == ""
 
 
-def test_at_a_terminal_progress_is_a_bar(stream, monkeypatch):
+def test_at_a_terminal_progress_is_a_bar(monkeypatch):
+    stream = standard_error(monkeypatch)
     monkeypatch.setattr(stream, "isatty", lambda: True)
     with counter("copy", "byte", 10) as bar:
         bar.update(10)
