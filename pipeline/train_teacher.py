@@ -48,6 +48,8 @@ def train_teacher(device: str, install: bool) -> str:
     """
     recipe = yaml.safe_load(RECIPE.read_text())
     config = section({"train_teacher": recipe}, "train_teacher", TrainTeacherConfig, RECIPE)
+    if config.scenes_seed == HELD_OUT_SEED:
+        raise InputError(f"{RECIPE}: scenes_seed {HELD_OUT_SEED} is the held-out scenes' seed; choose another.")
     out = ARTIFACTS / "train_teacher"
     with tracked("train_teacher", recipe) as log:
         checkpoint = checkpoint_of("train_teacher", config.model_dump_json(), device)
@@ -93,8 +95,6 @@ def write_half(sam: Sam, path: Path) -> None:
 
 def describe(sam: Sam, config: TrainTeacherConfig, metrics: Mapping[str, float]) -> dict[str, object]:
     """The card of the weights: what they are, what they saw, what they reach."""
-    if config.scenes_seed == HELD_OUT_SEED:
-        raise InputError(f"{RECIPE}: scenes_seed {HELD_OUT_SEED} is the held-out scenes' seed; choose another.")
     return {
         "model": "bundled",
         "parameters": count_parameters(sam),

@@ -18,7 +18,6 @@ from pipeline import losses, masks
 from pipeline.align.config import AlignConfig
 from pipeline.data.prompts import Prompts, first_prompts
 from pipeline.data.shards import Sample, Shards
-from pipeline.errors import InputError
 from pipeline.geometry import boxes_to_frame, masks_to_frame, to_input
 from pipeline.log import Log
 from pipeline.models.decoder import decode
@@ -46,22 +45,20 @@ class _Example:
 def align_decoder(
     sam: Sam, images: Shards, config: AlignConfig, *, log: Log, checkpoint: Path | None
 ) -> dict[str, float]:
-    """Train ``sam.mask_decoder`` in place; gives the mean loss terms of the last tenth of the steps.
+    """Train ``sam.mask_decoder`` in place; gives the mean loss terms of the weights it ends with.
 
-    Raises:
-        InputError: Not one image has a mask.
+    They are taken on as many batches as a tenth of the steps has, with prompts of their own: what an interrupted run
+    has forgotten of its way does not change them. ``images`` must have a mask somewhere.
     """
-    sam.to(config.device).eval().requires_grad_(False)
+    device = torch.device(config.device)
+    sam.to(device).eval().requires_grad_(False)
     sam.mask_decoder.requires_grad_(True)
     labelled = [i for i, count in enumerate(images.instances) if count]
-    if not labelled:
-        raise InputError("no image of the train split has a mask: align needs a source with masks (prepare.source).")
     kept: dict[int, _Example] = {}
-    last: list[dict[str, float]] = []
 
     def draw(number: int, rng: np.random.Generator) -> Batch:
         chosen = [labelled[i] for i in epoch_indices(len(labelled), config.batch, number, config.optimizer.seed)]
-        examples = [kept.get(i) or _example(sam, images[i], config.device) for i in chosen]
+        examples = [kept.get(i) or _example(sam, images[i], device) for i in chosen]
         if config.keep_embeddings:
             kept.update(zip(chosen, examples, strict=True))
         coverages = [example.coverages.astype(np.float32) / 255 for example in examples]
@@ -70,34 +67,37 @@ def align_decoder(
         return torch.stack([example.embedding for example in examples]), prompts
 
     def step(batch: Batch, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
-        embeddings, prompts = batch[0].to(config.device).float(), batch[1]
-        coords, labels = prompts.coords.to(config.device), prompts.labels.to(config.device)
-        targets, present = prompts.targets.to(config.device), prompts.present.to(config.device)
-        with torch.autocast(config.device, torch.bfloat16, enabled=config.autocast_bf16):
+        embeddings, prompts = batch[0].to(device).float(), batch[1]
+        coords, labels = prompts.coords.to(device), prompts.labels.to(device)
+        targets, present = prompts.targets.to(device), prompts.present.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast_bf16):
             logits, iou = decode(sam, embeddings, coords, labels)
         logits, iou = logits.float(), iou.float()
         # The single-mask token and the three are trained in turn, as in EfficientViT-SAM.
         answer = slice(1, 4) if number % SINGLE_MASK_EVERY else slice(0, 1)
-        terms = losses.best_mask(logits[:, :, answer], iou[:, :, answer], targets, present)
-        if number >= 0.9 * config.optimizer.steps:
-            last.append({key: float(value.detach()) for key, value in terms.items()})
-        return terms
+        return losses.best_mask(logits[:, :, answer], iou[:, :, answer], targets, present)
 
     fit(sam.mask_decoder, draw, step, config.optimizer, log=log, name="align", checkpoint=checkpoint)
+    reached = list[dict[str, float]]()
+    with torch.inference_mode():
+        for number in range(-(-config.optimizer.steps // 10)):
+            rng = np.random.default_rng((config.optimizer.seed, number, 2))
+            reached.append({key: float(value) for key, value in step(draw(number, rng), number, rng).items()})
     sam.to("cpu").requires_grad_(True)
-    return {f"train_{key}": float(np.mean([terms[key] for terms in last])) for key in last[0]} if last else {}
+    return {f"train_{key}": float(np.mean([terms[key] for terms in reached])) for key in reached[0]}
 
 
 @torch.inference_mode()
-def _example(sam: Sam, sample: Sample, device: str) -> _Example:
+def _example(sam: Sam, sample: Sample, device: torch.device) -> _Example:
     grid = 4 * sam.embedding_size
     embedding = sam.image_encoder(to_input(sample.image, sam.input_size)[None].to(device))[0].half().cpu().clone()
     coverages, boxes = [], []
     for annotation in sample.annotations:
         mask = masks.decode(annotation["segmentation"])
         coverage = masks_to_frame(torch.from_numpy(mask.astype(np.float32))[None], sam.image_size, grid)[0]
-        if coverage.max() > 0:
-            coverages.append((coverage * 255).round().byte().numpy())
+        rounded = (coverage * 255).round().byte().numpy()
+        if rounded.any():  # of a speck in a large image nothing is left on the raster
+            coverages.append(rounded)
             boxes.append(boxes_to_frame(np.array(masks.box(mask)), sample.image.shape[:2], sam.image_size))
     return _Example(
         embedding,

@@ -20,11 +20,11 @@ from pipeline.prepare.sources import Folder, Procedural
 STUDENT = "efficientvit_sam_nano"
 
 
-def recipe(steps=5, device="cpu", **optimizer):
+def recipe(steps=5, device="cpu", keep=True, **optimizer):
     values = {"steps": steps, "lr": 0.001, "warmup_steps": 2, "cooldown_steps": 2, "weight_decay": 0.0}
     values |= {"clip_norm": 1.0, "ema_decay": 0.5, "seed": 0} | optimizer
-    both = {"batch": 4, "prompts": 4, "device": device, "autocast_bf16": False, "optimizer": values}
-    return AlignConfig.model_validate(both)
+    rest = {"batch": 4, "prompts": 4, "keep_embeddings": keep, "device": device, "autocast_bf16": False}
+    return AlignConfig.model_validate(rest | {"optimizer": values})
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,10 @@ def test_an_interrupted_run_ends_with_the_same_artifact_to_the_bit(run, tmp_path
     assert digest(resumed) == digest(run("straight"))
 
 
+def test_keeping_embeddings_saves_time_and_changes_nothing(run):
+    assert digest(run("kept", recipe(3))) == digest(run("anew", recipe(3, keep=False)))
+
+
 def test_a_single_step_is_enough_for_metrics(run):
     assert metrics(run(config=recipe(1))).keys() == {"train_loss", "train_focal", "train_dice", "train_iou"}
 
@@ -126,7 +130,7 @@ def test_a_speck_that_leaves_nothing_on_the_raster_is_no_instance():
     disk[300:900, 200:800] = True
     records = [{"segmentation": masks.encode(mask)} for mask in (speck, disk)]
     image = np.zeros((2000, 1500, 3), np.uint8)
-    _, coverages, boxes = _example(sam, Sample("x", image, records), torch.device("cpu"))
-    assert coverages.shape == (1, 64, 64)
-    assert coverages.max() == 255
-    assert boxes.tolist() == [pytest.approx([25.6, 38.4, 102.4, 115.2], abs=0.2)]
+    example = _example(sam, Sample("x", image, records), torch.device("cpu"))
+    assert example.coverages.shape == (1, 64, 64)
+    assert example.coverages.max() == 255
+    assert example.boxes.tolist() == [pytest.approx([25.6, 38.4, 102.4, 115.2], abs=0.2)]
