@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import process, telemetry
 from pipeline.errors import GateError, InputError
-from pipeline.stage import ARTIFACTS, Stage, dvc_yaml, kept_by_dvc
+from pipeline.stage import ARTIFACTS, Stage, dvc_yaml, kept_by_dvc, refuse_unknown_sections
 from pipeline.stages import STAGES
 
 
@@ -187,7 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(_parser().parse_args(argv))
     verb = arguments.pop("verb")
     telemetry.off()
-    process.die_with_parent()
+    if "DVC_STAGE" in os.environ:  # a person may log out on a long run; a killed `dvc` leaves nothing behind
+        process.die_with_parent()
     process.raise_on_signals()
     stage = next((s for s in STAGES if s.name == verb), None)
     target = stage.target(arguments) if stage else verb
@@ -214,6 +215,7 @@ def _run_stage(stage: Stage, keys: Mapping[str, str]) -> None:
     from pipeline.config import read_params
 
     params = read_params()
+    refuse_unknown_sections(STAGES, params)
     stage.config(params, keys)  # before MLflow is imported: a spelling mistake is told at once
     from pipeline.tracking import run_tracked
 

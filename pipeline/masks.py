@@ -14,6 +14,9 @@ from pipeline.geometry import Size
 Rle = dict[str, Any]
 """COCO's run-length code: ``{"size": [H, W], "counts": str}``, column-major, compressed."""
 
+_FARTHEST = 10
+"""How many image sides from the origin a polygon may reach."""
+
 
 def encode(mask: Bool[np.ndarray, "h w"]) -> Rle:
     """A mask as compressed RLE with ``counts`` as text."""
@@ -52,6 +55,9 @@ def from_segmentation(segmentation: object, size: Size) -> Rle:
             or not all(isinstance(v, int | float) and np.isfinite(v) for v in polygon)
         ):
             raise InputError(f"a polygon must be at least 3 pairs of finite numbers, not {polygon!r:.60}")
+        # pycocotools counts the steps between corners in 32 bits and writes past its memory when they overflow.
+        if max(map(abs, polygon)) > _FARTHEST * max(size):
+            raise InputError(f"a polygon must lie in or near its image of {height} x {width}, not {polygon!r:.60}")
     rles = coco_mask.frPyObjects([list(map(float, p)) for p in segmentation], height, width)
     merged = coco_mask.merge(rles)
     return {"size": [height, width], "counts": merged["counts"].decode("ascii")}

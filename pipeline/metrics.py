@@ -43,7 +43,7 @@ def band_means(name: str, values: Sequence[float], areas_px: Sequence[int | floa
     Args:
         name: What was measured, for example ``box_miou``.
         values: One per instance.
-        areas_px: COCO's ``area`` of the same instances.
+        areas_px: Pixels of the same instances' masks.
 
     Returns:
         ``name``, ``name_small``, ``name_medium``, ``name_large``; what has no instances has no key.

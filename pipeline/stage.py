@@ -187,6 +187,22 @@ def listed(params: Mapping[str, Any], key: str) -> list[str]:
     return values
 
 
+def refuse_unknown_sections(stages: tuple[Stage, ...], params: Mapping[str, Any]) -> None:
+    """Refuse a top-level key of params.yaml that nothing reads: it is a spelling mistake.
+
+    Raises:
+        InputError: There is one.
+    """
+    read = {(stage.section or stage.name).partition(".")[0] for stage in stages}
+    read |= {f"{key}s" for stage in stages for key in stage.over} | {"promote"}
+    unknown = sorted(set(map(str, params)) - read)
+    if unknown:
+        raise InputError(
+            f"params.yaml has unknown key {unknown[0]!r}: remove it or correct its spelling; "
+            f"there is {', '.join(sorted(read))}."
+        )
+
+
 def dvc_yaml(stages: tuple[Stage, ...]) -> str:
     """The whole dvc.yaml."""
     head = "# Written by `make dvc.yaml`. Edit pipeline/stages.py instead.\n"

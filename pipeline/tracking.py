@@ -147,12 +147,9 @@ def run_tracked(stage: Stage, params: Mapping[str, Any], keys: Keys) -> Card:
         record(store, need, params, need_keys)
     run = store.start(stage.target(keys), _identity(stage, keys))
     curves = Curves(store, run)
-    with _closing(store, run):
+    with _closing(curves):
         store.log_params(run, {**keys, **_mapping(stage.settings(params, keys))})
-        try:
-            card = stage(config, keys, curves)
-        finally:
-            curves.flush()
+        card = stage(config, keys, curves)
         _log_result(store, run, stage.path(keys), card, curves)
     return card
 
@@ -171,9 +168,9 @@ def record(store: Store, stage: Stage, params: Mapping[str, Any], keys: Keys) ->
     if found:
         return found
     run = store.start(stage.target(keys), _identity(stage, keys) | {"origin": "cache"})
-    with _closing(store, run):
+    with _closing(curves := Curves(store, run)):
         store.log_params(run, {**keys, **_mapping(stage.settings(params, keys))})
-        _log_result(store, run, place, card, Curves(store, run))
+        _log_result(store, run, place, card, curves)
     return run
 
 
@@ -189,13 +186,9 @@ def tracked(name: str, params: Mapping[str, Any]) -> Iterator[Curves]:
     """A run of an act that is no stage; gives what logs its metrics."""
     store = Store.open()
     run = store.start(name, {"stage": name})
-    curves = Curves(store, run)
-    with _closing(store, run):
+    with _closing(curves := Curves(store, run)):
         store.log_params(run, params)
-        try:
-            yield curves
-        finally:
-            curves.flush()
+        yield curves
 
 
 @contextmanager
@@ -203,7 +196,7 @@ def parent_run(name: str) -> Iterator["Parent"]:
     """A run that holds the runs of all stages, with params.yaml, dvc.yaml and the dvc.lock they led to."""
     store = Store.open()
     parent = Parent(store, store.start(name, {"stage": name}))
-    with _closing(store, parent.run):
+    with _closing(Curves(store, parent.run)):
         yield parent
         for path in (PARAMS, DVC_LOCK, Path("dvc.yaml")):
             if path.is_file():
@@ -230,16 +223,20 @@ class Parent:
 
 
 @contextmanager
-def _closing(store: Store, run: str) -> Iterator[None]:
-    """End a run with the status that tells how its body ended."""
+def _closing(curves: Curves) -> Iterator[None]:
+    """Send what waits and end the run, with the status that tells how its body ended."""
+    end = curves.store.client.set_terminated
     try:
         yield
+        curves.flush()
     except BaseException as error:
         # A failing store must not hide why the stage failed.
         with suppress(MlflowException, OSError):
-            store.client.set_terminated(run, "FAILED" if isinstance(error, Exception) else "KILLED")
+            curves.flush()
+        with suppress(MlflowException, OSError):
+            end(curves.run, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    store.client.set_terminated(run, "FINISHED")
+    end(curves.run, "FINISHED")
 
 
 def _log_result(store: Store, run: str, place: Path, card: Card, curves: Curves) -> None:

@@ -59,9 +59,12 @@ def train_teacher(device: str, install: bool) -> str:
     out.mkdir(parents=True, exist_ok=True)
     write_half(sam, out / WEIGHTS)
     write_json(out / MODEL_CARD, describe(sam, config, metrics))
+    checkpoint.unlink(missing_ok=True)
     if install:
         for name in (WEIGHTS, MODEL_CARD):
-            shutil.copyfile(out / name, BUNDLED / name)
+            draft = BUNDLED / f".{name}.part"
+            shutil.copyfile(out / name, draft)
+            draft.replace(BUNDLED / name)
     place = BUNDLED if install else out
     box, click = metrics["box_miou"], metrics["click_miou"]
     return f"{place}: box mIoU {box:.3f}, click mIoU {click:.3f} on {HELD_OUT_SCENES} scenes"

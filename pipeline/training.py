@@ -92,7 +92,8 @@ def fit(
         config: The recipe.
         log: Gets each loss as ``<name>/<loss>`` every `LOG_EVERY` steps.
         name: Shown on the progress bar.
-        checkpoint: File to go on from where it exists, renewed twice a minute, removed at the end.
+        checkpoint: File to go on from where it exists, renewed twice a minute. The caller removes it when the result is
+                on the disk, so that a full disk at the end costs no training.
 
     Raises:
         FloatingPointError: A loss is not finite.
@@ -111,7 +112,7 @@ def fit(
         losses = step(batch, number, np.random.default_rng((config.seed, number, 1)))
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
         optimizer.step()
         average.update_parameters(module)
         if number % LOG_EVERY == 0 or number == config.steps - 1:
@@ -120,12 +121,12 @@ def fit(
             log(values | {f"{name}/lr": optimizer.param_groups[0]["lr"]}, step=number)
             bar.set_postfix(loss=f"{values[f'{name}/loss']:.4f}", refresh=False)
         if checkpoint and time.monotonic() - saved > SAVE_EVERY_S:
+            found = {"loss": float(losses["loss"].detach()), "gradient": float(norm)}
+            _check_finite({f"{name}/{key}": value for key, value in found.items()}, number, checkpoint)
             _save(checkpoint, number + 1, module, optimizer, average)
             saved = time.monotonic()
     if config.ema_decay > 0:
         module.load_state_dict(average.module.state_dict())
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
     module.eval()
 
 
@@ -135,6 +136,8 @@ def _ahead(draw: Draw[BatchT], config: OptimizerConfig, start: int) -> Iterator[
     def submit(number: int) -> Future[BatchT]:
         return thread.submit(draw, number, np.random.default_rng((config.seed, number, 0)))
 
+    if start >= config.steps:
+        return
     with ThreadPoolExecutor(1) as thread:
         coming = submit(start)
         for number in range(start, config.steps):

@@ -62,6 +62,13 @@ def test_an_unknown_key_is_one_line_and_exit_code_2(world):
     )
 
 
+def test_an_unknown_section_is_one_line_and_exit_code_2(world):
+    world.edit("students: [small]", "students: [small]\ncolours: {}")
+    done = world.verb("prepare")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: params.yaml has unknown key 'colours': remove it or correct its spelling")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_stage_leaves_the_earlier_artifact_no_draft_and_a_killed_run(built, number, code):
     built.edit("end: well", "end: never")

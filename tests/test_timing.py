@@ -33,7 +33,7 @@ def test_busy_windows_are_thrown_away_and_measured_again(monkeypatch):
     assert (len(calls), result.samples, result.guarded) == (10, 5, True)
 
 
-def test_own_work_is_not_foreign():
+def test_own_work_is_not_foreign_and_that_of_others_is(monkeypatch):
     def work():
         end = time.process_time() + 0.05
         while time.process_time() < end:
@@ -45,7 +45,12 @@ def test_own_work_is_not_foreign():
     work()
     after, own = timing._busy(), time.process_time() - own
     assert after[0] - before[0] >= own - 0.04  # the processors were busy at least with us, to a few ticks
-    assert measure(work, warmup=0, runs=2, max_foreign_load=1.0).guarded
+    monkeypatch.setattr(timing, "_busy", lambda: (time.process_time(), 2))
+    assert measure(work, warmup=0, runs=2, max_foreign_load=0.01).guarded
+    monkeypatch.setattr(timing, "_busy", lambda: (time.process_time() + 0.5 * time.perf_counter(), 2))
+    result = measure(work, warmup=0, runs=2, max_foreign_load=0.2)
+    assert not result.guarded
+    assert result.foreign_load == pytest.approx(0.25, abs=0.02)
 
 
 def test_without_proc_stat_everything_counts_unguarded(monkeypatch, tmp_path):

@@ -46,4 +46,5 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
     log(metrics)
     write_metrics(out, metrics)
     save_checkpoint(sam, out)
+    checkpoint.unlink(missing_ok=True)
     return Contents(kind="checkpoint", model=student, precision="fp32")

@@ -96,7 +96,8 @@ def compare(subject: str, settings: Settings) -> Report:
         with ExitStack() as stack:
             directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
             candidates = []
-            for i, student in enumerate(progress(settings.students, "build", "student")):
+            students = tuple(dict.fromkeys(settings.students))
+            for i, student in enumerate(progress(students, "build", "student")):
                 # One baseline for all students, also where PyTorch itself was not asked for.
                 own = combinations if i else sorted({*combinations, _BASELINE}, key=_order)
                 (directory / student).mkdir(exist_ok=True)

@@ -46,6 +46,7 @@ def distill(
     log(metrics)
     write_metrics(out, metrics)
     save_checkpoint(sam, out)
+    checkpoint.unlink(missing_ok=True)
     return Contents(kind="checkpoint", model=student, precision="fp32")
 
 

@@ -2,8 +2,9 @@
 
 The protocol of EfficientViT-SAM's evaluation: of the three masks the one with the highest predicted IoU counts, it is
 compared with the truth at the photograph's own size, and the mean is over instances, not over images. What differs:
-annotations are looked up by image instead of scanned for each, prompts go through the decoder in batches, and each
-instance counts exactly once (a sampler that pads to the number of workers may count some twice).
+boxes and areas are those of the mask itself, not the annotation's ``bbox`` and ``area``; annotations are looked up by
+image instead of scanned for each, prompts go through the decoder in batches, and each instance counts exactly once (a
+sampler that pads to the number of workers may count some twice).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -55,7 +55,13 @@ def register() -> str:
         raise InputError(f"{engine} is not the engine that {LEADERBOARD} measured: run `dvc repro`.")
     known = registry.version_with(store.client, config.registered_model, digest)
     label = f"{row['model']} {row['precision']}"
-    version = _register(config, store, engine, row, teacher) if known is None else str(known.version)
+    numbers = _numbers(row, teacher)
+    if known is None:
+        version = _register(config, store, engine, row, numbers)
+    else:
+        version = str(known.version)
+        for name, value in numbers.items():  # it may have been measured anew since
+            store.client.log_metric(str(known.run_id), name, value)
     store.client.set_registered_model_alias(config.registered_model, CHALLENGER, version)
     done = "registered" if known is None else "already registered"
     return f"{label} is {done}: {config.registered_model} version {version}, alias {CHALLENGER}"
@@ -128,12 +134,16 @@ def _open() -> tuple[PromoteConfig, Store]:
     return config, store
 
 
+def _numbers(row: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float]:
+    """What the gate looks at: the model's measured values and its teacher's."""
+    numbers = {name: float(row[name]) for name in _MEASURED if row.get(name) is not None}
+    return numbers | {f"teacher_{name}": float(teacher[name]) for name in _MEASURED if teacher.get(name) is not None}
+
+
 def _register(
-    config: PromoteConfig, store: Store, engine: Path, row: Mapping[str, Any], teacher: Mapping[str, Any]
+    config: PromoteConfig, store: Store, engine: Path, row: Mapping[str, Any], numbers: Mapping[str, float]
 ) -> str:
     """Log and register a new version, tagged with what it is and linked to its numbers."""
-    numbers = {name: float(row[name]) for name in _MEASURED if row.get(name) is not None}
-    numbers |= {f"teacher_{name}": float(teacher[name]) for name in _MEASURED if teacher.get(name) is not None}
     tags = {"digest": Card.read(engine).digest, "student": str(row["model"]), "precision": str(row["precision"])}
     with _run(store, "register", tags), _quietly():
         version = registry.log_model(config.registered_model, engine, numbers)

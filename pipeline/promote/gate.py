@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pipeline.config import Config
 from pipeline.errors import InputError
+from pipeline.metrics import retained
 
 
 class PromoteConfig(Config):
@@ -48,7 +49,7 @@ def check(config: PromoteConfig, row: Mapping[str, Any], teacher: Mapping[str, A
         ("box_miou", config.min_box_miou_retained),
         ("click_miou", config.min_click_miou_retained),
     ):
-        share = _ratio(row.get(metric), teacher.get(metric))
+        share = retained(row.get(metric), teacher.get(metric))
         rules.append(
             Rule(name=f"{metric}_retained", value=share, limit=limit, holds=share is not None and share >= limit)
         )
@@ -87,7 +88,3 @@ def best(config: PromoteConfig, rows: Sequence[Mapping[str, Any]]) -> tuple[dict
 
     first: Mapping[str, Any] = min(students, key=order)
     return dict(first), dict(teacher)
-
-
-def _ratio(value: float | None, whole: float | None) -> float | None:
-    return value / whole if value is not None and whole else None

@@ -2,8 +2,10 @@
 
 import base64
 import importlib.metadata
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
@@ -13,20 +15,22 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types.schema import Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
+from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
 from pipeline.artifact import Card
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
 _RLE = Object([Property("size", Array(DataType.long)), Property("counts", DataType.string)])
+# Arrays of floating-point numbers would refuse whole ones, and rows that lack a prompt which others have.
+_ANY: Any = AnyType()  # type: ignore[no-untyped-call]
 SIGNATURE = ModelSignature(
     inputs=Schema(
         [
             ColSpec(DataType.string, "image"),
-            ColSpec(Array(Array(DataType.double)), "point_coords", required=False),
-            ColSpec(Array(DataType.long), "point_labels", required=False),
-            ColSpec(Array(DataType.double), "box", required=False),
+            ColSpec(_ANY, "point_coords", required=False),
+            ColSpec(_ANY, "point_labels", required=False),
+            ColSpec(_ANY, "box", required=False),
         ]
     ),
     outputs=Schema([ColSpec(Array(_RLE), "masks"), ColSpec(Array(DataType.double), "iou_predictions")]),
@@ -78,20 +82,24 @@ def log_model(name: str, engine: Path, metrics: Mapping[str, float]) -> str:
     """
     card = Card.read(engine)
     kind = str(card.load.get("engine", ""))
-    info = mlflow.pyfunc.log_model(
-        name=f"{card.model}-{card.precision}".replace(".", "_"),
-        python_model=str(Path(__file__).with_name("serving.py")),
-        artifacts={"engine": str(engine)},
-        code_paths=[str(Path(__file__).parents[1])],
-        signature=SIGNATURE,
-        input_example=input_example(),
-        pip_requirements=[
-            f"{package}=={importlib.metadata.version(package).partition('+')[0]}"
-            for package in (*_PACKAGES[""], *_PACKAGES.get(kind, ()))
-        ],
-        registered_model_name=name,
-        metadata={"digest": card.digest, "student": card.model, "precision": card.precision},
-    )
+    with TemporaryDirectory() as directory:
+        # The bundled teacher's weights are no part of what is served.
+        code = Path(directory) / "pipeline"
+        shutil.copytree(Path(__file__).parents[1], code, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+        info = mlflow.pyfunc.log_model(
+            name=f"{card.model}-{card.precision}".replace(".", "_"),
+            python_model=str(Path(__file__).with_name("serving.py")),
+            artifacts={"engine": str(engine)},
+            code_paths=[str(code)],
+            signature=SIGNATURE,
+            input_example=input_example(),
+            pip_requirements=[
+                f"{package}=={importlib.metadata.version(package).partition('+')[0]}"
+                for package in (*_PACKAGES[""], *_PACKAGES.get(kind, ()))
+            ],
+            registered_model_name=name,
+            metadata={"digest": card.digest, "student": card.model, "precision": card.precision},
+        )
     mlflow.log_metrics(dict(metrics), model_id=info.model_id)
     return str(info.registered_model_version)
 

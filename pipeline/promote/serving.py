@@ -24,9 +24,9 @@ class SegmentationModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the engine that was registered with the model."""
-        from pipeline.runtime import Predictor, load
+        from pipeline.runtime import load
 
-        self._predictor = Predictor(load(Path(context.artifacts["engine"])))
+        self._segmenter = load(Path(context.artifacts["engine"]))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -34,22 +34,23 @@ class SegmentationModel(PythonModel):
         """Masks for each row; rows with the same image encode it once.
 
         Raises:
-            InputError: An image cannot be read, or a row has neither points nor a box.
+            InputError: An image cannot be read, a row has neither points nor a box, or a prompt is malformed.
         """
         from pipeline.masks import encode
+        from pipeline.runtime import Predictor
 
+        # MLflow's server answers requests in several threads, and a predictor keeps one image: each call has its own.
+        predictor = Predictor(self._segmenter)
         several = bool((params or {}).get("multimask_output", False))
         shown, answers = None, []
         for row in model_input.to_dict(orient="records"):
             if row["image"] != shown:
-                self._predictor.set_image(_image(row["image"]))
+                predictor.set_image(_image(row["image"]))
                 shown = row["image"]
-            points, labels, box = (_array(row.get(name)) for name in ("point_coords", "point_labels", "box"))
-            if box is None and (points is None or labels is None or len(points) != len(labels)):
+            points, labels, box = (_array(row.get(name), name) for name in ("point_coords", "point_labels", "box"))
+            if box is None and points is None:
                 raise InputError("a row needs a box [x1, y1, x2, y2], or point_coords with one point_labels entry each")
-            if points is None or labels is None:
-                points = labels = None
-            masks, scores, _ = self._predictor.predict(
+            masks, scores, _ = predictor.predict(
                 point_coords=points, point_labels=labels, box=box, multimask_output=several
             )
             found = [encode(np.asarray(mask, dtype=bool)) for mask in masks]
@@ -69,11 +70,14 @@ def _image(text: str) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _array(value: object) -> np.ndarray | None:
+def _array(value: object, name: str) -> np.ndarray | None:
     """A list of numbers, or None for what a data frame has in place of an absent one."""
     if value is None or isinstance(value, float) or not np.size(np.asarray(value, dtype=object)):
         return None
-    return np.array([np.asarray(part, dtype=np.float64) for part in value])  # type: ignore[attr-defined]
+    try:
+        return np.array([np.asarray(part, dtype=np.float64) for part in value])  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise InputError(f"`{name}` must be a list of numbers, or of equally long lists, not {value!r:.60}") from None
 
 
 set_model(SegmentationModel())

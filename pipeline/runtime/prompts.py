@@ -69,17 +69,13 @@ def prepare(
     if boxes is not None:
         boxes = _boxes(boxes)
     if mask is not None:
-        mask = mask if mask.ndim == 4 else mask[None]
-        if mask.shape[1:] != (1, grid, grid):
-            raise InputError(
-                f"mask_input must be (1, {grid}, {grid}) per prompt, not {mask.shape[1:]}: low_res_masks fit."
-            )
+        mask = _masks(mask, grid)
     count = _count({"point_coords": coords, "box": boxes, "mask_input": mask})
     coords_frame, labels = _join(coords, labels, boxes, count, size, side)
     return Prompts(
         torch.from_numpy(coords_frame),
         torch.from_numpy(labels),
-        None if mask is None else torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32)),
+        None if mask is None else torch.from_numpy(mask),
         batched,
     )
 
@@ -124,6 +120,14 @@ def _boxes(boxes: np.ndarray) -> np.ndarray:
             f"box {boxes[turned[0]].tolist()} ends before it begins: give x0 y0 x1 y1 with x0 <= x1, y0 <= y1"
         )
     return boxes
+
+
+def _masks(mask: np.ndarray, grid: int) -> Float[np.ndarray, "p 1 m m"]:
+    """Mask prompts ``(P, 1, grid, grid)``."""
+    mask = mask if mask.ndim == 4 else mask[None]
+    if mask.shape[1:] != (1, grid, grid):
+        raise InputError(f"mask_input must be (1, {grid}, {grid}) per prompt, not {mask.shape[1:]}: low_res_masks fit.")
+    return np.ascontiguousarray(mask, dtype=np.float32)
 
 
 def _count(parts: dict[str, np.ndarray | None]) -> int:

@@ -34,9 +34,7 @@ def test_scenes_vary_in_color_count_size_holes_and_nesting():
     areas = np.array([m.mean() for s in scenes for m in s.masks])
     assert areas.max() / areas.min() > 30
     assert np.std([s.image.mean() for s in scenes]) > 20
-    nested = sum(
-        (a & b).sum() >= 0.9 * b.sum() for s in scenes for a in s.masks for b in s.masks if a.sum() > b.sum()
-    )
+    nested = sum((a & b).sum() >= 0.9 * b.sum() for s in scenes for a in s.masks for b in s.masks if a.sum() > b.sum())
     assert nested >= 10
 
 

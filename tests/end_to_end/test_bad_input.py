@@ -140,6 +140,10 @@ BAD_IMAGES = {
         segment([[1.0, 2.0, 3.0, 4.0]]),
         ("instances.json: annotation 12 of image 2", "polygon", "Correct or remove it"),
     ),
+    "polygon far outside": (
+        segment([[0.0, 0.0, 1e9, 0.0, 1e9, 1e9]]),
+        ("instances.json: annotation 12 of image 2", "in or near its image of 20 x 30", "Correct or remove it"),
+    ),
     "polygon of words": (
         segment([["a", "b", "c", "d", "e", "f"]]),
         ("instances.json: annotation 12 of image 2", "Correct or remove it"),

@@ -1,0 +1,113 @@
+"""A registered model loads through MLflow, away from this tree, and answers what clients send."""
+
+import base64
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import mlflow
+import numpy as np
+import pytest
+
+from pipeline import masks
+from pipeline.artifact import Card, Contents
+from pipeline.models import build
+from pipeline.models.sam import save_checkpoint
+from pipeline.promote import registry
+from pipeline.promote.registry import input_example
+
+NANO = "efficientvit_sam_nano"
+CLIENT = """
+import json, sys
+import mlflow
+from mlflow.pyfunc.scoring_server import invocations
+model = mlflow.pyfunc.load_model(sys.argv[1])
+schema = model.metadata.get_input_schema()
+for rows in json.loads(sys.argv[2]):
+    answer = invocations(json.dumps({"dataframe_records": rows}), "application/json", model, schema)
+    print(answer.response)
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """Where a model lies that was logged the way `register` does."""
+    root = tmp_path_factory.mktemp("served")
+    checkpoint = root / "checkpoint"
+    checkpoint.mkdir()
+    save_checkpoint(build(NANO), checkpoint)
+    Card.seal(checkpoint, Contents(kind="checkpoint", model=NANO, precision="fp32"), {})
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
+    mlflow.set_registry_uri(f"sqlite:///{root / 'mlflow.db'}")
+    try:
+        experiment = mlflow.create_experiment("served", artifact_location=(root / "mlruns").as_uri())
+        with mlflow.start_run(experiment_id=experiment):
+            version = registry.log_model("m", checkpoint, {"box_miou": 0.5})
+        source = mlflow.artifacts.download_artifacts(f"models:/m/{version}", dst_path=str(root / "model"))
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+    return source
+
+
+@pytest.fixture(scope="module")
+def model(served):
+    """The same in this process; MLflow puts its copy of the code on the path, and leaves it there."""
+    paths = sys.path.copy()
+    yield mlflow.pyfunc.load_model(served)
+    sys.path[:] = paths
+
+
+def test_a_server_elsewhere_answers_whole_numbers_and_rows_of_different_prompts(served, tmp_path):
+    (example,) = input_example()
+    box = {"image": example["image"], "box": [34, 18, 94, 78]}
+    click = {"image": example["image"], "point_coords": [[64, 48.5]], "point_labels": [1]}
+    requests = json.dumps([[example], [box], [box, click]])
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, served, requests], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = [json.loads(line)["predictions"] for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [len(rows) for rows in answers] == [1, 1, 2]
+    assert answers[1][0] == answers[2][0]
+    for row in (row for rows in answers for row in rows):
+        assert masks.decode(row["masks"][0]).shape == (96, 128)
+        assert len(row["iou_predictions"]) == 1
+
+
+def test_the_model_carries_no_weights_but_its_own(served):
+    assert [p.parent.name for p in Path(served).rglob("*.safetensors")] == ["checkpoint"]
+
+
+def test_requests_at_once_get_the_answers_they_would_get_alone(model):
+    rows = []
+    for i in range(6):
+        image = np.random.default_rng(i).integers(0, 256, (40 + 8 * i, 64, 3), dtype=np.uint8)
+        text = base64.b64encode(cv2.imencode(".png", image)[1].tobytes()).decode("ascii")
+        rows.append([{"image": text, "box": [4.0, 4.0, 50.0, 30.0]}])
+    alone = [model.predict(row) for row in rows]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(model.predict, rows))
+    for a, b in zip(alone, together, strict=True):
+        first, second = (r.to_dict("records")[0] if hasattr(r, "to_dict") else r[0] for r in (a, b))
+        assert first["masks"][0]["size"] == second["masks"][0]["size"]
+        assert first["iou_predictions"] == pytest.approx(second["iou_predictions"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({}, "needs a box"),
+        ({"point_coords": [[1.0, 2.0], [3.0]], "point_labels": [1, 1]}, "`point_coords` must be a list of numbers"),
+        ({"box": [1.0, 2.0, 9.0, 9.0], "point_coords": [[1.0, 2.0]]}, "go together"),
+        ({"image": "@@", "box": [1.0, 2.0, 9.0, 9.0]}, "base64"),
+    ],
+)
+def test_a_malformed_row_is_refused_in_words(model, row, says):
+    (example,) = input_example()
+    with pytest.raises(Exception, match=says):
+        model.predict([{"image": example["image"]} | row])
