@@ -22,8 +22,9 @@ demo: setup  ## The whole pipeline on the demo's scenes: environment, flow, lead
 	@python -m pipeline preset demo
 	@python -m flows.release
 
+# Two processes of one thread each: nearly all tests are single-threaded.
 test: setup  ## The default test suite
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup
 
 test-slow: setup  ## The tests that take minutes
 	python -m pytest -m slow

@@ -13,7 +13,6 @@ from prefect.tasks import Task
 
 from flows import dvc
 from pipeline import promote, tracking
-from pipeline.compare.table import leaderboard_text
 from pipeline.config import read_params
 from pipeline.errors import InputError
 from pipeline.process import exit_code, raise_on_signals
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     students = parser.parse_args(argv).students
     raise_on_signals()
     try:
-        rows = release(students.split(",") if students else None)
+        rows = release([name.strip() for name in students.split(",")] if students else None)
     except (InputError, dvc.BadInputError) as error:
         return _say(f"error: {error}", 2)
     except dvc.StageFailedError as error:
@@ -104,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(
             "error: the flow was stopped; `python -m flows.release` goes on where it was.", exit_code(interrupt)
         )
+    from pipeline.compare.table import leaderboard_text  # with it come plotting libraries, which a flow can do without
+
     print(f"\n{leaderboard_text(rows)}\n")
     print(f"report          {ARTIFACTS / 'compare' / 'report.html'}")
     print("MLflow pages    mlflow server --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db")

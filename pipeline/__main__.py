@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"{target} was stopped.", process.exit_code(interrupt), stage, target)
     except GateError as error:
         return _refuse(str(error), 1, None, target)
-    except InputError as error:
+    except (InputError, FloatingPointError) as error:  # the latter: a training that diverged
         return _refuse(str(error), 2, stage, target)
     except Exception as error:
         reason = _from_system(error)

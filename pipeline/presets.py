@@ -13,6 +13,7 @@ from pipeline.config import PARAMS, read_params
 from pipeline.errors import InputError
 
 PRESETS = Path("presets")
+KEPT = Path("params.yaml.before")
 
 
 def activate(name: str, changes: Sequence[str] = ()) -> str:
@@ -35,10 +36,19 @@ def activate(name: str, changes: Sequence[str] = ()) -> str:
         if not equals:
             raise InputError(f"{change!r} is not KEY=VALUE, for example distill.efficientvit_sam_nano.steps=100.")
         text = _replace(text, key.strip(), value, source)
+    kept = _keep_own(text)
     draft = PARAMS.with_name(f".{PARAMS.name}.part")
     draft.write_text(text)
     draft.replace(PARAMS)
-    return f"{PARAMS} is now {source}" + (f" with {', '.join(changes)}" if changes else "")
+    return f"{PARAMS} is now {source}" + (f" with {', '.join(changes)}" if changes else "") + kept
+
+
+def _keep_own(text: str) -> str:
+    """Keep a params.yaml that somebody edited, and say so; presets can be had again."""
+    if not PARAMS.is_file() or PARAMS.read_text() in (text, *(path.read_text() for path in PRESETS.glob("*.yaml"))):
+        return ""
+    PARAMS.replace(KEPT)
+    return f"; what it was is in {KEPT}"
 
 
 def _replace(text: str, dotted: str, value: str, source: Path) -> str:

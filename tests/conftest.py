@@ -30,6 +30,7 @@ FRAME = (
     "config.py",
     "errors.py",
     "log.py",
+    "metrics.py",
     "presets.py",
     "process.py",
     "provenance.py",
@@ -101,6 +102,9 @@ def _make(root: Path) -> World:
         shutil.copy(ROOT / "pipeline" / name, root / "pipeline" / name)
     shutil.copytree(ROOT / "pipeline/promote", root / "pipeline/promote", ignore=ignore)
     shutil.copytree(ROOT / "flows", root / "flows", ignore=ignore)
+    (root / "pipeline/compare").mkdir()
+    (root / "pipeline/compare/__init__.py").write_text('"""Only how a leaderboard is printed."""\n')
+    shutil.copy(ROOT / "pipeline/compare/table.py", root / "pipeline/compare/table.py")
     for name in (".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, root)
     shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
@@ -132,3 +136,10 @@ def _built_once(tmp_path_factory: pytest.TempPathFactory) -> World:
 def built(_built_once: World, tmp_path: Path) -> World:
     """A pipeline all of which `dvc repro` has run."""
     return World(shutil.copytree(_built_once.root, tmp_path / "world", symlinks=True))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what shares a costly fixture in one process when tests run in several (``-n``): a file, or a whole world."""
+    for item in items:
+        shared = "end_to_end" if "end_to_end" in item.path.parts else item.path.relative_to(ROOT).as_posix()
+        item.add_marker(pytest.mark.xdist_group(shared))

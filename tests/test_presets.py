@@ -61,3 +61,20 @@ def test_a_wrong_change_is_refused_and_params_stay(change, says):
 def test_an_unknown_preset_lists_the_known():
     with pytest.raises(InputError, match=r"presets/no\.yaml does not exist; there is demo"):
         activate("no")
+
+
+def test_params_that_somebody_edited_are_kept_and_others_are_not():
+    activate("demo")
+    assert not Path("params.yaml.before").exists()
+    Path("params.yaml").write_text(DEMO.replace("steps: 10", "steps: 11"))
+    assert activate("demo").endswith("what it was is in params.yaml.before")
+    assert "steps: 11" in Path("params.yaml.before").read_text()
+    assert Path("params.yaml").read_text() == DEMO
+    assert "before" not in activate("demo", ["distill.a.steps=12"])
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_shipped_params_are_the_demo():
+    assert (ROOT / "params.yaml").read_text() == (ROOT / "presets" / "demo.yaml").read_text()

@@ -29,7 +29,7 @@ def _refuses(runtime: str, precision: str) -> str | None:
     if precision == "int8":
         return "the decoder is never lowered to int8"
     return {
-        ("torch", "bf16"): "coordinates of prompts need fp32 in PyTorch; take openvino, which keeps them",
+        ("torch", "bf16"): "the sines of point coordinates need fp32, which autocast does not keep; take openvino",
         ("onnxruntime", "bf16"): "ONNX Runtime computes in fp32 on CPUs; take openvino",
     }.get((runtime, precision))
 

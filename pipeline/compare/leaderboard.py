@@ -46,6 +46,7 @@ def _row(evaluation: Evaluation, teacher: Evaluation) -> Row:
         "runtime": evaluation.runtime,
         "role": evaluation.role,
         **{name: numbers.get(name) for name in MEASURED},
+        "guarded": evaluation.guarded,
         "artifact": evaluation.source,
         "digest": evaluation.source_digest,
     }

@@ -51,9 +51,15 @@ _WORDS = 3
 
 
 def leaderboard_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of leaderboard.json in columns, with a rule below the head and below the teacher."""
+    """The rows of leaderboard.json in columns, with a rule below the head and below the teacher.
+
+    A latency that was measured on a busy machine is marked.
+    """
     head = [title for title, _ in _COLUMNS.values()]
     body = [[write(row.get(name)) for name, (_, write) in _COLUMNS.items()] for row in rows]
+    busy = [i for i, row in enumerate(rows) if row.get("guarded") is False]
+    for i in busy:
+        body[i][list(_COLUMNS).index("latency_ms")] += " !"
     widths = [max(map(len, cells)) for cells in zip(head, *body, strict=True)]
     rule = "  ".join("─" * width for width in widths)
     lines = [_line(head, widths), rule]
@@ -61,6 +67,8 @@ def leaderboard_text(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(_line(cells, widths))
         if row.get("role") == "teacher" and len(rows) > 1:
             lines.append(rule)
+    if busy:
+        lines.append("! timed while the machine was busy with other work: an upper bound")
     return "\n".join(lines)
 
 

@@ -12,6 +12,8 @@ reader turns it a second time.
 """
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,18 @@ from pipeline.errors import InputError
 from pipeline.geometry import Size
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+
+_DAMAGED = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    EOFError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's readers raise over damaged files."""
 
 
 def read_jpeg(source: Path | bytes, name: str, quality: int, stated: Size | None = None) -> tuple[bytes, Size]:
@@ -48,7 +62,9 @@ def read_jpeg(source: Path | bytes, name: str, quality: int, stated: Size | None
         with Image.open(io.BytesIO(raw)) as image:
             image.load()
             return _as_jpeg(image, raw, name, quality, stated)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, EOFError) as error:
+    except InputError:
+        raise
+    except _DAMAGED as error:
         reason = "no image that can be read" if isinstance(error, UnidentifiedImageError) else f"damaged: {error}"
         raise InputError(f"{name} is {reason}. Restore the file or drop it from the data.") from None
 

@@ -4,6 +4,7 @@ Distillation reads each image many times and the teacher is the slow part, so wh
 in half precision: 256 x 64 x 64 values, 2 MiB, at SAM's size. Only train and calibration need it.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +17,8 @@ from jaxtyping import Float, Float16
 from pydantic import Field
 from torch import Tensor
 
-from pipeline import geometry
-from pipeline.artifact import Card, Contents, write_json, write_metrics
+from pipeline import geometry, models
+from pipeline.artifact import Card, Contents, file_sha256, write_json, write_metrics
 from pipeline.config import Config
 from pipeline.data.embeddings import EmbeddingsManifest, StoredShard
 from pipeline.data.shards import MANIFEST, Shard, Shards
@@ -60,13 +61,14 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
     """
     card = Card.read(teacher)
     sam = load_checkpoint(teacher).to(_device(config.device)).eval()
+    code = _code()
     listed, seals = [], []
     for split in SPLITS:
         shards = Shards(prepare, split)
         bar = counter(f"embed {split}", "image", len(shards))
         begin = 0
         for number, shard in enumerate(shards.shards):
-            origin = {"teacher": card.digest, "shard": shard.sha256, "dtype": DTYPE, "input_size": sam.input_size}
+            origin = {"teacher": card.digest, "shard": shard.sha256, "dtype": DTYPE, "code": code}
             where = place(Path(config.store), f"{split}-{number:05d}", origin)
             indices = range(begin, begin + len(shard.samples))
             seal = where.seal() or _fill(where, sam, shards, indices, config.batch, bar.update, log)
@@ -83,6 +85,12 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
     write_metrics(out, metrics)
     log(metrics)
     return Contents(kind="embeddings", model=card.model)
+
+
+def _code() -> str:
+    """Hash of the sources that decide an embedding: a mended encoder must not find what the faulty one stored."""
+    sources = [Path(geometry.__file__), *sorted(Path(models.__file__).parent.glob("*.py"))]
+    return hashlib.sha256("".join(map(file_sha256, sources)).encode()).hexdigest()
 
 
 def _fill(

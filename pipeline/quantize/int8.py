@@ -138,6 +138,8 @@ def inspect(model: onnx.ModelProto) -> dict[str, float]:
             dequantized.add(node.output[0])
     readers = [node for node in model.graph.node if node.op_type in LOWERED and dequantized >= set(node.input[:2])]
     idle = sorted(dequantized.difference(*(node.input for node in readers)))
+    if not readers:
+        raise InputError(f"not one {', '.join(LOWERED)} of the encoder became int8: it would be fp32 by another name.")
     if idle:
         raise InputError(f"int8 tensors that no {', '.join(LOWERED)} reads: {', '.join(idle[:5])}.")
     kinds = [node.op_type for node in model.graph.node]

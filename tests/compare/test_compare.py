@@ -234,6 +234,7 @@ def test_a_damaged_evaluation_is_named(world):
 
 def test_the_table_is_aligned_and_has_a_dash_for_what_is_missing(compared):
     _, rows, _ = compared
+    rows = [row | {"guarded": True} for row in rows]
     text = leaderboard_text([rows[0] | {"latency_ms": None}, *rows[1:]])
     lines = text.splitlines()
     assert len(lines) == 6
@@ -243,3 +244,12 @@ def test_the_table_is_aligned_and_has_a_dash_for_what_is_missing(compared):
     column = lines[0].index("latency ms")
     assert lines[2][column : column + 10].strip() == "-"
     assert lines[5][column : column + 10].strip() == "35.0"
+
+
+def test_a_latency_of_a_busy_machine_is_marked(compared):
+    _, rows, _ = compared
+    text = leaderboard_text([rows[0] | {"guarded": True}, *(row | {"guarded": False} for row in rows[1:])])
+    marked = [line for line in text.splitlines() if " !" in line]
+    assert len(marked) == len(rows) - 1
+    assert "upper bound" in text
+    assert "!" not in leaderboard_text([row | {"guarded": True} for row in rows])
