@@ -1,10 +1,8 @@
 """What a person meets at the command line when something is wrong: one line, a code, and the earlier result."""
 
-import inspect
 import json
 import os
 import pickle
-import resource
 import shutil
 import signal
 import subprocess
@@ -19,12 +17,11 @@ import torch
 import yaml
 from PIL import Image
 
-from pipeline import process, tracking
+from pipeline import process
 from pipeline.__main__ import main
 from pipeline.artifact import Card, digest, file_sha256
-from pipeline.stage import DRAFTS, Stage
+from pipeline.stage import DRAFTS
 from pipeline.stages import STAGES
-from pipeline.tracking import Curves
 
 KEYS = {"student": "efficientvit_sam_nano", "precision": "int8"}
 NAMES = [stage.name for stage in STAGES]
@@ -208,43 +205,79 @@ def test_an_unknown_key_of_any_section(capfd, name):
     refused(stage, capfd, 2, "params.yaml, section", "unknown key 'colour': remove it or correct its spelling")
 
 
+INTERRUPTED = """
+import os, signal, sys
+from pipeline.__main__ import main
+from pipeline.tracking import Curves
+
+def interrupt(self, metrics, step=None):
+    os.kill(os.getpid(), signal.SIGINT)
+
+Curves.__call__ = interrupt
+sys.exit(main(sys.argv[1:]))
+"""
+
+CRAMPED = """
+import inspect, resource, sys
+from pipeline import tracking
+from pipeline.__main__ import STAGES, main
+from pipeline.stage import Stage
+
+verb = next(stage for stage in STAGES if stage.name == sys.argv[1]).function
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+def cramped(*given, **named):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limit[1]))
+    try:
+        return verb(*given, **named)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+cramped.__signature__ = inspect.signature(verb)
+Stage.function = property(lambda self: cramped)
+tracking.FLUSH_EVERY_S = 1e9  # what waits for MLflow is sent when there is room again
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def refused_alone(released, code, stage):
+    """Run a stage that must not end well in a process of its own, as people do; gives exit code and error line."""
+    out = stage.path(KEYS)
+    earlier = Card.read(out)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments(stage)],
+        env=released.environment | {"PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert Card.read(out) == earlier
+    assert digest(out) == earlier.digest
+    assert [path.name for path in DRAFTS.iterdir() if path.suffix != ".lock"] == []
+    return done.returncode, lines[0]
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_ctrl_c_in_any_stage(capfd, monkeypatch, name):
-    stage, reported = stage_of(name), []
-
-    def interrupt(self, metrics, step=None):
-        reported.append(metrics)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Curves, "__call__", interrupt)
-    refused(stage, capfd, 130, f"error: {stage.target(KEYS)} was stopped.")
-    assert len(reported) == 1
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_full_disk_in_any_stage(capfd, monkeypatch, name):
-    """The system itself refuses to write: a file may grow to one KiB while the stage works, and no further."""
+def test_ctrl_c_in_any_stage(released, name):
     stage = stage_of(name)
-    verb, limit = stage.function, resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert refused_alone(released, INTERRUPTED, stage) == (130, f"error: {stage.target(KEYS)} was stopped.")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_full_disk_in_any_stage(released, name):
+    """The system itself refuses to write: a file may grow to one KiB while the stage works, and no further."""
     store = Path(".store/embeddings")
     if name == "embed":
         shutil.move(store, "aside")
-
-    def cramped(*given, **named):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limit[1]))
-        try:
-            return verb(*given, **named)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-
-    cramped.__signature__ = inspect.signature(verb)
-    monkeypatch.setattr(Stage, "function", property(lambda self: cramped))
-    monkeypatch.setattr(tracking, "FLUSH_EVERY_S", 1e9)  # what waits for MLflow is sent when there is room again
-    line = refused(stage, capfd, 2)
-    assert ": no space left on the device. Free some" in line or "make room" in line
+    code, line = refused_alone(released, CRAMPED, stage_of(name))
     if name == "embed":
         shutil.rmtree(store)
         shutil.move("aside", store)
+    assert code == 2
+    assert ": no space left on the device. Free some" in line or "make room" in line
 
 
 @pytest.mark.parametrize("name", ["prepare", "distill"])
