@@ -1,7 +1,11 @@
 import shutil
 import time
 
+import pytest
+
 TARGETS = ["compare", "distill@small", "evaluate@small-fp32", "evaluate_teacher", "prepare"]
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_second_repro_does_nothing(built):

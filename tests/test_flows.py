@@ -19,6 +19,8 @@ from pipeline.errors import GateError, InputError
 
 WORLD = Path(__file__).parent / "world"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def _prefect():

@@ -10,7 +10,7 @@ from pipeline.stage import dvc_yaml
 from pipeline.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
-FRAME = {f"pipeline.{name}" for name in ("artifact", "config", "errors", "log", "stage")} | {"pipeline"}
+FRAME = {f"pipeline.{name}" for name in ("artifact", "config", "errors", "log", "progress", "stage")} | {"pipeline"}
 each_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 
 

@@ -284,7 +284,7 @@ def test_a_full_disk_in_any_stage(released, name):
     assert ": no space left on the device. Free some" in line or "make room" in line
 
 
-@pytest.mark.parametrize("name", ["prepare", "distill"])
+@pytest.mark.parametrize("name", [pytest.param("prepare", marks=pytest.mark.slow), "distill"])
 def test_ctrl_c_from_a_terminal_ends_a_stage_with_all_its_processes(released, place, name):
     """The signal goes to the whole group, as a terminal sends it."""
     params = yaml.safe_load(Path("params.yaml").read_text())
