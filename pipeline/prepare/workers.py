@@ -5,8 +5,9 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.process import BaseProcess
 
@@ -37,9 +38,10 @@ def prepare_all(items: Sequence[Item], processes: int | None = None) -> Generato
     executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_enter)
     chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
     try:
-        pending: deque[Future[list[Prepared]]] = deque(
-            executor.submit(_prepare, chunk) for chunk in islice(chunks, 4 * processes)
-        )
+        with _ctrl_c_held_back():
+            pending: deque[Future[list[Prepared]]] = deque(
+                executor.submit(_prepare, chunk) for chunk in islice(chunks, 4 * processes)
+            )
         while pending:
             yield from pending.popleft().result()
             pending.extend(executor.submit(_prepare, chunk) for chunk in islice(chunks, 1))
@@ -47,13 +49,22 @@ def prepare_all(items: Sequence[Item], processes: int | None = None) -> Generato
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Processes started meanwhile never get SIGINT: Ctrl-C is the parent's, also while they still import."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _prepare(chunk: Sequence[Item]) -> list[Prepared]:
     return [item.prepare() for item in chunk]
 
 
 def _enter() -> None:
-    """Leave Ctrl-C to the parent, and end with it however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End with the parent, however it ends."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
