@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 import torch
 from tqdm import tqdm
 
-from pipeline.bench import decoder, encoder, training
-from pipeline.bench.candidate import Subject
+from pipeline.bench import attention, decoder, encoder, training
+from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.settings import PRECISIONS, RUNTIMES, Combination, Settings
 from pipeline.bench.table import Report, rows
 from pipeline.bench.turns import measure_in_turns
@@ -26,6 +26,7 @@ from pipeline.progress import progress
 __all__ = ["PRECISIONS", "RUNTIMES", "SUBJECTS", "Settings", "bench", "compare"]
 
 SUBJECTS: Mapping[str, Subject] = {
+    "attention": attention.SUBJECT,
     "encoder": encoder.SUBJECT,
     "decoder": decoder.SUBJECT,
     "training": training.SUBJECT,
@@ -33,6 +34,7 @@ SUBJECTS: Mapping[str, Subject] = {
 """What can be measured."""
 
 _BASELINE: Combination = ("torch", "fp32")
+_ALL = ("all",)
 
 
 def bench(
@@ -48,6 +50,7 @@ def bench(
     max_foreign_load: float,
     prompts: tuple[int, ...],
     images: int,
+    tokens: tuple[int, ...],
     weights: Path | None,
     as_json: bool,
 ) -> str:
@@ -57,7 +60,7 @@ def bench(
         InputError: See `compare`; or a number is out of its range.
     """
     settings = Settings(
-        students=students,
+        students=tuple(STUDENTS) if students == _ALL else tuple(dict.fromkeys(students)),
         runtimes=runtimes,
         precisions=precisions,
         threads=threads,
@@ -67,6 +70,7 @@ def bench(
         max_foreign_load=max_foreign_load,
         prompts=prompts,
         images=images,
+        tokens=tokens,
         weights=weights,
     )
     settings.check()
@@ -95,29 +99,39 @@ def compare(subject: str, settings: Settings) -> Report:
     try:
         with ExitStack() as stack:
             directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
-            candidates = []
-            students = tuple(dict.fromkeys(settings.students))
-            for i, student in enumerate(progress(students, "build", "student")):
-                # One baseline for all students, also where PyTorch itself was not asked for.
-                own = combinations if i else sorted({*combinations, _BASELINE}, key=_order)
-                (directory / student).mkdir(exist_ok=True)
-                candidates += what.build(settings, student, own, directory / student, stack)
+            candidates = list[Candidate]()
+            asked = _asked(what, settings, combinations)
+            for name, own in progress(asked, "build", "student" if what.of_students else "subject"):
+                place = directory / (name or subject)
+                place.mkdir()
+                candidates += what.build(settings, name, own, place, stack)
             timings = measure_in_turns([candidate.call for candidate in candidates], settings)
             return Report(subject, what.unit, settings, rows(candidates, timings), left_out)
     finally:
         torch.set_num_threads(threads)
 
 
+def _asked(what: Subject, settings: Settings, combinations: list[Combination]) -> list[tuple[str, list[Combination]]]:
+    """What to build, by name: first a baseline for all, also where PyTorch itself was not asked for."""
+    if not what.of_students:
+        return [("", combinations)]
+    students = settings.students
+    if what.reference:
+        return [(what.reference(students), [_BASELINE]), *((student, combinations) for student in students)]
+    own = sorted({*combinations, _BASELINE}, key=_order)
+    return [(student, combinations if i else own) for i, student in enumerate(students)]
+
+
 def possible(what: Subject, settings: Settings) -> tuple[list[Combination], list[str]]:
     """The combinations of runtime and precision that exist, the baseline first, and why the others do not."""
     combinations, left_out = list[Combination](), list[str]()
     for runtime in settings.runtimes:
-        for precision in settings.precisions:
-            reason = what.refuses(runtime, precision)
-            if reason:
-                left_out.append(f"{runtime} {precision}: {reason}")
-            else:
-                combinations.append((runtime, precision))
+        reasons = {precision: what.refuses(runtime, precision) for precision in settings.precisions}
+        combinations += [(runtime, precision) for precision, reason in reasons.items() if not reason]
+        if None not in reasons.values() and len(set(reasons.values())) == 1:
+            left_out.append(f"{runtime}: {next(iter(reasons.values()))}")
+        else:
+            left_out += [f"{runtime} {precision}: {reason}" for precision, reason in reasons.items() if reason]
     return sorted(set(combinations), key=_order), left_out
 
 

@@ -25,13 +25,15 @@ class Candidate:
     """Multiply-accumulates per image or prompt, in 10^9."""
     size_mib: float | None
     """Of the engine's file; in PyTorch, what the weights take."""
-    figures: Callable[[], Mapping[str, float]] = dict
-    """More columns, read off after the measurement."""
+    group: str = ""
+    """Candidates of one group are compared; its first is their baseline."""
+    figures: Callable[[float], Mapping[str, float]] = lambda median_ms: {}
+    """More columns, read off after the measurement; gets the median of a call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What can be measured of a student."""
+    """What can be measured, of a student or without one."""
 
     says: str
     unit: str
@@ -40,3 +42,7 @@ class Subject:
     """Why a runtime and precision cannot be measured; None where they can."""
     build: Callable[[Settings, str, Sequence[Combination], Path, ExitStack], list[Candidate]]
     """Candidates of one student in an empty directory; the stack closes what they need."""
+    of_students: bool = True
+    """Whether ``build`` is called for each student; if not, once, with no name."""
+    reference: Callable[[Sequence[str]], str] | None = None
+    """The teacher that the students are compared with; without one, it is the first student."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.bench.candidate import Candidate, Subject
-from pipeline.bench.engines import Exported, files_mib, model, weights_mib
-from pipeline.bench.settings import Combination, Settings
+from pipeline.bench.engines import Exported, files_mib, model, refuses, weights_mib
+from pipeline.bench.settings import CUDA, Combination, Settings
 from pipeline.models.cost import count_parameters
 from pipeline.models.decoder import decode
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
@@ -26,12 +26,13 @@ Decoder = Callable[[Sam, Tensor, Tensor], object]
 
 
 def _refuses(runtime: str, precision: str) -> str | None:
+    if runtime in CUDA:
+        return "the decoder is measured on processors"
     if precision == "int8":
         return "the decoder is never lowered to int8"
-    return {
-        ("torch", "bf16"): "the sines of point coordinates need fp32, which autocast does not keep; take openvino",
-        ("onnxruntime", "bf16"): "ONNX Runtime computes in fp32 on CPUs; take openvino",
-    }.get((runtime, precision))
+    if (runtime, precision) == ("torch", "bf16"):
+        return "the runtime torch decodes in fp32; take openvino"
+    return refuses(runtime, precision)
 
 
 def _build(
@@ -43,13 +44,12 @@ def _build(
     embedding = torch.randn(1, EMBEDDING_CHANNELS, sam.embedding_size, sam.embedding_size, generator=generator)
     corners = torch.rand(max(settings.prompts), 2, 2, generator=generator).sort(dim=1).values * sam.image_size
     boxes = corners.flatten(1)
-    candidates, exported = list[Candidate](), None
+    candidates, exported = list[Candidate](), Exported(sam, student, combinations, directory)
     for runtime, precision in combinations:
         if runtime == "torch":
             size_mib = weights_mib(sam.prompt_encoder, sam.mask_decoder)
             ways = {"segment_anything": (published, _call(published, sam)), "decode": (ours, _call(ours, sam))}
         else:
-            exported = exported or Exported(sam, student, combinations, directory)
             segmenter, files = exported.engine(runtime, precision, settings.threads)
             size_mib = files_mib(files, "decoder")
             ways = {"decode": (ours, _engine(segmenter.decode))}

@@ -1,4 +1,8 @@
-"""Latency of the image encoder: one image, one forward pass, no resizing around it."""
+"""Latency of the image encoder: one image, one forward pass, no resizing around it. On a GPU also batches.
+
+The baseline of all is the teacher with the students' prompt frame, in PyTorch in fp32: SAM ViT-B, or the bundled
+teacher where all students are nano ones.
+"""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -7,20 +11,27 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from pipeline.bench import cuda
 from pipeline.bench.candidate import Candidate, Subject
-from pipeline.bench.engines import Exported, files_mib, model, weights_mib
-from pipeline.bench.settings import Combination, Settings
+from pipeline.bench.engines import Exported, files_mib, model, refuses, weights_mib
+from pipeline.bench.settings import CUDA, Combination, Settings
+from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
-from pipeline.models.sam import Sam
+
+_BATCHES = {runtime: (1, 16) for runtime in CUDA}
+"""A GPU's throughput shows in batches; on processors they are as fast as their images."""
 
 
 def _refuses(runtime: str, precision: str) -> str | None:
-    return {
-        ("torch", "int8"): "PyTorch runs no QDQ graph; take onnxruntime or openvino",
-        ("onnxruntime", "bf16"): "ONNX Runtime computes in fp32 on CPUs; take openvino",
-    }.get((runtime, precision))
+    return cuda.refuses(precision) if runtime in CUDA else refuses(runtime, precision)
+
+
+def _reference(students: Sequence[str]) -> str:
+    with torch.device("meta"):
+        sides = {name: build(name).image_size for name in (*students, "bundled")}
+    return "bundled" if max(sides.values()) == sides["bundled"] else "vit_b"
 
 
 def _build(
@@ -28,34 +39,39 @@ def _build(
 ) -> list[Candidate]:
     sam = model(settings, student)
     parameters, gmacs = count_parameters(sam.image_encoder), macs(sam)["encoder"] / 1e9
-    pixels = torch.randn(1, 3, sam.input_size, sam.input_size, generator=torch.Generator().manual_seed(0))
-    exported = None
-    candidates = []
+    exported, candidates = Exported(sam, student, combinations, directory), list[Candidate]()
     for runtime, precision in combinations:
-        if runtime == "torch":
-            call, size_mib = _in_torch(sam, precision, pixels)
-        else:
-            exported = exported or Exported(sam, student, combinations, directory)
-            segmenter, files = exported.engine(runtime, precision, settings.threads)
-            call, size_mib = _encoding(segmenter.encode, pixels), files_mib(files, "encoder")
-        candidates.append(
-            Candidate(
-                name=student,
-                runtime=runtime,
-                precision=precision,
-                call=call,
-                batch=1,
-                parameters=parameters,
-                gmacs=gmacs,
-                size_mib=size_mib,
+        for batch in _BATCHES.get(runtime, (1,)):
+            pixels = torch.randn(batch, 3, sam.input_size, sam.input_size, generator=torch.Generator().manual_seed(0))
+            figures = Candidate.figures
+            if runtime in CUDA:
+                call, size_mib, figures = cuda.encoding(sam.image_encoder, runtime, precision, pixels, gmacs)
+            elif runtime == "torch":
+                call, size_mib = _in_torch(sam.image_encoder, precision, pixels)
+            else:
+                segmenter, files = exported.engine(runtime, precision, settings.threads)
+                call, size_mib = _encoding(segmenter.encode, pixels), files_mib(files, "encoder")
+            candidates.append(
+                Candidate(
+                    name=student,
+                    runtime=runtime,
+                    precision=precision,
+                    call=call,
+                    batch=batch,
+                    divide=True,
+                    parameters=parameters,
+                    gmacs=gmacs,
+                    size_mib=size_mib,
+                    figures=figures,
+                )
             )
-        )
     return candidates
 
 
-def _in_torch(sam: Sam, precision: str, pixels: Float[Tensor, "1 3 s s"]) -> tuple[Callable[[], object], float]:
+def _in_torch(
+    encoder: nn.Module, precision: str, pixels: Float[Tensor, "1 3 s s"]
+) -> tuple[Callable[[], object], float]:
     """Eager mode; bf16 means weights and activations, but where the model itself asks for fp32."""
-    encoder = sam.image_encoder
     if precision == "bf16":
         encoder, pixels = copy.deepcopy(encoder).bfloat16(), pixels.bfloat16()
     return torch.inference_mode()(_encoding(encoder, pixels)), weights_mib(encoder)
@@ -70,4 +86,5 @@ SUBJECT = Subject(
     unit="one image",
     refuses=_refuses,
     build=_build,
+    reference=_reference,
 )

@@ -13,7 +13,7 @@ from pipeline.data.shards import MANIFEST, Manifest, Shards, write_split
 from pipeline.errors import InputError
 from pipeline.models import build
 from pipeline.models.sam import Sam
-from pipeline.models.students import load_checkpoint
+from pipeline.models.students import TEACHERS, load_checkpoint
 from pipeline.prepare.procedural import SceneItem
 from pipeline.quantize import PRECISIONS as LOWER
 from pipeline.quantize import QuantizeConfig
@@ -36,13 +36,23 @@ _QUANTIZE = QuantizeConfig(
 _JPEG_QUALITY = 92
 
 
+def refuses(runtime: str, precision: str) -> str | None:
+    """Why the part of a model that is measured does not run so on a processor; None where it may."""
+    if precision == "fp16":
+        return "processors compute in fp32 or bf16; take one of these"
+    return {
+        ("torch", "int8"): "PyTorch runs no QDQ graph; take onnxruntime or openvino",
+        ("onnxruntime", "bf16"): "ONNX Runtime computes in fp32 on CPUs; take openvino",
+    }.get((runtime, precision))
+
+
 def model(settings: Settings, student: str) -> Sam:
-    """A student in evaluation mode, with the weights asked for.
+    """A student in evaluation mode, with the weights asked for; a teacher with fresh ones.
 
     Raises:
         InputError: There is no such checkpoint, or it is another model's.
     """
-    if settings.weights is None:
+    if settings.weights is None or student in TEACHERS:
         return build(student).eval()
     directory = settings.weights / student
     found = Card.read(directory).model
@@ -61,7 +71,7 @@ def scenes(directory: Path, split: str, count: int, side: int) -> Shards:
 
 
 class Exported:
-    """A model's ONNX files, and engines made from them.
+    """A model's ONNX files, and engines made from them, when the first one is asked for.
 
     Args:
         sam: Not changed.
@@ -72,24 +82,16 @@ class Exported:
 
     def __init__(self, sam: Sam, student: str, combinations: Sequence[Combination], directory: Path) -> None:
         self._sam, self._student, self._directory = sam, student, directory
-        self._onnx = {"fp32": directory / "fp32"}
-        fp32 = self._onnx["fp32"]
-        fp32.mkdir()
-        tolerance = _QUANTIZE.max_difference
-        export_encoder(sam, fp32 / ENCODER, opset=_QUANTIZE.opset, tolerance=tolerance)
-        export_decoder(sam, fp32 / DECODER, opset=_QUANTIZE.opset, tolerance=tolerance)
-        if any(precision == "int8" for _, precision in combinations):
-            lowered = self._onnx["int8"] = directory / "int8"
-            shutil.copytree(fp32, lowered)
-            asked = _QUANTIZE.calibration_images + _QUANTIZE.holdout_images
-            images = scenes(directory / "images", SPLIT, asked, sam.input_size)
-            LOWER["int8"](_QUANTIZE, lowered / ENCODER, images, sam.input_size)
+        self._int8 = any(precision == "int8" for _, precision in combinations)
+        self._onnx = dict[str, Path]()
 
     def engine(self, runtime: str, precision: str, threads: int) -> tuple[Segmenter, Path]:
         """An engine that is ready to run, and the directory that holds its files.
 
         bf16 is the fp32 files computed in bf16; where the encoder is int8, all else is computed in fp32.
         """
+        if not self._onnx:
+            self._export()
         out = self._directory / f"{runtime}-{precision}"
         out.mkdir()
         config = BuildEngineConfig(
@@ -109,6 +111,19 @@ class Exported:
         }
         card = Card(kind="engine", model=self._student, precision=precision, load=load, digest="", parents={})
         return RUNTIMES[runtime](out, card, "cpu", threads), out
+
+    def _export(self) -> None:
+        fp32 = self._onnx["fp32"] = self._directory / "fp32"
+        fp32.mkdir()
+        tolerance, side = _QUANTIZE.max_difference, self._sam.input_size
+        export_encoder(self._sam, fp32 / ENCODER, opset=_QUANTIZE.opset, tolerance=tolerance)
+        export_decoder(self._sam, fp32 / DECODER, opset=_QUANTIZE.opset, tolerance=tolerance)
+        if self._int8:
+            lowered = self._onnx["int8"] = self._directory / "int8"
+            shutil.copytree(fp32, lowered)
+            asked = _QUANTIZE.calibration_images + _QUANTIZE.holdout_images
+            images = scenes(self._directory / "images", SPLIT, asked, side)
+            LOWER["int8"](_QUANTIZE, lowered / ENCODER, images, side)
 
 
 def files_mib(directory: Path, stem: str) -> float:

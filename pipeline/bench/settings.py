@@ -5,8 +5,11 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 
-RUNTIMES = ("torch", "onnxruntime", "openvino")
-PRECISIONS = ("fp32", "bf16", "int8")
+CUDA = ("cuda", "cuda_compile", "cuda_graph")
+"""PyTorch on a GPU: eager, through torch.compile, and as a recorded CUDA graph."""
+RUNTIMES = ("torch", "onnxruntime", "openvino", *CUDA)
+"""All but `CUDA` on the processor."""
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 Combination = tuple[str, str]
 """Runtime and precision."""
@@ -33,6 +36,8 @@ class Settings:
     """Boxes per call of the decoder; each number has a row."""
     images: int
     """Images per step of training."""
+    tokens: tuple[int, ...]
+    """Lengths of the sequences that attention is measured on."""
     weights: Path | None
     """Directory that holds a checkpoint artifact under each student's name; None takes fresh weights."""
 
@@ -56,6 +61,7 @@ class Settings:
             ("--rounds", self.rounds, 1),
             ("--prompts", min(self.prompts, default=0), 1),
             ("--images", self.images, 1),
+            ("--tokens", min(self.tokens, default=0), 1),
         ):
             if value < least:
                 raise InputError(f"{flag} must be at least {least}, not {value}.")

@@ -37,7 +37,8 @@ class Row:
 
 
 def rows(candidates: Sequence[Candidate], timings: Sequence[Timing]) -> list[Row]:
-    """Candidates with their times; the first is the baseline of all."""
+    """Candidates with their times; the first of each group is its baseline."""
+    first = {candidate.group: i for i, candidate in reversed(list(enumerate(candidates)))}
     units = [candidate.batch if candidate.divide else 1 for candidate in candidates]
     medians = [timing.median_ms / unit for timing, unit in zip(timings, units, strict=True)]
     return [
@@ -45,18 +46,18 @@ def rows(candidates: Sequence[Candidate], timings: Sequence[Timing]) -> list[Row
             name=candidate.name,
             runtime=candidate.runtime,
             precision=candidate.precision,
-            baseline=i == 0,
+            baseline=i == first[candidate.group],
             batch=candidate.batch,
             median_ms=medians[i],
             spread_ms=timing.spread_ms / units[i],
-            speedup=medians[0] / medians[i],
+            speedup=medians[first[candidate.group]] / medians[i],
             samples=timing.samples,
             foreign_load=timing.foreign_load,
             guarded=timing.guarded,
             parameters=candidate.parameters,
             gmacs=candidate.gmacs,
             size_mib=candidate.size_mib,
-            figures=candidate.figures(),
+            figures=candidate.figures(timing.median_ms),
         )
         for i, (candidate, timing) in enumerate(zip(candidates, timings, strict=True))
     ]
@@ -82,7 +83,7 @@ _WORDS = ("name", "runtime", "precision")
 
 @dataclass(frozen=True)
 class Report:
-    """All rows of a comparison, the baseline first."""
+    """All rows of a comparison; those of a group follow their baseline."""
 
     subject: str
     unit: str
@@ -127,7 +128,7 @@ class Report:
         notes = [
             f"{self.subject}: time of {self.unit}; {s.threads} threads, {s.runs} runs of each row in {s.rounds} "
             f"rounds after {s.warmup} of warm-up; weights: {s.weights or 'fresh'}.",
-            "* the baseline of the column speedup.",
+            "* the baseline of the column speedup, for the rows down to the next one.",
         ]
         if not all(row.guarded for row in self.rows):
             notes.append(

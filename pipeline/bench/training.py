@@ -29,7 +29,7 @@ from pipeline.embed.store import place
 from pipeline.log import silent
 from pipeline.models.cost import count_parameters, macs
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
-from pipeline.training import OptimizerConfig
+from pipeline.training import OptimizerConfig, has_bf16
 
 _IMAGES = 6
 _ENDLESS = 10**9
@@ -41,7 +41,9 @@ _REST_S = 0.01
 def _refuses(runtime: str, precision: str) -> str | None:
     if runtime != "torch":
         return f"{runtime} runs models, it does not train them; take torch"
-    return "students are trained in floating point; take fp32 or bf16" if precision == "int8" else None
+    if precision == "bf16" and not has_bf16(torch.device("cpu")):
+        return "this processor has no instructions for bf16; take fp32"
+    return None if precision in ("fp32", "bf16") else f"students are not trained in {precision}; take fp32 or bf16"
 
 
 def _build(
@@ -85,7 +87,9 @@ def _config(settings: Settings, precision: str) -> DistillConfig:
         ema_decay=0.99,
         seed=0,
     )
-    return DistillConfig(batch=settings.images, device="cpu", autocast_bf16=precision == "bf16", optimizer=optimizer)
+    return DistillConfig(
+        options={}, batch=settings.images, device="cpu", autocast_bf16=precision == "bf16", optimizer=optimizer
+    )
 
 
 def _embeddings(directory: Path, images: Shards, grid: int) -> Path:
@@ -172,7 +176,7 @@ class Training:
             self._waited_s += max(0.0, ready - self._updated)
             self._total_s += self._ended - began
 
-    def figures(self) -> Mapping[str, float]:
+    def figures(self, median_ms: float) -> Mapping[str, float]:
         """``waiting_share``: part of the time in which the next batch was not there yet, if that could be seen."""
         return {"waiting_share": self._waited_s / self._total_s} if self._total_s else {}
 

@@ -21,6 +21,7 @@ from segment_anything.modeling.transformer import Attention, TwoWayAttentionBloc
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.models.precision import fp32
 from pipeline.models.sam import Sam
 
 
@@ -60,8 +61,9 @@ def decode(
 def _embed_points(sam: Sam, coords: Tensor, labels: Tensor) -> Tensor:
     """Sparse embeddings ``(B, P, N, 256)``: positional encoding plus what kind of point each is."""
     prompt: PromptEncoder = sam.prompt_encoder
+    with fp32(coords.device):  # in bf16 a coordinate of 1024 pixels would be off by up to 1
+        encoding = prompt.pe_layer._pe_encoding((coords + 0.5) / sam.image_size)
     # A matrix, not segment-anything's in-place writes by boolean mask: those export to NonZero and ScatterND.
-    encoding = prompt.pe_layer._pe_encoding((coords + 0.5) / sam.image_size)
     kinds = torch.cat([prompt.not_a_point_embed.weight, *(e.weight for e in prompt.point_embeddings)])
     one_hot = torch.stack([(labels == kind).to(encoding.dtype) for kind in (-1, 0, 1, 2, 3)], dim=-1)
     return encoding * (1 - one_hot[..., :1]) + one_hot @ kinds
@@ -82,7 +84,8 @@ def _embed_masks(sam: Sam, mask_input: Tensor | None, has_mask_input: Tensor | N
 def _two_way(sam: Sam, tokens: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """The two-way transformer on tokens ``(B, P, T, 256)`` and image tokens ``(B, P or 1, g*g, 256)``."""
     transformer = sam.mask_decoder.transformer
-    position = sam.prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)[None]
+    with fp32(tokens.device):
+        position = sam.prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)[None]
     token_position = tokens
     for block in transformer.layers:
         tokens, keys = _block(block, tokens, keys, token_position, position)

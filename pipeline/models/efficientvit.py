@@ -7,13 +7,14 @@ which therefore load as they are. Blocks are plain ``nn.Sequential`` with named 
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from pipeline.models.precision import fp32
 
 NORM_EPS = 1e-6
 HEAD_DIM = 32
@@ -118,17 +119,10 @@ class LiteMLA(nn.Module):
         b, _, h, w = x.shape
         qkv = self.qkv(x)
         scales = torch.cat([qkv, *(gather(qkv) for gather in self.aggreg)], dim=1)
-        with _fp32(x.device.type):
+        with fp32(x.device):
             attended = linear_attention(scales.float().reshape(b, -1, 3 * HEAD_DIM, h * w))
         y: Tensor = self.proj(attended.reshape(b, -1, h, w).to(qkv.dtype))
         return y
-
-
-def _fp32(device: str) -> torch.autocast | nullcontext[None]:
-    """Autocast off where it is on; entering it needlessly would leave a trace in exported graphs."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
 
 
 def linear_attention(qkv: Float[Tensor, "b heads qkv n"]) -> Float[Tensor, "b heads d n"]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models.efficientvit import NORM_EPS, Backbone, Block, Stage, conv, fused_mb_conv, op_list
+from pipeline.models.neck import ChannelNorm
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam, assemble
 
 
@@ -46,14 +47,6 @@ class Neck(nn.Module):
             return x
         size = (self.side, self.side)
         return F.interpolate(x.float(), size, mode="bicubic", align_corners=False).to(x.dtype)
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of a map."""
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Normalise each position."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ImageEncoder(nn.Module):

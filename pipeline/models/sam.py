@@ -98,11 +98,13 @@ def load_state(sam: Sam, state: dict[str, Tensor], source: Path) -> None:
     """Load a state dict strictly, and say in one line what does not fit.
 
     Raises:
-        InputError: Keys or shapes differ from the model's.
+        InputError: Keys or shapes differ from the model's, or a part of it refuses what the weights are meant for.
     """
     own = sam.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [k for k in own.keys() & state.keys() if state[k].shape != own[k].shape]
+    # Extra state is judged by the module it belongs to, which can say more than a shape.
+    weights = {key for key in own.keys() & state.keys() if not key.endswith("_extra_state")}
+    shapes = [key for key in weights if state[key].shape != own[key].shape]
     if missing or unknown or shapes:
         faults = [
             f"{len(keys)} {what} (first: {keys[0]})"
@@ -110,4 +112,7 @@ def load_state(sam: Sam, state: dict[str, Tensor], source: Path) -> None:
             if keys
         ]
         raise InputError(f"{source} does not hold the weights of this model: keys {', '.join(faults)}. Name its model.")
-    sam.load_state_dict(state, strict=True)
+    try:
+        sam.load_state_dict(state, strict=True)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import subprocess
@@ -10,11 +11,13 @@ from pipeline import timing
 from pipeline.__main__ import _parser
 from pipeline.artifact import Card, Contents
 from pipeline.bench import PRECISIONS, RUNTIMES, SUBJECTS, Settings, bench
+from pipeline.bench.attention import PAIRS
 from pipeline.bench.decoder import macs_per_prompt, ours, published
+from pipeline.bench.settings import CUDA
 from pipeline.bench.table import Report, rows
 from pipeline.bench.turns import measure_in_turns
 from pipeline.errors import InputError
-from pipeline.models import build
+from pipeline.models import STUDENTS, build
 from pipeline.models.sam import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +33,7 @@ SETTINGS = Settings(
     max_foreign_load=1.0,
     prompts=(1, 3),
     images=2,
+    tokens=(64,),
     weights=None,
 )
 
@@ -43,6 +47,7 @@ def _bench(capsys, subject, *more):
 
 
 def _check_rows(measured):
+    """All rows are compared with the first."""
     assert [row["baseline"] for row in measured] == [True] + [False] * (len(measured) - 1)
     assert (measured[0]["runtime"], measured[0]["precision"], measured[0]["speedup"]) == ("torch", "fp32", 1.0)
     for row in measured:
@@ -54,11 +59,13 @@ def _check_rows(measured):
         assert row["gmacs"] > 0
 
 
-def test_the_encoder_has_a_row_for_each_combination_that_exists_and_the_others_are_named(capsys):
+def test_the_encoder_is_compared_with_the_teacher_in_each_combination_that_exists_and_the_others_are_named(capsys):
     out, err = _bench(capsys, "encoder", "--json")
     report = json.loads(out)
     _check_rows(report["rows"])
-    assert [(row["runtime"], row["precision"]) for row in report["rows"]] == [
+    assert report["rows"][0]["name"] == "bundled"
+    assert {row["name"] for row in report["rows"][1:]} == {NANO}
+    assert [(row["runtime"], row["precision"]) for row in report["rows"][1:]] == [
         ("torch", "fp32"),
         ("torch", "bf16"),
         ("onnxruntime", "fp32"),
@@ -67,11 +74,68 @@ def test_the_encoder_has_a_row_for_each_combination_that_exists_and_the_others_a
         ("openvino", "bf16"),
         ("openvino", "int8"),
     ]
-    size = {(row["runtime"], row["precision"]): row["size_mib"] for row in report["rows"]}
+    size = {(row["runtime"], row["precision"]): row["size_mib"] for row in report["rows"][1:]}
     assert size["onnxruntime", "int8"] < 0.5 * size["onnxruntime", "fp32"]
     assert size["torch", "bf16"] == pytest.approx(size["torch", "fp32"] / 2, rel=0.01)
-    assert [note.partition(":")[0] for note in report["left_out"]] == ["torch int8", "onnxruntime bf16"]
+    on_cpu = ["torch fp16", "torch int8", "onnxruntime bf16", "onnxruntime fp16", "openvino fp16"]
+    assert [note.partition(":")[0] for note in report["left_out"] if not note.startswith("cuda")] == on_cpu
+    assert any(note.startswith("cuda") for note in report["left_out"])  # without a GPU all of it, with one its int8
     assert all(f"left out: {note}" in err for note in report["left_out"])
+
+
+def test_every_family_is_measured_beside_the_others(capsys):
+    nanos = [name for name in STUDENTS if name.endswith("_nano")]
+    asked = ("--students", ",".join(nanos), "--runtimes", "torch", "--precisions", "fp32,bf16", "--json")
+    measured = json.loads(_bench(capsys, "encoder", *asked)[0])["rows"]
+    _check_rows(measured)
+    expected = [("bundled", "fp32"), *((name, precision) for name in nanos for precision in ("fp32", "bf16"))]
+    assert [(row["name"], row["precision"]) for row in measured] == expected
+
+
+def test_full_size_students_are_compared_with_sam_vit_b_and_all_names_all():
+    from pipeline.bench import _asked
+
+    settings = dataclasses.replace(SETTINGS, students=("tinysam_nano", "tinysam"))
+    fp32 = [("openvino", "fp32")]
+    assert _asked(SUBJECTS["encoder"], settings, fp32) == [
+        ("vit_b", [("torch", "fp32")]),
+        ("tinysam_nano", fp32),
+        ("tinysam", fp32),
+    ]
+
+
+def test_attention_is_compared_with_dense_attention_of_as_many_tokens_beside_the_formula(capsys):
+    asked = ("--tokens", "96,2048", "--runtimes", "torch", "--precisions", "fp32,bf16", "--json")
+    measured = json.loads(_bench(capsys, "attention", *asked)[0])["rows"]
+    kinds = ["dense", *(f"dilated {segment}/{interval}" for segment, interval in PAIRS)]
+    assert [(row["precision"], row["name"]) for row in measured] == [
+        (precision, f"{kind} x{tokens}") for precision in ("fp32", "bf16") for tokens in (96, 2048) for kind in kinds
+    ]
+    for start in range(0, len(measured), len(kinds)):
+        dense, *dilated = measured[start : start + len(kinds)]
+        assert (dense["baseline"], dense["speedup"], dense["formula"]) == (True, 1.0, 1.0)
+        for row in dilated:
+            assert not row["baseline"]
+            assert row["speedup"] == pytest.approx(dense["median_ms"] / row["median_ms"])
+            assert row["gmacs"] == pytest.approx(dense["gmacs"] / row["formula"])
+    formula = {row["name"]: row["formula"] for row in measured}
+    assert formula["dilated 1024/2 x2048"] == 8
+    assert formula["dilated 1024/2 x96"] == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("runtime", CUDA)
+def test_a_gpu_has_rows_for_one_image_and_for_a_batch_with_memory_and_throughput(capsys, runtime):
+    asked = ("--students", "sam_lightening_nano", "--runtimes", runtime, "--precisions", "bf16,fp16", "--json")
+    baseline, *measured = json.loads(_bench(capsys, "encoder", *asked)[0])["rows"]
+    assert [(row["precision"], row["batch"]) for row in measured] == [
+        (precision, batch) for precision in ("bf16", "fp16") for batch in (1, 16)
+    ]
+    for row in measured:
+        assert row["speedup"] == pytest.approx(baseline["median_ms"] / row["median_ms"])
+        assert row["images_per_s"] == pytest.approx(1e3 / row["median_ms"])
+        assert row["peak_mib"] > row["size_mib"]
+        assert 0 < row["bf16_peak_share"] < 1
 
 
 def test_the_decoder_is_measured_in_segment_anythings_order_and_in_ours(capsys):
@@ -115,6 +179,7 @@ def test_a_table_is_printed_with_the_baseline_though_only_another_precision_was_
     out, err = _bench(capsys, "encoder", *asked)
     lines = out.splitlines()
     assert lines[0].split()[:5] == ["name", "runtime", "precision", "batch", "median"]
+    assert lines[2].split()[:3] == ["bundled", "torch", "fp32"]
     assert "1.00*" in lines[2]
     assert lines[3].split()[1:3] == ["torch", "bf16"]
     assert str(tmp_path) in out
@@ -125,9 +190,11 @@ def test_a_table_is_printed_with_the_baseline_though_only_another_precision_was_
     ("arguments", "says"),
     [
         (("encoder", "--students", "vit_b"), "unknown student 'vit_b': there is efficientvit_sam_nano,"),
-        (("decode",), "unknown subject 'decode': there is encoder, decoder, training."),
+        (("decode",), "unknown subject 'decode': there is attention, encoder, decoder, training."),
         (("encoder", "--runtimes", "tensorflow"), "unknown runtime 'tensorflow': there is torch, onnxruntime,"),
-        (("encoder", "--precisions", "fp8"), "unknown precision 'fp8': there is fp32, bf16, int8."),
+        (("encoder", "--precisions", "fp8"), "unknown precision 'fp8': there is fp32, bf16, fp16, int8."),
+        (("attention", "--tokens", "0"), "--tokens must be at least 1, not 0."),
+        (("attention", "--runtimes", "openvino"), "nothing is left to measure of attention"),
         (("training", "--runtimes", "openvino"), "nothing is left to measure of training"),
         (("encoder", "--students", ","), "--students names nothing"),
         (("encoder", "--runs", "0"), "--runs must be at least 1, not 0."),

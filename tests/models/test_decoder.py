@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pipeline.models import decoder
 from pipeline.models.decoder import decode
 from pipeline.models.sam import assemble
 
@@ -109,3 +110,14 @@ def test_a_mask_that_is_switched_off_does_nothing(sam):
         on, _ = decode(sam, embedding, coords, labels, mask, torch.ones(1))
     assert torch.allclose(without, off, atol=1e-6)
     assert not torch.allclose(without, on, atol=1e-3)
+
+
+def test_positions_keep_their_precision_under_autocast(sam):
+    coords = torch.rand(1, 4, 2, 2, generator=torch.Generator().manual_seed(4)) * SIDE
+    labels = -torch.ones(1, 4, 2)
+    labels[..., 0] = 1
+    with torch.inference_mode():
+        exact = decoder._embed_points(sam, coords, labels)
+        with torch.autocast("cpu", torch.bfloat16):
+            embedded = decoder._embed_points(sam, coords, labels)
+    assert torch.allclose(embedded, exact, atol=2e-2)

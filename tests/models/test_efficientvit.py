@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pipeline.models.efficientvit import LiteMLA, linear_attention
-from pipeline.models.efficientvit_sam import ChannelNorm, Neck
+from pipeline.models.efficientvit_sam import Neck
+from pipeline.models.neck import ChannelNorm
 
 
 def plain_attention(qkv):

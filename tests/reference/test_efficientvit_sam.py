@@ -1,107 +1,29 @@
 """Our EfficientViT-SAM is the published function and takes the published checkpoints (see parity/README.md)."""
 
-import json
-import math
-import zlib
-from pathlib import Path
-
-import numpy as np
 import pytest
-import torch
 
-from pipeline import geometry
-from pipeline.models import build
-from pipeline.models.decoder import decode
-
-PARITY = Path(__file__).parent / "parity"
-SIZE = (333, 500)
-POINTS, LABELS = [[120.0, 80.0], [300.0, 200.0]], [1.0, 0.0]
-PADDING = ([[0.0, 0.0]], [-1.0])
-BOX = [60.0, 40.0, 400.0, 260.0]
+from tests.reference.published import PROMPTS, check_embedding, check_keys, check_masks, encoded, rebuilt
 
 VARIANTS = ["l0", "l1", "l2", "xl0", "xl1"]
 COMPUTED = ["l0", "l1", "xl0"]
 
 
-def rebuilt_weight(key, tensor):
-    g = np.random.Generator(np.random.Philox(zlib.crc32(key.encode())))
-    shape = tuple(tensor.shape)
-    if key.endswith("running_var"):
-        values = 0.5 + g.random(shape, np.float32)
-    elif len(shape) >= 2:
-        values = g.standard_normal(shape, np.float32) / np.float32(math.sqrt(math.prod(shape[1:])))
-    else:
-        values = 0.1 * g.standard_normal(shape, np.float32) + (1 if key.endswith("weight") else 0)
-    return torch.from_numpy(np.asarray(values, np.float32))
-
-
-def photograph():
-    yy, xx = np.mgrid[0 : SIZE[0], 0 : SIZE[1]].astype(np.float32)
-    red = 127.5 + 127.5 * np.sin(xx / 37 + yy / 91)
-    green = 127.5 + 127.5 * np.sin(xx / 53 - yy / 29)
-    blue = 127.5 + 127.5 * np.cos(yy / 17) * np.sin(xx / 111)
-    return np.stack([red, green, blue], axis=-1).clip(0, 255).astype(np.uint8)
-
-
-def rebuilt(name):
-    with torch.device("meta"):
-        sam = build(name)
-    state = {
-        key: torch.tensor(0) if key.endswith("num_batches_tracked") else rebuilt_weight(key, value)
-        for key, value in sam.state_dict().items()
-    }
-    sam.load_state_dict(state, strict=True, assign=True)
-    return sam.eval()
-
-
 @pytest.fixture(scope="module", params=COMPUTED)
-def encoded(request):
+def result(request):
     name = f"efficientvit_sam_{request.param}"
-    sam = rebuilt(name)
-    with torch.inference_mode():
-        embedding = sam.image_encoder(geometry.to_input(photograph(), sam.input_size)[None])
-    return sam, embedding, np.load(PARITY / f"{name}.npz")
-
-
-def prompt(kind, side):
-    if kind == "box":
-        corners = geometry.boxes_to_frame(np.array(BOX), SIZE, side).reshape(2, 2)
-        return torch.from_numpy(corners)[None, None], torch.tensor([[[2.0, 3.0]]])
-    n = int(kind[-1])
-    points = np.concatenate([geometry.points_to_frame(np.array(POINTS[:n]), SIZE, side), PADDING[0]])
-    return torch.from_numpy(points.astype(np.float32))[None, None], torch.tensor([[[*LABELS[:n], *PADDING[1]]]])
+    return encoded(rebuilt(name), name)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_state_dict_has_the_published_keys_shapes_and_types(variant):
-    name = f"efficientvit_sam_{variant}"
-    published = json.loads((PARITY / f"{name}.keys.json").read_text())
-    with torch.device("meta"):
-        sam = build(name)
-    assert {k: [list(v.shape), str(v.dtype).removeprefix("torch.")] for k, v in sam.state_dict().items()} == published
-    state = {k: torch.empty(s, dtype=getattr(torch, d), device="meta") for k, (s, d) in published.items()}
-    sam.load_state_dict(state, strict=True, assign=True)
+    check_keys(f"efficientvit_sam_{variant}", f"efficientvit_sam_{variant}")
 
 
-def test_image_embedding_is_the_published_one(encoded):
-    _, embedding, published = encoded
-    assert embedding.shape == tuple(published["features_shape"])
-    sampled = embedding.flatten()[torch.from_numpy(published["features_idx"])]
-    np.testing.assert_allclose(sampled.numpy(), published["features_val"], rtol=0, atol=1e-4)
-    channels = embedding[0].flatten(1)
-    np.testing.assert_allclose(channels.mean(1), published["features_channel_mean"], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(channels.std(1), published["features_channel_std"], rtol=0, atol=1e-3)
+def test_image_embedding_is_the_published_one(result):
+    _, embedding, outputs = result
+    check_embedding(embedding, outputs)
 
 
-@pytest.mark.parametrize("kind", ["point1", "point2", "box"])
-def test_masks_and_scores_are_the_published_ones(encoded, kind):
-    sam, embedding, published = encoded
-    with torch.inference_mode():
-        low_res, scores = decode(sam, embedding, *prompt(kind, sam.image_size))
-        low_res, scores = low_res[:, 0, 1:], scores[0, 0, 1:]
-        masks = geometry.masks_to_original(low_res, SIZE, sam.image_size)[0]
-    np.testing.assert_allclose(scores.numpy(), published[f"{kind}_scores"], rtol=0, atol=1e-3)
-    assert masks.shape == tuple(published[f"{kind}_masks_shape"])
-    for name, logits in (("low_res", low_res), ("masks", masks)):
-        sampled = logits.flatten()[torch.from_numpy(published[f"{kind}_{name}_idx"])]
-        np.testing.assert_allclose(sampled.numpy(), published[f"{kind}_{name}"], rtol=0, atol=1e-3)
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_masks_and_scores_are_the_published_ones(result, kind):
+    check_masks(*result, kind)

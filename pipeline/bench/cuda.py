@@ -1,0 +1,105 @@
+"""Work on a GPU that a stopwatch of the processor can time: each call waits until the device has finished."""
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pipeline.bench.engines import weights_mib
+from pipeline.timing import measure
+
+DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_SIDE = 8192
+"""Of the matrices whose product is taken for the card's peak."""
+
+
+def refuses(precision: str) -> str | None:
+    """Why a precision cannot be measured on a GPU here; None where it can."""
+    if not torch.cuda.is_available():
+        return "there is no CUDA device here"
+    return None if precision in DTYPES else "PyTorch runs no QDQ graph; on a GPU take bf16 or fp16"
+
+
+def encoding(
+    encoder: nn.Module, runtime: str, precision: str, pixels: Float[Tensor, "b 3 s s"], gmacs: float
+) -> tuple[Callable[[], object], float, Callable[[float], Mapping[str, float]]]:
+    """An encoder ready to run, the size of its weights in MiB, and its figures.
+
+    The figures: ``peak_mib``, memory of weights and activations together at its highest; ``images_per_s``;
+    ``bf16_peak_share``, multiply-accumulates in a second as a share of what the card does in a large bf16 product.
+
+    Args:
+        encoder: Not changed.
+        runtime: One of `pipeline.bench.settings.CUDA`.
+        precision: A key of `DTYPES`.
+        pixels: A batch on the processor.
+        gmacs: 10^9 multiply-accumulates of one image.
+    """
+    before = torch.cuda.memory_allocated()
+    encoder, pixels = copy.deepcopy(encoder).to("cuda", DTYPES[precision]), pixels.to("cuda", DTYPES[precision])
+    if runtime == "cuda_compile":
+        encoder.compile()
+
+    @torch.inference_mode()
+    def forward() -> Tensor:
+        embedding: Tensor = encoder(pixels)
+        return embedding
+
+    forward()  # compilation and the choice of algorithms take memory of their own
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    call = recorded(forward) if runtime == "cuda_graph" else forward
+    finished = waiting(call)
+    finished()
+    peak_mib = (torch.cuda.max_memory_allocated() - before) / 2**20
+    batch = len(pixels)
+
+    def figures(median_ms: float) -> Mapping[str, float]:
+        macs_per_s = gmacs * 1e9 * batch / (median_ms / 1e3)
+        return {
+            "peak_mib": peak_mib,
+            "images_per_s": 1e3 * batch / median_ms,
+            "bf16_peak_share": macs_per_s / peak_macs_per_s(),
+        }
+
+    return finished, weights_mib(encoder), figures
+
+
+def recorded(call: Callable[[], object]) -> Callable[[], object]:
+    """The same work as one CUDA graph: its kernels start without the processor."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+
+    def replay() -> object:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def waiting(call: Callable[[], object]) -> Callable[[], object]:
+    """``call``, and wait for the device."""
+
+    def finished() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return finished
+
+
+@cache
+def peak_macs_per_s() -> float:
+    """Multiply-accumulates per second of a large product in bf16 on the device at hand."""
+    a, b = (torch.randn(_SIDE, _SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    timing = measure(waiting(lambda: a @ b), warmup=3, runs=20, max_foreign_load=1.0)
+    return float(_SIDE**3 / (timing.median_ms / 1e3))

@@ -1,0 +1,234 @@
+"""SAM-Lightening: a small plain vision transformer with dilated attention in place of SAM's image encoder.
+
+Source: Song et al. 2024, "SAM-Lightening: A Lightweight Segment Anything Model with Dilated Flash Attention to Achieve
+30 times Acceleration" (arXiv 2403.09195), and for the encoder's sizes the author's published code. There are no
+published weights, so nothing need load; the count of parameters is the author's, 14,091,136.
+
+How this differs from the author's code, and why:
+
+- Attention runs among the tokens of an image (`pipeline.models.attention`). The author's runs along the batch of
+  windows: tokens of a window never meet, images of a batch do, and every odd position gets a bias and nothing else. It
+  is almost an MLP for each token, so **the latency of the published code is not that of the attention that the paper
+  describes, and no figure of ours is comparable with it.**
+- Every block has dilated attention; the author's blocks 2 and 5 are meant to be global, but attend to one token.
+- The softmax is scaled by the heads' own dimension, 64; the author halves the heads and keeps the scale.
+- A head keeps the positions that its number says, so that all heads together keep every position.
+- Every other block reads the tokens by columns. In one order alone, segments and the classes of an interval never meet:
+  with (1024, 2) the image would fall into eight parts that only the neck's 3x3 convolution joins. By rows and by
+  columns in turn, two blocks reach every token from every other (for square grids; it costs a transposition).
+- The author's attention ends in two linear maps in a row. They are one map, and are applied as one.
+
+The nano variant is this project's own: the same code with smaller numbers, for the demo and for tests.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import InputError
+from pipeline.models.attention import Pair, mixed_dilated_attention
+from pipeline.models.neck import sam_neck
+from pipeline.models.sam import Sam, assemble
+
+PATCH = 16
+MLP_EXPAND = 4
+NORM_EPS = 1e-6
+
+Settings = Any
+"""For each block its pairs (segment, interval); several are mixed, see `mixed_dilated_attention`. From params.yaml come
+lists of lists, which nobody has checked."""
+
+
+class Projection(nn.Module):
+    """Two linear maps in a row, multiplied first: ``width^3`` products instead of ``tokens * width^2``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        """``outer(inner(x))``."""
+        return F.linear(x, *self._product())
+
+    def folded(self) -> nn.Linear:
+        """The same function as one map, for export."""
+        weight, bias = self._product()
+        linear = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+        linear.load_state_dict({"weight": weight, "bias": bias})
+        return linear
+
+    def _product(self) -> tuple[Tensor, Tensor]:
+        return self.outer.weight @ self.inner.weight, self.outer.weight @ self.inner.bias + self.outer.bias
+
+
+class Attention(nn.Module):
+    """Dilated attention over the tokens of an image.
+
+    Which tokens meet is part of the function but no weight. It goes into the state dict as extra state, so that weights
+    do not load into a model of other settings, though all keys and shapes would fit.
+
+    Args:
+        width: Channels in and out.
+        heads: Of ``width / heads`` channels each.
+        pairs: (segment, interval), in tokens.
+    """
+
+    def __init__(self, width: int, heads: int, pairs: Sequence[Pair]) -> None:
+        super().__init__()
+        self.heads, self.pairs = heads, tuple(pairs)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = Projection(width)
+
+    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        """Same shape."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = mixed_dilated_attention(q, k, v, self.pairs)
+        z: Tensor = self.proj(y.transpose(1, 2).flatten(2))
+        return z
+
+    def get_extra_state(self) -> Tensor:
+        """``(pairs, 2)``: what the weights are meant for."""
+        return torch.tensor(self.pairs, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Compare, and change nothing.
+
+        Raises:
+            InputError: The weights are meant for other pairs.
+        """
+        theirs, ours = state.tolist(), [list(pair) for pair in self.pairs]
+        if theirs != ours:
+            raise InputError(
+                f"weights for attention with (segment, interval) {theirs} do not fit a block with {ours}: "
+                "build the model with the options on their card."
+            )
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each after a norm and with a shortcut.
+
+    Args:
+        width: Channels.
+        heads: Of attention.
+        pairs: (segment, interval).
+        grid: Side of the square of tokens.
+        by_columns: Whether attention meets the tokens column by column.
+    """
+
+    def __init__(self, width: int, heads: int, pairs: Sequence[Pair], *, grid: int, by_columns: bool) -> None:
+        super().__init__()
+        self.grid, self.by_columns = grid, by_columns
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, heads, pairs)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = nn.Sequential(nn.Linear(width, MLP_EXPAND * width), nn.GELU(), nn.Linear(MLP_EXPAND * width, width))
+
+    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        """Tokens row by row, in and out."""
+        x = x + self._ordered(self.attn(self._ordered(self.norm1(x))))
+        return x + self.mlp(self.norm2(x))
+
+    def _ordered(self, x: Tensor) -> Tensor:
+        """Rows to columns where asked for; a square's way back is the way there."""
+        return x.unflatten(1, (self.grid, self.grid)).transpose(1, 2).flatten(1, 2) if self.by_columns else x
+
+
+class ImageEncoder(nn.Module):
+    """``(B, 3, side, side)`` to ``(B, 256, side / 16, side / 16)``.
+
+    Args:
+        side: Of the images, in pixels.
+        width: Channels.
+        heads: Of attention.
+        attention: For each block its pairs (segment, interval).
+    """
+
+    def __init__(self, *, side: int, width: int, heads: int, attention: Sequence[Sequence[Pair]]) -> None:
+        super().__init__()
+        self.side, grid = side, side // PATCH
+        self.patch_embed = nn.Conv2d(3, width, PATCH, stride=PATCH)
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid, width))
+        self.blocks = nn.Sequential(
+            *(Block(width, heads, pairs, grid=grid, by_columns=i % 2 == 1) for i, pairs in enumerate(attention))
+        )
+        self.neck = sam_neck(width)
+        self.apply(_initialise)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 256 g g"]:
+        """Image embeddings of normalised, padded images.
+
+        Raises:
+            InputError: The images are of another side than there are positions for.
+        """
+        if images.shape[-2:] != (self.side, self.side):
+            height, width = images.shape[-2:]
+            raise InputError(
+                f"this encoder has positions for {self.side} x {self.side} pixels, not for {height} x {width}: "
+                f"bring images there with pipeline.geometry.to_input(image, {self.side})."
+            )
+        patches = self.patch_embed(images)
+        tokens = self.blocks(patches.flatten(2).transpose(1, 2) + self.pos_embed)
+        y: Tensor = self.neck(tokens.transpose(1, 2).unflatten(2, patches.shape[-2:]))
+        return y
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, Projection):
+        # One of two maps in a row starts as the identity: together they start as one map would.
+        nn.init.eye_(module.outer.weight)
+    elif isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _checked(attention: Settings, *, depth: int, heads: int) -> list[list[Pair]]:
+    """The pairs of each block.
+
+    Raises:
+        InputError: They are not pairs of whole numbers for each block, or an interval does not divide the heads.
+    """
+    fault = None
+    if not isinstance(attention, list | tuple) or len(attention) != depth:
+        fault = f"{depth} blocks, not {attention!r}"
+    for block in () if fault else attention:
+        if not isinstance(block, list | tuple) or not block or not all(_is_pair(pair, heads) for pair in block):
+            fault = f"each block, not {block!r}"
+    if fault:
+        raise InputError(
+            f"the option attention must list pairs [segment, interval] for {fault}: whole numbers of at least 1, "
+            f"intervals that divide {heads} heads, for example {[[[1024, 2]]] * depth}."
+        )
+    return [[(int(segment), int(interval)) for segment, interval in block] for block in attention]
+
+
+def _is_pair(pair: Any, heads: int) -> bool:
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or any(type(n) is not int or n < 1 for n in pair):
+        return False
+    return heads % int(pair[1]) == 0
+
+
+def sam_lightening(attention: Settings = (((1024, 2),),) * 6) -> Sam:
+    """18.2 M parameters, 14.1 M of them the encoder's, which costs 52.7 GMAC; 1024 pixels in.
+
+    Args:
+        attention: For each of 6 blocks its pairs (segment, interval), of 4096 tokens.
+    """
+    pairs = _checked(attention, depth=6, heads=6)
+    encoder = ImageEncoder(side=1024, width=384, heads=6, attention=pairs)
+    return assemble(encoder, image_size=1024, input_size=1024, embedding_size=64)
+
+
+def sam_lightening_nano(attention: Settings = (((128, 2),),) * 4) -> Sam:
+    """6.8 M parameters, 2.8 M of them the encoder's, which costs 0.70 GMAC; 256 pixels in and in the prompt frame.
+
+    Args:
+        attention: For each of 4 blocks its pairs (segment, interval), of 256 tokens.
+    """
+    pairs = _checked(attention, depth=4, heads=6)
+    encoder = ImageEncoder(side=256, width=192, heads=6, attention=pairs)
+    return assemble(encoder, image_size=256, input_size=256, embedding_size=16)

@@ -1,0 +1,230 @@
+"""TinyViT, the encoder that TinySAM and MobileSAM share: convolutions at 1/4, then attention within windows.
+
+Source: Wu et al. 2022, "TinyViT: Fast Pretraining Distillation for Small Vision Transformers" (arXiv 2207.10666), in
+the form of MobileSAM (arXiv 2306.14289): the last stage keeps the resolution of the one before it, and SAM's neck
+follows. Modules have the names of the published checkpoints, which therefore load as they are.
+
+What differs from the published code, at equal results:
+
+- Nothing is remembered between calls. The published code keeps the bias of attention from the last ``eval()`` on, so
+  that weights changed after it mask with the old one; here it is read off the weights in every forward pass.
+- Images of any side that the stages divide are taken; the published code has that of 1024 pixels built in.
+- Features stay maps; between blocks nothing is flattened.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import InputError
+from pipeline.models.neck import sam_neck
+
+MLP_EXPAND = 4
+CONV_EXPAND = 4
+STEM_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks at one resolution.
+
+    Args:
+        width: Channels.
+        depth: Blocks.
+        heads: Of attention; 0 makes the blocks convolutions.
+        window: Side of the windows that attention stays in, in cells.
+        halves: Whether the resolution is halved on the way to the next stage; the last stage has none after it.
+    """
+
+    width: int
+    depth: int
+    heads: int = 0
+    window: int = 0
+    halves: bool = True
+
+
+def conv(channels_in: int, channels_out: int, kernel: int = 1, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """A convolution and its batch norm; stride 1 keeps height and width."""
+    return nn.Sequential(
+        OrderedDict(
+            c=nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups, bias=False),
+            bn=nn.BatchNorm2d(channels_out),
+        )
+    )
+
+
+class ConvBlock(nn.Module):
+    """1x1 to four times the channels, depthwise 3x3, 1x1 back, and GELU after the shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        middle = CONV_EXPAND * width
+        self.conv1 = conv(width, middle)
+        self.conv2 = conv(middle, middle, 3, groups=middle)
+        self.conv3 = conv(middle, width)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Same shape."""
+        return F.gelu(x + self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x))))))
+
+
+def downsample(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
+    """1x1 to the next stage's channels, depthwise 3x3 to its resolution, 1x1."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=conv(channels_in, channels_out),
+            act1=nn.GELU(),
+            conv2=conv(channels_out, channels_out, 3, stride=stride, groups=channels_out),
+            act2=nn.GELU(),
+            conv3=conv(channels_out, channels_out),
+        )
+    )
+
+
+class WindowAttention(nn.Module):
+    """Attention among the cells of a window, with a learned bias for each distance between two of them.
+
+    A map whose sides are no multiples of the window is padded with zeros at the bottom and on the right. As published,
+    padding is normalised and attended to like any cell.
+
+    Args:
+        width: Channels in and out.
+        heads: Of ``width / heads`` channels each.
+        window: Side of a window, in cells.
+    """
+
+    offsets: Int32[Tensor, " pairs"]
+
+    def __init__(self, width: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
+        self.register_buffer("offsets", _offsets(window), persistent=False)
+
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+        """Cells with their channels last."""
+        b, height, width, _ = x.shape
+        side = self.window
+        rows, columns = -(-height // side), -(-width // side)
+        x = F.pad(x, (0, 0, 0, columns * side - width, 0, rows * side - height))
+        windows = x.unflatten(2, (columns, side)).unflatten(1, (rows, side)).transpose(2, 3).flatten(0, 2).flatten(1, 2)
+        # Queries, keys and values of a head lie beside each other.
+        qkv = self.qkv(self.norm(windows)).unflatten(-1, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)
+        # One gather per forward pass: a bias kept from the last one would be that of older weights.
+        bias = self.attention_biases.index_select(1, self.offsets).unflatten(1, (side * side, side * side))
+        y = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=bias[None])
+        y = self.proj(y.transpose(1, 2).flatten(2))
+        y = y.unflatten(1, (side, side)).unflatten(0, (b, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return y[:, :height, :width]
+
+
+def _offsets(window: int) -> Int32[Tensor, " pairs"]:
+    """For each pair of cells of a window, in rows, the place of their distance among ``window * window`` biases."""
+    places = torch.arange(window, dtype=torch.int32)
+    apart = (places[:, None] - places).abs()
+    return (apart[:, None, :, None] * window + apart[None, :, None, :]).flatten()
+
+
+class Mlp(nn.Module):
+    """Norm and two linear maps on channels last, four times as many in between."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, MLP_EXPAND * width)
+        self.fc2 = nn.Linear(MLP_EXPAND * width, width)
+
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+        """Same shape."""
+        y: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return y
+
+
+class AttentionBlock(nn.Module):
+    """Attention in windows, a depthwise 3x3 that carries across their borders, an MLP."""
+
+    def __init__(self, width: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.attn = WindowAttention(width, heads, window)
+        self.local_conv = conv(width, width, 3, groups=width)
+        self.mlp = Mlp(width)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Same shape."""
+        x = x.permute(0, 2, 3, 1)
+        x = x + self.attn(x)
+        x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x + self.mlp(x)
+        return x.permute(0, 3, 1, 2)
+
+
+class TinyViT(nn.Module):
+    """``(B, 3, s, s)`` to ``(B, 256, s/16, s/16)`` for the published stages.
+
+    Args:
+        stages: From fine to coarse.
+        classes: Of the classifier that published checkpoints still hold; 0 for none.
+    """
+
+    def __init__(self, stages: Sequence[Stage], *, classes: int = 0) -> None:
+        super().__init__()
+        self.stride = STEM_STRIDE * 2 ** sum(stage.halves for stage in stages[:-1])
+        first, last = stages[0].width, stages[-1].width
+        stem = (conv(3, first // 2, 3, stride=2), nn.GELU(), conv(first // 2, first, 3, stride=2))
+        self.patch_embed = nn.Sequential(OrderedDict(seq=nn.Sequential(*stem)))
+        self.layers = nn.Sequential(
+            *(_layer(stage, after) for stage, after in zip(stages, [*stages[1:], None], strict=True))
+        )
+        self.neck = sam_neck(last)
+        self.apply(_initialise)
+        if classes:
+            # Left over from pre-training on ImageNet. It is here so that published checkpoints load strictly; no image
+            # passes through it, so it is not trained, and export drops it.
+            self.norm_head = nn.LayerNorm(last).requires_grad_(False)
+            self.head = nn.Linear(last, classes).requires_grad_(False)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 256 _ _"]:
+        """Image embeddings of normalised, padded images.
+
+        Raises:
+            InputError: A side is no multiple of the stride.
+        """
+        height, width = images.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise InputError(
+                f"TinyViT takes images whose sides are multiples of {self.stride} pixels, not {height} x {width}: "
+                "pad them first, as pipeline.geometry.to_input does."
+            )
+        y: Tensor = self.neck(self.layers(self.patch_embed(images)))
+        return y
+
+
+def _layer(stage: Stage, after: Stage | None) -> nn.Sequential:
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
+        blocks=nn.Sequential(
+            *(
+                AttentionBlock(stage.width, stage.heads, stage.window) if stage.heads else ConvBlock(stage.width)
+                for _ in range(stage.depth)
+            )
+        )
+    )
+    if after:
+        parts["downsample"] = downsample(stage.width, after.width, 2 if stage.halves else 1)
+    return nn.Sequential(parts)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Small normal weights for linear maps, as published; He et al.'s for convolutions, which is ours."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
