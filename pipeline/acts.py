@@ -1,0 +1,186 @@
+"""The verbs that are no stages, declared once: where their function is, and how their arguments are read.
+
+Nothing is imported here that takes time: the help of the command line is made of this.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Act:
+    """A verb that is no stage: DVC does not run it.
+
+    Args:
+        run: Where its function is, ``module:function``; called with the arguments by name, it returns what to print.
+        says: What it does, in one line.
+        arguments: For each argument, what ``add_argument`` takes: its flag or name, and how it is read.
+        explains: More for the help of this verb: an example, what the result means.
+    """
+
+    run: str
+    says: str
+    arguments: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    explains: str = ""
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names between commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas."""
+    try:
+        return tuple(int(number) for number in _names(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers between commas, not {text!r}") from None
+
+
+ACTS: dict[str, Act] = {
+    "preset": Act(
+        "pipeline.presets:activate",
+        "Make presets/NAME.yaml the active params.yaml",
+        (
+            ("name", {"metavar": "NAME", "help": "a file of presets/, without .yaml"}),
+            (
+                "changes",
+                {"metavar": "KEY=VALUE", "nargs": "*", "help": "values to write into it: evaluate.images=20"},
+            ),
+        ),
+    ),
+    "dvc": Act("pipeline.__main__:show_dvc_yaml", "Print dvc.yaml as the declared stages have it"),
+    "record": Act("pipeline.__main__:record", "Give every artifact in place its MLflow run, also one DVC restored"),
+    "train_teacher": Act(
+        "pipeline.train_teacher:train_teacher",
+        "Train the bundled teacher by its recipe, pipeline/teacher/bundled/train.yaml",
+        (
+            ("--device", {"default": "cpu", "help": "as torch names it (default: cpu)"}),
+            ("--install", {"action": "store_true", "help": "put the weights in the place of the bundled ones"}),
+        ),
+    ),
+    "bench": Act(
+        "pipeline.bench:bench",
+        "Time models side by side: runtimes, precisions and students in one run",
+        (
+            (
+                "subject",
+                {
+                    "metavar": "SUBJECT",
+                    "help": "attention: dense and dilated, by segment and interval; encoder: latency, one image; "
+                    "decoder: milliseconds per prompt, segment_anything's and ours; training: one step of distillation",
+                },
+            ),
+            (
+                "--students",
+                {
+                    "type": _names,
+                    "metavar": "A,B",
+                    "default": ("efficientvit_sam_nano",),
+                    "help": "names of students, or all (default: efficientvit_sam_nano); attention takes none",
+                },
+            ),
+            (
+                "--runtimes",
+                {
+                    "type": _names,
+                    "metavar": "A,B",
+                    "default": ("torch", "onnxruntime", "openvino", "cuda", "cuda_compile", "cuda_graph"),
+                    "help": "of torch, onnxruntime, openvino; on a GPU cuda, cuda_compile, cuda_graph (default: all)",
+                },
+            ),
+            (
+                "--precisions",
+                {
+                    "type": _names,
+                    "metavar": "A,B",
+                    "default": ("fp32", "bf16", "fp16", "int8"),
+                    "help": "of fp32, bf16, fp16, int8 (default: all)",
+                },
+            ),
+            ("--threads", {"type": int, "metavar": "N", "default": 2, "help": "processor threads (default: 2)"}),
+            ("--runs", {"type": int, "metavar": "N", "default": 20, "help": "samples of each row (default: 20)"}),
+            (
+                "--warmup",
+                {"type": int, "metavar": "N", "default": 3, "help": "calls of each row before them (default: 3)"},
+            ),
+            (
+                "--rounds",
+                {"type": int, "metavar": "N", "default": 4, "help": "turns in which they are taken (default: 4)"},
+            ),
+            (
+                "--max-foreign-load",
+                {
+                    "type": float,
+                    "metavar": "SHARE",
+                    "default": 0.1,
+                    "help": "share of the processors that others may use during a sample (default: 0.1)",
+                },
+            ),
+            (
+                "--prompts",
+                {
+                    "type": _counts,
+                    "metavar": "N,N",
+                    "default": (1, 32, 64),
+                    "help": "decoder: boxes per call (default: 1,32,64)",
+                },
+            ),
+            (
+                "--images",
+                {"type": int, "metavar": "N", "default": 2, "help": "training: images per step (default: 2)"},
+            ),
+            (
+                "--tokens",
+                {
+                    "type": _counts,
+                    "metavar": "N,N",
+                    "default": (1024, 4096, 16384),
+                    "help": "attention: lengths of sequences (default: 1024,4096,16384)",
+                },
+            ),
+            (
+                "--weights",
+                {
+                    "type": Path,
+                    "metavar": "DIRECTORY",
+                    "help": "take DIRECTORY/<student>, as in artifacts/align; default: fresh weights, as fast",
+                },
+            ),
+            ("--json", {"dest": "as_json", "action": "store_true", "help": "print JSON and nothing else"}),
+        ),
+        "The first row is the baseline that the column speedup divides by: for encoder the teacher (SAM ViT-B, or the "
+        "bundled one of nano students), for attention dense attention over as many tokens, else PyTorch in fp32. All "
+        "rows are measured in turns, after warm-up, and only while the machine is quiet; docs/benchmarks.md says what "
+        "the columns mean. Example: python -m pipeline bench encoder --students efficientvit_sam_l0 "
+        "--runtimes torch,openvino --precisions fp32,int8",
+    ),
+    "score": Act(
+        "pipeline.score:score",
+        "Average precision of a results file in COCO's format, as JSON",
+        (
+            (
+                "--gt",
+                {"type": Path, "required": True, "metavar": "JSON", "help": "annotations in COCO's or LVIS's format"},
+            ),
+            (
+                "--results",
+                {"type": Path, "required": True, "metavar": "JSON", "help": "detections in COCO's results format"},
+            ),
+            (
+                "--iou-type",
+                {"choices": ("segm", "bbox"), "required": True, "help": "what is matched: masks or boxes"},
+            ),
+            ("--lvis", {"action": "store_true", "help": "LVIS's rules: 300 detections; rare, common and frequent"}),
+        ),
+        "Prints COCO's twelve figures, or LVIS's thirteen, to six digits; -1 where there is nothing to find. Example: "
+        "python -m pipeline score --gt instances_val2017.json --results detections.json --iou-type segm",
+    ),
+    "register": Act("pipeline.promote:register", "Register the best model of the leaderboard as challenger"),
+    "promote": Act("pipeline.promote:promote", "Make the challenger champion, if the gate in params.yaml holds"),
+    "rollback": Act("pipeline.promote:rollback", "Give the previous champion its place back"),
+}
+"""Verbs beside the stages, in the order of the help."""
