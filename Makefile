@@ -12,6 +12,8 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PYTHONWARNINGS ?= ignore::FutureWarning
+# Containers often forbid Python to keep what it compiled; then each of a pipeline's many processes starts 6 s later.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-slow check setup lock dvc.yaml clean
 
@@ -20,11 +22,12 @@ help:  ## Show this
 
 demo: setup  ## The whole pipeline on the demo's scenes: environment, flow, leaderboard, report
 	@python -m pipeline preset demo
-	@python -m flows.release
+	@python -m flows.release --at-once 2
 
-# Two processes of one thread each: nearly all tests are single-threaded.
+# Two processes of one thread each: nearly all tests are single-threaded. A file stays in one: it shares costly fixtures
+# (marks for groups would do it by fixture, but pytest-xdist 3.8 does not see them with pytest 9.2).
 test: setup  ## The default test suite
-	OMP_NUM_THREADS=1 python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-slow: setup  ## The tests that take minutes
 	python -m pytest -m slow

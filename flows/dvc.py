@@ -1,15 +1,18 @@
-"""Run one DVC stage as a process of its own: its output goes on as it comes, and it never outlives the flow."""
+"""Run DVC stages as processes of their own: their output goes on as it comes, and they never outlive the flow."""
 
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import BoundedSemaphore, Lock
+from typing import Self
 
 from pipeline.process import die_with_parent
-from pipeline.stage import kept_by_dvc
+from pipeline.stage import DVC_LOCK, kept_by_dvc
 
 _PATIENCE_S = (20.0, 5.0)
 """How long a stage may clean up after Ctrl-C and after SIGTERM, before the next stronger signal."""
@@ -26,35 +29,107 @@ class BadInputError(StageFailedError):
     """A stage refused its input; trying again would not help."""
 
 
-def repro(target: str, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
-    """Bring one stage up to date, without those it needs.
+class StoppedError(StageFailedError):
+    """The flow is to end, and took the stage with it."""
+
+
+@contextmanager
+def lock_in_order(order: Sequence[str]) -> Iterator[None]:
+    """Leave the entries of dvc.lock in the order that plain `dvc repro` would.
+
+    DVC appends new entries as stages end: those of stages that run beside each other come in any order.
 
     Args:
-        target: DVC's name of the stage.
-        environment: Variables the stage gets beside the caller's.
-        say: Called with each line of output.
-
-    Raises:
-        BadInputError: The stage refused its input.
-        StageFailedError: It failed otherwise.
+        order: All targets.
     """
-    lines: list[str] = []
-    command = ["--wait-for-lock", "repro", "--single-item", target]
-    process = _dvc(command, environment)
+    earlier = list(_entries())
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip() and not _HINT.match(line):
-                lines.append(line.rstrip())
-                say(lines[-1])
-        code = process.wait()
-    except BaseException:
-        stop(process)
-        restore(target, say)
-        raise
-    if code:
-        restore(target, say)
-        raise _failure(target, lines)
+        yield
+    finally:
+        entries = _entries()
+        later = sorted(entries.keys() - set(earlier), key=lambda name: order.index(name) if name in order else -1)
+        wanted = [name for name in earlier if name in entries] + later
+        if wanted != list(entries):
+            head = DVC_LOCK.read_text().partition("stages:\n")[0]
+            draft = DVC_LOCK.with_suffix(".part")
+            draft.write_text(f"{head}stages:\n" + "".join(entries[name] for name in wanted))
+            draft.replace(DVC_LOCK)
+
+
+def _entries() -> dict[str, str]:
+    """The text of each stage's entry in dvc.lock, in order."""
+    if not DVC_LOCK.is_file():
+        return {}
+    body = DVC_LOCK.read_text().partition("stages:\n")[2]
+    return {block.split(":\n")[0].strip(): block for block in re.split(r"^(?=  \S)", body, flags=re.MULTILINE) if block}
+
+
+class Stages:
+    """Stages that run beside each other, each in a thread of its own, and end together.
+
+    As a context: when its body fails or is interrupted, those that run are stopped, and no more are started.
+
+    Args:
+        at_once: How many run at the same time; further ones wait.
+    """
+
+    def __init__(self, at_once: int = 1) -> None:
+        self._slots = BoundedSemaphore(at_once)
+        self._lock = Lock()
+        self._running = set[subprocess.Popen[str]]()
+        self._ended = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            with self._lock:
+                self._ended = True
+                running = list(self._running)
+            for process in running:
+                _signal(process, signal.SIGINT)
+            for process in running:
+                stop(process)
+
+    def repro(self, target: str, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+        """Bring one stage up to date, without those it needs.
+
+        Args:
+            target: DVC's name of the stage.
+            environment: Variables the stage gets beside the caller's.
+            say: Called with each line of output.
+
+        Raises:
+            BadInputError: The stage refused its input.
+            StoppedError: The others ended, and this one with them.
+            StageFailedError: The stage failed otherwise.
+        """
+        with self._slots:
+            lines: list[str] = []
+            with self._lock:  # no process may start unseen by __exit__
+                if self._ended:
+                    raise StoppedError(f"{target}: not started, because the flow ended")
+                process = _dvc(["--wait-for-lock", "repro", "--single-item", target], environment)
+                self._running.add(process)
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    if line.strip() and not _HINT.match(line):
+                        lines.append(line.rstrip())
+                        say(lines[-1])
+                code = process.wait()
+            except BaseException:
+                stop(process)
+                restore(target, say)
+                raise
+            finally:
+                self._running.discard(process)
+            if code:
+                restore(target, say)
+                if self._ended:
+                    raise StoppedError(f"{target}: stopped, because the flow ended")
+                raise _failure(target, lines)
 
 
 def stop(process: subprocess.Popen[str]) -> None:
@@ -68,15 +143,13 @@ def stop(process: subprocess.Popen[str]) -> None:
         break
     _signal(process, signal.SIGKILL)
     process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
 
 
 def restore(target: str, say: Callable[[str], None]) -> None:
     """Bring back an earlier result: DVC takes it away before it starts a stage."""
     if not kept_by_dvc(target):
         return
-    process = _dvc(["checkout", target], {})
+    process = _dvc(["--wait-for-lock", "checkout", target], {})
     output, _ = process.communicate()
     if process.returncode:
         say(f"the earlier result of {target} could not be brought back: {' '.join(output.split())[-300:]}")

@@ -1,14 +1,17 @@
-"""Bring every stage up to date, one after another, and register the best model."""
+"""Bring every stage up to date, those of different students at once where asked to, and register the best model."""
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.futures import PrefectFuture, as_completed
+from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task
 
 from flows import dvc
@@ -16,7 +19,7 @@ from pipeline import promote, tracking
 from pipeline.config import read_params
 from pipeline.errors import InputError
 from pipeline.process import exit_code, raise_on_signals
-from pipeline.stage import ARTIFACTS, listed
+from pipeline.stage import ARTIFACTS, Keys, Stage, listed
 from pipeline.stages import STAGES
 
 RETRIES = 1
@@ -24,10 +27,10 @@ RETRIES = 1
 
 
 def _may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again may help: not with the same bad input."""
+    """Whether trying again may help: not with the same bad input, nor when all is to stop."""
     try:
         state.result()
-    except dvc.BadInputError:
+    except (dvc.BadInputError, dvc.StoppedError):
         return False
     except Exception:  # noqa: BLE001 - whatever it was, it is tried again
         return True
@@ -41,9 +44,9 @@ def _may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     retry_delay_seconds=5,
     retry_condition_fn=_may_help,
 )
-def repro(target: str, parent: str) -> None:
+def repro(target: str, environment: Mapping[str, str], stages: dvc.Stages) -> None:
     """Run one DVC stage unless it is up to date. DVC, not Prefect, decides what is stale."""
-    dvc.repro(target, {tracking.PARENT_RUN: parent}, get_run_logger().info)
+    stages.repro(target, environment, get_run_logger().info)
 
 
 @task(cache_policy=NO_CACHE)
@@ -52,9 +55,18 @@ def register() -> str:
     return promote.register()
 
 
-@flow(validate_parameters=False)
-def release(students: list[str] | None = None) -> list[dict[str, Any]]:
+# A task that waits holds a thread, but no place among the stages that run.
+_THREAD_EACH: Any = ThreadPoolTaskRunner()
+
+
+@flow(validate_parameters=False, task_runner=_THREAD_EACH)
+def release(students: list[str] | None = None, at_once: int = 1) -> list[dict[str, Any]]:
     """Run all stages for ``students`` (default: all of params.yaml) and register the best of them.
+
+    Args:
+        students: Some of those that params.yaml lists.
+        at_once: How many stages may run beside each other; they share the processors. Training rounds differently with
+            another number of threads, so results are those of plain `dvc repro` to the byte only with 1.
 
     Returns:
         The rows of the leaderboard.
@@ -63,15 +75,41 @@ def release(students: list[str] | None = None) -> list[dict[str, Any]]:
         InputError: params.yaml does not list one of ``students``.
     """
     params = chosen(read_params(), students)
-    with tracking.parent_run("release") as parent:
-        for stage in STAGES:
-            for keys in stage.repetitions(params):
-                repro(stage.target(keys), parent.run)
-                parent.adopt(stage, params, keys)
+    order = [stage.target(keys) for stage in STAGES for keys in stage.repetitions(params)]
+    with tracking.parent_run("release") as parent, dvc.lock_in_order(order), dvc.Stages(at_once) as stages:
+        submitted = _submit(params, parent.run, stages, at_once)
+        for future in as_completed(list(submitted)):
+            future.result()
+            parent.adopt(submitted[future][0], params, submitted[future][1])
         rows = promote.leaderboard()
         create_table_artifact(key="leaderboard", table=rows, description="Teacher and students on the validation split")
         get_run_logger().info(register())
     return rows
+
+
+def _submit(
+    params: Mapping[str, Any], parent: str, stages: dvc.Stages, at_once: int
+) -> dict[PrefectFuture[None], tuple[Stage, Keys]]:
+    """Hand every stage to Prefect; each waits for what it builds on, one that measures time for all before it."""
+    environment = {tracking.PARENT_RUN: parent}
+    submitted = dict[PrefectFuture[None], tuple[Stage, Keys]]()
+    futures = dict[str, PrefectFuture[None]]()
+    for stage in STAGES:
+        repetitions = stage.repetitions(params)
+        share = {} if stage.alone else _share(min(at_once, len(repetitions)))
+        for keys in repetitions:
+            below = [futures[need.target(found)] for need, found in stage.upstream(params, keys)]
+            target, wait_for = stage.target(keys), list(futures.values()) if stage.alone else below
+            futures[target] = repro.submit(target, environment | share, stages, wait_for=wait_for, return_state=False)
+            submitted[futures[target]] = (stage, keys)
+    return submitted
+
+
+def _share(beside: int) -> dict[str, str]:
+    """What tells a stage its part of the processors, where as many as ``beside`` run at once."""
+    if beside == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // beside))}
 
 
 def chosen(params: dict[str, Any], students: Sequence[str] | None) -> dict[str, Any]:
@@ -91,10 +129,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the flow, then say what came out and where to look at it."""
     parser = argparse.ArgumentParser(prog="python -m flows.release", description="Run all stages as one Prefect flow.")
     parser.add_argument("--students", help="some of those in params.yaml, as A,B (default: all)")
-    students = parser.parse_args(argv).students
+    parser.add_argument("--at-once", type=int, default=1, help="stages that may run beside each other (default: 1)")
+    arguments = parser.parse_args(argv)
+    if arguments.at_once < 1:
+        parser.error(f"--at-once must be at least 1, not {arguments.at_once}")
+    students = [name.strip() for name in arguments.students.split(",")] if arguments.students else None
     raise_on_signals()
     try:
-        rows = release([name.strip() for name in students.split(",")] if students else None)
+        rows = release(students, arguments.at_once)
     except (InputError, dvc.BadInputError) as error:
         return _say(f"error: {error}", 2)
     except dvc.StageFailedError as error:

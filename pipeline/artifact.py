@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from pipeline.errors import InputError
 
@@ -29,6 +29,8 @@ class Contents(BaseModel):
     kind: Kind
     model: str | None = None
     """Name for `pipeline.models.build`: a student or a teacher. None for what is no model."""
+    options: dict[str, JsonValue] = {}
+    """What that call takes beside the name: choices that decide the function but show in no weight."""
     precision: str | None = None
     load: dict[str, str | int | float | bool] = {}
     """What a loader needs beside the files: the engine's kind, its settings."""

@@ -45,6 +45,7 @@ class Stage:
         data: More DVC dependencies, for example a path in params.yaml (``${prepare.data}``).
         cached: DVC keeps the result in its cache. Without, the stage runs whenever its result is not in place.
         gpu: The flow may hand the stage to a GPU worker.
+        alone: It measures time: the flow runs nothing beside it.
     """
 
     run: str
@@ -56,6 +57,7 @@ class Stage:
     data: tuple[str, ...] = ()
     cached: bool = True
     gpu: bool = False
+    alone: bool = False
 
     @property
     def name(self) -> str:
@@ -163,7 +165,8 @@ class Stage:
         out = str(self.path(keys))
         code = {self.module.replace(".", "/"), *self.code}
         return {"desc": self.says} | matrix | {
-            "cmd": " ".join(["python -m pipeline", self.name, *(f"--{k} {v}" for k, v in keys.items())]),
+            # `exec`: DVC's shell gives its place to the stage, which then sees when DVC is killed.
+            "cmd": " ".join(["exec python -m pipeline", self.name, *(f"--{k} {v}" for k, v in keys.items())]),
             "deps": [*sorted(code), *self.data, *(str(need.path(keys)) for need in self.needs)],
             "params": [self._section(keys)],
             "outs": [out] if self.cached else [{out: {"cache": False}}],

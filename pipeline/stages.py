@@ -72,6 +72,7 @@ EVALUATE_TEACHER = Stage(
     needs=(PREPARE, TEACHER),
     section="evaluate",
     code=_MEASURING,
+    alone=True,
 )
 EVALUATE = Stage(
     run="pipeline.evaluate:evaluate",
@@ -79,6 +80,7 @@ EVALUATE = Stage(
     needs=(PREPARE, BUILD_ENGINE),
     over=("student", "precision"),
     code=_MEASURING,
+    alone=True,
 )
 COMPARE = Stage(
     run="pipeline.compare:compare",

@@ -5,7 +5,6 @@ the repository. A stage that DVC restored from its cache did not run, so it has 
 written from its card and metrics, with the tag ``origin: cache``.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -13,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from pipeline import provenance
+from pipeline import database, provenance
 from pipeline.artifact import CARD, METRICS, Card
 from pipeline.config import PARAMS
 from pipeline.errors import InputError
@@ -52,18 +51,17 @@ class Store:
         Raises:
             InputError: The store cannot be reached.
         """
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        uri = database.anchored(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
         try:
-            with _only_creator(uri):
-                client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-                found = client.get_experiment_by_name(EXPERIMENT)
-                experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
-        except MlflowException as error:
+            database.see_to_it(uri, _experiment)
+            experiment = _experiment(uri)
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        except (MlflowException, PermissionError, FileNotFoundError, NotADirectoryError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"MLflow at {uri} cannot be used: {reason}. Start it, or unset MLFLOW_TRACKING_URI to use mlflow.db."
             ) from error
-        store = cls(client, str(experiment), uri)
+        store = cls(client, experiment, uri)
         store._sweep()
         return store
 
@@ -259,6 +257,20 @@ def _log_result(store: Store, run: str, place: Path, card: Card, curves: Curves)
     store.set_tags(run, {f"parent/{name}": digest for name, digest in card.parents.items()} | {"digest": card.digest})
 
 
+def _experiment(uri: str) -> str:
+    """The id of our experiment, made where it is missing; another process may make it at the same moment."""
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        try:
+            return str(client.create_experiment(EXPERIMENT))
+        except MlflowException:
+            found = client.get_experiment_by_name(EXPERIMENT)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
 def _identity(stage: Stage, keys: Keys) -> dict[str, str]:
     return {"stage": stage.name, "target": stage.target(keys), **keys}
 
@@ -284,16 +296,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _only_creator(uri: str) -> Any:
-    """Hold a file lock while a SQLite store may be made: several stages at once would break its tables."""
-    return _locked(Path(uri.removeprefix("sqlite:///") + ".lock")) if uri.startswith("sqlite:///") else nullcontext()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

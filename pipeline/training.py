@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import pickle
+import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,9 @@ Draw = Callable[[int, np.random.Generator], BatchT]
 Step = Callable[[BatchT, int, np.random.Generator], Mapping[str, Tensor]]
 """``step(batch, number, generator)`` gives named losses; ``loss`` is the one to minimise."""
 
+_NOT_DECAYED = ("attention_biases", "pos_embed", "position")
+"""What has more than one dimension and is no matrix or kernel."""
+
 LOG_EVERY = 20
 SAVE_EVERY_S = 30.0
 CHECKPOINTS = Path(".checkpoints")
@@ -49,7 +53,7 @@ class OptimizerConfig(Config):
     cooldown_steps: Annotated[int, Field(ge=0)]
     """Steps at the end in which the rate falls linearly to 0; it is constant in between."""
     weight_decay: Annotated[float, Field(ge=0)]
-    """Applied to matrices and kernels, not to norms and biases."""
+    """Applied to matrices and kernels, not to norms, biases and positions."""
     clip_norm: Annotated[float, Field(gt=0)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     """Of the averaged weights that are kept in the end; 0 keeps the last weights."""
@@ -71,6 +75,21 @@ def device_of(name: str, where: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{where} is {name!r}, which is not to be had here ({reason}): set it to cpu.") from None
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16."""
+    if device.type == "cpu":  # torch has no public name for this
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def autocast(device: torch.device, *, bf16: bool) -> torch.autocast:
+    """Mixed precision for a forward pass, if ``bf16`` asks for it and the device has instructions for it.
+
+    Elsewhere it stays float32: a processor that imitates bf16 takes longer than with float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and has_bf16(device))
 
 
 def fit(
@@ -171,12 +190,12 @@ def rate(number: int, config: OptimizerConfig) -> float:
 
 
 def _optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    trained = [p for p in module.parameters() if p.requires_grad]
+    decayed, free = list[nn.Parameter](), list[nn.Parameter]()
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (free if parameter.ndim <= 1 or name.endswith(_NOT_DECAYED) else decayed).append(parameter)
     return torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ],
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}],
         lr=config.lr,
         betas=(0.9, 0.999),
     )
@@ -215,7 +234,7 @@ def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, av
         optimizer.load_state_dict(state["optimizer"])
         average.load_state_dict(state["average"])
         return int(state["done"])
-    except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError, EOFError) as error:
+    except (pickle.UnpicklingError, struct.error, RuntimeError, ValueError, LookupError, TypeError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{path}, where an interrupted run was to go on, cannot be used ({reason}): remove it to start anew."

@@ -26,8 +26,10 @@ os.environ.update(PREFECT_SERVER_ANALYTICS_ENABLED="false", PREFECT_LOGGING_LEVE
 FRAME = (
     "__init__.py",
     "__main__.py",
+    "acts.py",
     "artifact.py",
     "config.py",
+    "database.py",
     "errors.py",
     "log.py",
     "metrics.py",
@@ -86,9 +88,7 @@ class World:
     @property
     def environment(self) -> dict[str, str]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        # mlflow.set_tracking_uri in an earlier test of this process leaves its mark in the environment.
-        own = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING")}
-        return {**own, "PATH": path, "PYTHONPATH": ""}
+        return {**os.environ, "PATH": path, "PYTHONPATH": ""}
 
 
 @pytest.fixture(scope="session")
@@ -138,10 +138,3 @@ def _built_once(tmp_path_factory: pytest.TempPathFactory) -> World:
 def built(_built_once: World, tmp_path: Path) -> World:
     """A pipeline all of which `dvc repro` has run."""
     return World(shutil.copytree(_built_once.root, tmp_path / "world", symlinks=True))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what shares a costly fixture in one process when tests run in several (``-n``): a file, or a whole world."""
-    for item in items:
-        shared = "end_to_end" if "end_to_end" in item.path.parts else item.path.relative_to(ROOT).as_posix()
-        item.add_marker(pytest.mark.xdist_group(shared))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pipeline.artifact import CARD, Card, Contents, digest, write_json
 from pipeline.errors import InputError
 
-CONTENTS = Contents(kind="checkpoint", model="small")
+CONTENTS = Contents(kind="checkpoint", model="small", options={"attention": [[[8, 2]], [[4, 1], [8, 4]]]})
 NAMES = st.text("abc", min_size=1, max_size=4)
 
 

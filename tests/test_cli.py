@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.__main__ import ACTS, _from_system
+from pipeline.__main__ import _from_system
+from pipeline.acts import ACTS
 from pipeline.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +70,6 @@ def test_an_unknown_section_is_one_line_and_exit_code_2(world):
     assert done.stderr.startswith("error: params.yaml has unknown key 'colours': remove it or correct its spelling")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_stage_leaves_the_earlier_artifact_no_draft_and_a_killed_run(built, number, code):
     built.edit("end: well", "end: never")

@@ -1,11 +1,14 @@
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 
 TARGETS = ["compare", "distill@small", "evaluate@small-fp32", "evaluate_teacher", "prepare"]
-
-pytestmark = pytest.mark.slow
 
 
 def test_a_second_repro_does_nothing(built):
@@ -62,19 +65,13 @@ def test_dvc_shows_the_metrics_of_the_comparison(built):
     assert "artifacts/compare/metrics.json" in built.dvc("metrics", "show").stdout
 
 
-def test_a_killed_dvc_leaves_no_stage_behind(built):
-    import os
-    import signal
-    import subprocess
-    import sys
-
-    import psutil
-
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_a_killed_dvc_leaves_no_stage_behind(built, shell):
     built.edit("end: well", "end: never")
     dvc = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", "--single-item", "distill@small"],
         cwd=built.root,
-        env=built.environment,
+        env=built.environment | {"SHELL": shell},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -18,8 +19,6 @@ from pipeline import promote
 from pipeline.errors import GateError, InputError
 
 WORLD = Path(__file__).parent / "world"
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +66,91 @@ def test_the_flow_gives_the_lock_of_plain_repro_and_a_parent_run_with_all_stages
     assert len(world.client.search_model_versions("name = 'tiny'")) == 1
 
 
+def add_students(world, end, *names):
+    """List more students after the one there is, all of them ending in a certain way."""
+    world.edit("end: well", f"end: {end}")
+    world.edit("students: [small]", f"students: [small, {', '.join(names)}]")
+    lines = "".join(f"  {name}: {{steps: 3, lr: 0.001, end: well}}\n" for name in names)
+    world.edit("evaluate:\n", f"{lines}evaluate:\n")
+
+
+@pytest.mark.usefixtures("_prefect")
+def test_stages_at_once_overlap_but_for_those_that_measure(world, world_at, tmp_path, here):
+    add_students(world, "slowly", "other")
+    world.edit("other: {steps: 3, lr: 0.001, end: well}", "other: {steps: 3, lr: 0.001, end: slowly}")
+    plain = world_at(shutil.copytree(world.root, tmp_path / "plain"))
+    assert plain.dvc("repro").returncode == 0
+    here(world)
+    release(at_once=2)
+    assert (world.root / "dvc.lock").read_bytes() == (plain.root / "dvc.lock").read_bytes()
+    spans = {run.info.run_name: (run.info.start_time, run.info.end_time) for run in world.runs()}
+    small, other = spans["distill@small"], spans["distill@other"]
+    assert other[0] < small[1]
+    assert small[0] < other[1]
+    measuring = sorted(span for name, span in spans.items() if name.startswith("evaluate"))
+    assert len(measuring) == 3
+    assert max(small[1], other[1]) < measuring[0][0]
+    assert all(before[1] < after[0] for before, after in pairwise(measuring))
+
+
+def test_entries_that_came_in_any_order_are_put_in_the_order_of_plain_repro(built, monkeypatch):
+    monkeypatch.chdir(built.root)
+    lock = built.root / "dvc.lock"
+    expected = lock.read_text()
+    entries = dvc._entries()
+    order = list(entries)
+    assert len(order) == 5
+    head = expected.partition("stages:\n")[0] + "stages:\n"
+    lock.unlink()
+    with dvc.lock_in_order(order):
+        lock.write_text(head + "".join(reversed(entries.values())))
+    assert lock.read_text() == expected
+    # What was there before keeps its place, as DVC keeps it.
+    lock.write_text(head + entries[order[3]])
+    with dvc.lock_in_order(order):
+        lock.write_text(head + "".join(entries[order[i]] for i in (3, 1, 0, 4, 2)))
+    assert lock.read_text() == head + "".join(entries[order[i]] for i in (3, 0, 1, 2, 4))
+
+
+@pytest.mark.usefixtures("_prefect")
+def test_a_stage_that_fails_takes_those_beside_it_with_it(world, here):
+    add_students(world, "never", "other")
+    world.edit("other: {steps: 3, lr: 0.001, end: well}", "other: {steps: 3, lr: 0.001, end: input beside small}")
+    here(world)
+    began = time.monotonic()
+    with pytest.raises(dvc.BadInputError, match=r"distill@other: .*data\.txt is too short"):
+        release(at_once=2)
+    assert time.monotonic() - began < 100  # the other would sleep for longer
+    assert [run.info.status for run in world.runs("distill@small")] == ["KILLED"]
+    left = [p.pid for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(world.root)]
+    assert left in ([], [os.getpid()])
+
+
+def test_ctrl_c_ends_all_stages_that_run_at_once(world):
+    add_students(world, "never", "other")
+    world.edit("other: {steps: 3, lr: 0.001, end: well}", "other: {steps: 3, lr: 0.001, end: never}")
+    flow = subprocess.Popen(
+        [sys.executable, "-m", "flows.release", "--at-once", "2"],
+        cwd=world.root,
+        env=world.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 120
+    while not ((world.root / "started small").exists() and (world.root / "started other").exists()):
+        assert time.monotonic() < until
+        assert flow.poll() is None
+        time.sleep(0.05)
+    children = psutil.Process(flow.pid).children(recursive=True)
+    os.kill(flow.pid, signal.SIGINT)
+    _, err = flow.communicate(timeout=60)
+    assert flow.returncode == 130
+    assert err.rstrip().endswith("error: the flow was stopped; `python -m flows.release` goes on where it was.")
+    assert not psutil.wait_procs(children, timeout=5)[1]
+    assert {run.info.status for run in world.runs() if run.info.run_name != "prepare"} == {"KILLED"}
+
+
 @pytest.mark.usefixtures("_prefect")
 def test_bad_input_fails_the_flow_at_once_with_its_line_and_the_earlier_result_stays(built, here):
     here(built)
@@ -85,7 +169,7 @@ def test_a_fault_is_told_with_the_end_of_its_output(built, here):
     built.edit("end: well", "end: fault")
     lines = []
     with pytest.raises(dvc.StageFailedError, match="the weights went to infinity") as failed:
-        dvc.repro("distill@small", {}, lines.append)
+        dvc.Stages().repro("distill@small", {}, lines.append)
     assert not isinstance(failed.value, dvc.BadInputError)
     assert any("Traceback" in line for line in lines)
     assert (built.root / "artifacts/distill/small/card.json").exists()
@@ -98,7 +182,7 @@ def test_a_stopped_stage_of_a_flow_leaves_the_earlier_result_and_no_process(buil
     code = (
         "from pipeline.process import raise_on_signals; raise_on_signals()\n"
         "from flows import dvc\n"
-        "dvc.repro('distill@small', {}, print)\n"
+        "dvc.Stages().repro('distill@small', {}, print)\n"
     )
     flow = subprocess.Popen(
         [sys.executable, "-c", code],

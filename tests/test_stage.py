@@ -110,7 +110,7 @@ def test_students_must_be_a_list_of_different_names(students):
 def test_dvc_yaml_has_repetitions_dependencies_and_the_one_metrics_file():
     text = dvc_yaml((MAKE, USE, JOIN))
     for line in (
-        "cmd: python -m pipeline use --student ${item.student}",
+        "cmd: exec python -m pipeline use --student ${item.student}",
         "- artifacts/use/${item.student}",
         "- use.${item.student}",
         "student: ${students}",

@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -81,12 +83,52 @@ def test_several_processes_can_make_a_fresh_store_at_once(tmp_path):
     assert len({out for (out, _), _ in ends}) == 1
 
 
+def test_a_store_whose_making_was_stopped_is_made_anew(tmp_path):
+    code = "from pipeline.tracking import Store; print(Store.open().experiment)"
+    start = partial(
+        subprocess.Popen,
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    first = start()
+    drafts = lambda: [path for path in tmp_path.glob("mlflow.db.*.part") if path.stat().st_size]  # noqa: E731
+    until = time.monotonic() + 100
+    while not drafts():  # some tables are there
+        assert time.monotonic() < until
+        assert first.poll() is None
+        time.sleep(0.001)
+    first.kill()
+    first.communicate()
+    assert not (tmp_path / "mlflow.db").exists()
+    second = start()
+    output, _ = second.communicate(timeout=100)
+    assert second.returncode == 0, output
+    assert not drafts()
+
+
 def test_a_store_that_cannot_be_reached_says_what_to_do(tmp_path, monkeypatch):
     from pipeline.errors import InputError
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/none/mlflow.db")
-    with pytest.raises((InputError, OSError)):
+    with pytest.raises(
+        InputError, match=r"MLflow at sqlite:////proc/none/mlflow\.db cannot be used.*unset MLFLOW_TRACKING_URI"
+    ):
         Store.open()
+
+
+def test_a_store_can_be_made_again_where_it_was_deleted_and_lie_elsewhere(store, tmp_path, monkeypatch):
+    (tmp_path / "mlflow.db").unlink()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/again/mlflow.db")
+    (first,) = {Store.open().experiment for _ in range(2)}
+    assert (tmp_path / "again/mlflow.db").exists()
+    assert first
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///:memory:")
+    Store.open()
+    assert not list(tmp_path.glob(":memory:*"))
 
 
 def test_the_experiment_has_the_name_of_the_project(store):

@@ -8,9 +8,9 @@ from pipeline.artifact import Card, Contents, write_metrics
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.log import Log
-from pipeline.models import build
-from pipeline.models.sam import WEIGHTS, load_weights, save_checkpoint
-from pipeline.training import checkpoint_of, device_of
+from pipeline.models.sam import save_checkpoint
+from pipeline.models.students import load_checkpoint
+from pipeline.training import checkpoint_of, device_of, has_bf16
 
 __all__ = ["AlignConfig", "align"]
 
@@ -30,21 +30,22 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
         InputError: An input is missing, damaged or another student's.
         FloatingPointError: The loss is not finite.
     """
-    if Card.read(distill).model != student:
-        raise InputError(f"{distill} holds {Card.read(distill).model}, not {student}: run `dvc repro`.")
-    device_of(config.device, f"align.{student}.device")
+    card = Card.read(distill)
+    if card.model != student:
+        raise InputError(f"{distill} holds {card.model}, not {student}: run `dvc repro`.")
+    device = device_of(config.device, f"align.{student}.device")
     images = Shards(prepare, "train")
     if not any(images.instances):
         raise InputError(
             f"{prepare} has no mask on any train image, and a decoder learns from masks: use a source with masks "
             "(`prepare.source` in params.yaml)."
         )
-    sam = load_weights(build(student), distill / WEIGHTS)
+    sam = load_checkpoint(distill)
     inputs = (Card.read(need).digest for need in (prepare, distill))
-    checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), *inputs)
+    checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), has_bf16(device), *inputs)
     metrics = align_decoder(sam, images, config, log=log, checkpoint=checkpoint)
     log(metrics)
     write_metrics(out, metrics)
     save_checkpoint(sam, out)
     checkpoint.unlink(missing_ok=True)
-    return Contents(kind="checkpoint", model=student, precision="fp32")
+    return Contents(kind="checkpoint", model=student, options=card.options, precision="fp32")

@@ -19,4 +19,5 @@ class AlignConfig(Config):
     """Encode each image once and keep what comes out in memory: 2 MiB an image at SAM's size, 128 KiB for nano."""
     device: str
     autocast_bf16: bool
+    """Forward passes in mixed precision, where the device has instructions for bf16."""
     optimizer: OptimizerConfig

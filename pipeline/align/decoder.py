@@ -22,7 +22,7 @@ from pipeline.geometry import boxes_to_frame, masks_to_frame, to_input
 from pipeline.log import Log
 from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
-from pipeline.training import epoch_indices, fit
+from pipeline.training import autocast, epoch_indices, fit
 
 SINGLE_MASK_EVERY = 4
 
@@ -70,7 +70,7 @@ def align_decoder(
         embeddings, prompts = batch[0].to(device).float(), batch[1]
         coords, labels = prompts.coords.to(device), prompts.labels.to(device)
         targets, present = prompts.targets.to(device), prompts.present.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast_bf16):
+        with autocast(device, bf16=config.autocast_bf16):
             logits, iou = decode(sam, embeddings, coords, labels)
         logits, iou = logits.float(), iou.float()
         # The single-mask token and the three are trained in turn, as in EfficientViT-SAM.

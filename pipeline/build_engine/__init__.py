@@ -55,7 +55,8 @@ def build_engine(
         "engine": config.engine,
         "inference_precision": config.inference_precision,
     }
-    contents = Contents(kind="engine", model=student, precision=precision, load=dict(source.load) | settings)
+    load_as = dict(source.load) | settings
+    contents = Contents(kind="engine", model=student, options=source.options, precision=precision, load=load_as)
     # The frame seals the card after this returns; the check needs what it will say.
     card = Card(**contents.model_dump(), digest="", parents={})
     engine = RUNTIMES[config.engine](out, card, "cpu", config.threads)

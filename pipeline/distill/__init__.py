@@ -1,6 +1,8 @@
 """Teach a student's image encoder the teacher's image embeddings."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.artifact import Card, Contents, write_metrics
 from pipeline.data.embeddings import Embeddings
@@ -11,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.sam import WEIGHTS, Sam, load_weights, save_checkpoint
-from pipeline.training import checkpoint_of, device_of
+from pipeline.training import checkpoint_of, device_of, has_bf16
 
 __all__ = ["DistillConfig", "distill"]
 
@@ -34,30 +36,31 @@ def distill(
         InputError: Teacher and student do not fit, or an input is damaged.
         FloatingPointError: The loss is not finite.
     """
-    device_of(config.device, f"distill.{student}.device")
+    device = device_of(config.device, f"distill.{student}.device")
     embeddings = Embeddings(embed)
     if embeddings.teacher != Card.read(teacher).digest:
         raise InputError(f"{embed} was made by another teacher than the one in {teacher}: run `dvc repro embed`.")
-    sam = student_of(teacher, student, config.optimizer.seed)
+    sam = student_of(teacher, student, config.optimizer.seed, config.options)
     inputs = (Card.read(need).digest for need in (prepare, teacher, embed))
-    checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), *inputs)
+    checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), has_bf16(device), *inputs)
     distill_embeddings(sam, Shards(prepare, "train"), embeddings, config, log=log, checkpoint=checkpoint)
     metrics = held_out_error(sam, Shards(prepare, "calibration"), embeddings, config)
     log(metrics)
     write_metrics(out, metrics)
     save_checkpoint(sam, out)
     checkpoint.unlink(missing_ok=True)
-    return Contents(kind="checkpoint", model=student, precision="fp32")
+    return Contents(kind="checkpoint", model=student, options=config.options, precision="fp32")
 
 
-def student_of(teacher: Path, student: str, seed: int) -> Sam:
+def student_of(teacher: Path, student: str, seed: int, options: Mapping[str, Any]) -> Sam:
     """A fresh student with its teacher's prompt encoder and mask decoder.
 
     Raises:
-        InputError: The two have image embeddings or prompt frames of different sizes.
+        InputError: The student takes no such options, or the two have image embeddings or prompt frames of different
+            sizes.
     """
     name = Card.read(teacher).model or ""
-    source, sam = build(name), build(student, seed=seed)
+    source, sam = build(name), build(student, options, seed=seed)
     ours, theirs = (f"{m.embedding_size}x{m.embedding_size} cells of {m.image_size} pixels" for m in (sam, source))
     if ours != theirs:
         raise InputError(

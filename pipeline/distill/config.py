@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from pipeline.config import Config
 from pipeline.training import OptimizerConfig
@@ -11,8 +11,11 @@ from pipeline.training import OptimizerConfig
 class DistillConfig(Config):
     """How one student learns the teacher's embeddings."""
 
+    options: dict[str, JsonValue]
+    """What the student's builder takes, see `pipeline.models.build`; ``{}`` where it has no choices."""
     batch: Annotated[int, Field(ge=1)]
     """Images in a step."""
     device: str
     autocast_bf16: bool
+    """Forward passes in mixed precision, where the device has instructions for bf16."""
     optimizer: OptimizerConfig

@@ -18,7 +18,7 @@ from pipeline.geometry import to_input, valid_cells
 from pipeline.log import Log
 from pipeline.losses import embedding_mse
 from pipeline.models.sam import Sam
-from pipeline.training import epoch_indices, fit
+from pipeline.training import autocast, epoch_indices, fit
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images ``(B, 3, S, S)``, teacher's embeddings ``(B, 256, g, g)``, valid cells ``(B, g, g)``."""
@@ -37,7 +37,7 @@ def distill_embeddings(
 
     def step(batch: Batch, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
         pixels, target, valid = (part.to(config.device) for part in batch)
-        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.autocast_bf16):
+        with autocast(torch.device(config.device), bf16=config.autocast_bf16):
             predicted = encoder(pixels)
         return {"loss": embedding_mse(predicted.float(), target, valid)}
 

@@ -5,22 +5,23 @@ Everything goes through `pipeline.runtime`, the way users run it. What is writte
 ``subject.json`` (what was measured), and ``latency.json`` and ``memory.json`` unless nothing is to be timed.
 """
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from pydantic import Field
 
 from pipeline import masks
 from pipeline.artifact import CARD, METRICS, Card, Contents, write_json, write_metrics
 from pipeline.config import Config
-from pipeline.data.coco import Photograph
 from pipeline.errors import InputError
 from pipeline.evaluate.accuracy import evaluate_accuracy, photographs, read_image
 from pipeline.evaluate.latency import LatencyConfig, measure_latency
-from pipeline.evaluate.memory import measure_memory
+from pipeline.evaluate.memory import measuring_memory
 from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
@@ -86,25 +87,34 @@ def evaluate(
 def _evaluate(config: EvaluateConfig, prepare: Path, source: Path, role: str, out: Path, log: Log) -> Contents:
     card = Card.read(source)
     validation = photographs(prepare)
+    subject = next(photograph for photograph in validation if photograph.instances)
+    box = masks.box(masks.decode(subject.instances[0].rle))
     segmenter = load(source, threads=config.latency.threads)
-    with torch.inference_mode():
-        scores = evaluate_accuracy(
-            Predictor(segmenter),
-            prepare,
-            validation,
-            prompts_batch=config.prompts_batch,
-            pictures=config.pictures,
-        )
-    metrics = scores.metrics() | _cost(card) | {"size_mib": _size_mib(source)}
-    log(metrics)
-    if config.latency.runs:
-        spent = _measure_spent(config.latency, segmenter, source, prepare, validation, out)
-        log(spent)
-        metrics |= spent
+    spent = dict[str, float]()
+    with ExitStack() as stack:
+        if config.latency.runs:  # beside accuracy, of which no time is taken
+            path = prepare / "validation" / "images" / subject.file_name
+            memory = stack.enter_context(measuring_memory(source, path, box, threads=config.latency.threads))
+        with torch.inference_mode():
+            scores = evaluate_accuracy(
+                Predictor(segmenter),
+                prepare,
+                validation,
+                prompts_batch=config.prompts_batch,
+                pictures=config.pictures,
+            )
+        metrics = scores.metrics() | _cost(card) | {"size_mib": _size_mib(source)}
+        log(metrics)
+        if config.latency.runs:
+            spent["memory_mib"] = memory()
+            write_json(out / "memory.json", spent)
+            spent |= _measure_latency(config.latency, segmenter, read_image(prepare, subject), box, out)
+            log(spent)
+    metrics |= spent
     write_json(out / "instances.json", scores.instances)
     write_json(out / "predictions.json", scores.predictions)
-    subject = {"precision": card.precision or "fp32", "runtime": str(card.load.get("engine", "torch"))}
-    write_json(out / "subject.json", subject | {"model": card.model, "role": role})
+    about = {"precision": card.precision or "fp32", "runtime": str(card.load.get("engine", "torch"))}
+    write_json(out / "subject.json", about | {"model": card.model, "role": role})
     write_metrics(out, metrics)
     return Contents(kind="evaluation", model=card.model, precision=card.precision)
 
@@ -114,7 +124,7 @@ def _cost(card: Card) -> dict[str, float]:
     if card.model is None:
         raise InputError("this artifact's card names no model: make it anew with `dvc repro`.")
     with torch.device("meta"):  # shapes are enough, and a ViT-H would fill 2.4 GB
-        sam = build(card.model)
+        sam = build(card.model, card.options)
     cost = macs(sam)
     return {
         "parameters": float(count_parameters(sam)),
@@ -129,30 +139,22 @@ def _size_mib(source: Path) -> float:
     return sum(path.stat().st_size for path in files) / _MIB
 
 
-def _measure_spent(
+def _measure_latency(
     config: LatencyConfig,
     segmenter: Segmenter,
-    source: Path,
-    prepare: Path,
-    validation: list[Photograph],
+    image: UInt8[np.ndarray, "h w 3"],
+    box: tuple[float, float, float, float],
     out: Path,
 ) -> dict[str, float]:
-    """Write latency.json and memory.json; the numbers of them that are compared."""
-    photograph = next(photograph for photograph in validation if photograph.instances)
-    box = masks.box(masks.decode(photograph.instances[0].rle))
-    image = read_image(prepare, photograph)
+    """Write latency.json; the numbers of it that are compared."""
     timings = measure_latency(segmenter, config, image, np.array(box, np.float32))
     write_json(
         out / "latency.json",
         {"threads": config.threads, "guarded": all(t.guarded for t in timings.values())}
         | {part: asdict(timing) for part, timing in timings.items()},
     )
-    path = prepare / "validation" / "images" / photograph.file_name
-    memory_mib = measure_memory(source, path, box, threads=config.threads)
-    write_json(out / "memory.json", {"memory_mib": memory_mib})
     return {
         "latency_ms": timings["end_to_end"].median_ms,
         "encoder_ms": timings["encoder"].median_ms,
         "decoder_ms": timings["decoder"].median_ms,
-        "memory_mib": memory_mib,
     }

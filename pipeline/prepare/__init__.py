@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import islice
+from operator import methodcaller
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +17,13 @@ from pydantic import Field
 from pipeline.artifact import Contents, write_json, write_metrics
 from pipeline.config import Config
 from pipeline.data.shards import MANIFEST, Manifest, Packed, write_split
+from pipeline.data.workers import in_processes
 from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.prepare import procedural
 from pipeline.prepare.files import Plan, plan
 from pipeline.prepare.sample import Prepared
 from pipeline.prepare.sources import Procedural, Source
-from pipeline.prepare.workers import prepare_all
 from pipeline.progress import progress
 
 SMALL_PX, LARGE_PX = 32**2, 96**2
@@ -58,7 +59,7 @@ def prepare(config: PrepareConfig, *, out: Path, log: Log) -> Contents:
     validation = _Validation(out / "validation", division.categories)
     everything = [item for items in division.splits.values() for item in items]
     splits = {}
-    with closing(prepare_all(everything)) as samples:
+    with closing(in_processes(methodcaller("prepare"), everything)) as samples:
         bar = progress(samples, "prepare", "image", total=len(everything))
         ready = iter(bar)
         for split, items in division.splits.items():

@@ -127,11 +127,7 @@ def rollback() -> str:
 
 
 def _open() -> tuple[PromoteConfig, Store]:
-    config = section(read_params(), "promote", PromoteConfig)
-    store = Store.open()
-    mlflow.set_tracking_uri(store.uri)
-    mlflow.set_registry_uri(store.uri)
-    return config, store
+    return section(read_params(), "promote", PromoteConfig), Store.open()
 
 
 def _numbers(row: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float]:
@@ -145,7 +141,8 @@ def _register(
 ) -> str:
     """Log and register a new version, tagged with what it is and linked to its numbers."""
     tags = {"digest": Card.read(engine).digest, "student": str(row["model"]), "precision": str(row["precision"])}
-    with _run(store, "register", tags), _quietly():
+    run = store.start("register", {"stage": "register", **tags})
+    with registry.as_default(store.uri), mlflow.start_run(run_id=run), _quietly():
         version = registry.log_model(config.registered_model, engine, numbers)
     for key, value in tags.items():
         store.client.set_model_version_tag(config.registered_model, version, key, value)
@@ -174,17 +171,12 @@ def _report(
         ],
     }
     tags = {"passed": str(passed).lower(), "digest": challenger.tags.get("digest", "")}
-    with _run(store, "promote", tags):
-        mlflow.log_dict(verdict, "gate.json")
-        mlflow.log_metrics({rule.name: rule.value for rule in rules if rule.value is not None})
-
-
-@contextlib.contextmanager
-def _run(store: Store, act: str, tags: Mapping[str, str]) -> Iterator[None]:
-    """One of our runs as MLflow's active one, which its calls for models need."""
-    run = store.start(act, {"stage": act, **tags})
-    with mlflow.start_run(run_id=run):
-        yield
+    run = store.start("promote", {"stage": "promote", **tags})
+    store.client.log_dict(run, verdict, "gate.json")
+    for rule in rules:
+        if rule.value is not None:
+            store.client.log_metric(run, rule.name, rule.value)
+    store.client.set_terminated(run)
 
 
 @contextlib.contextmanager

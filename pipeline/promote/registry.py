@@ -2,8 +2,10 @@
 
 import base64
 import importlib.metadata
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,6 +58,28 @@ _PACKAGES = {
     "onnxruntime": ("onnxruntime",),
 }
 """What serving needs, for every engine ("") and for one."""
+
+
+@contextmanager
+def as_default(uri: str) -> Iterator[None]:
+    """Make a store MLflow's default one, the only one that its calls for models know, and leave no trace of it.
+
+    MLflow writes the address into the environment: in a process that works in several places, later runs and child
+    processes would follow it into the wrong store.
+    """
+    environment = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    tracking = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None  # type: ignore[no-untyped-call]
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None if tracking == environment["MLFLOW_TRACKING_URI"] else tracking)  # type: ignore[arg-type]
+        mlflow.set_registry_uri(environment["MLFLOW_REGISTRY_URI"] or "")
+        for name, value in environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def version_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:

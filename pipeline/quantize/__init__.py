@@ -63,4 +63,4 @@ def quantize(
         "input_size": sam.input_size,
         "embedding_size": sam.embedding_size,
     }
-    return Contents(kind="onnx", model=student, precision=precision, load=load)
+    return Contents(kind="onnx", model=student, options=card.options, precision=precision, load=load)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from pipeline.errors import InputError
 from pipeline.models.decoder import decode
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
+from pipeline.models.sam_lightening import Projection
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 FORBIDDEN = frozenset(
@@ -135,12 +136,14 @@ def export_decoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dic
 
 
 def _for_export(sam: Sam) -> Sam:
-    """A copy in which what is constant is a constant, and channel norms are one operator."""
+    """A copy in which constants are computed, and channel norms and two linear maps in a row are one operator each."""
     sam = copy.deepcopy(sam).eval().requires_grad_(False)
     for module in list(sam.modules()):
         for name, child in module.named_children():
             if isinstance(child, LayerNorm2d):
                 setattr(module, name, _ChannelNorm(child))
+            elif isinstance(child, Projection):
+                setattr(module, name, child.folded())
     position = sam.prompt_encoder.get_dense_pe().detach()
     sam.prompt_encoder.register_buffer("dense_position", position, persistent=False)
     sam.prompt_encoder.get_dense_pe = lambda: sam.prompt_encoder.dense_position

@@ -3,6 +3,7 @@
 import http.client
 import os
 import pickle
+import struct
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,7 +16,10 @@ from pipeline.errors import InputError
 from pipeline.progress import counter
 
 CHUNK_BYTES = 1 << 20
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
+_UNREADABLE = (
+    pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 """What torch raises on bytes that are no checkpoint."""
 
 

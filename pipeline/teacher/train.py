@@ -6,9 +6,8 @@ two rounds instead of eleven, losses on the decoder's own raster against area-av
 """
 
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from pipeline import losses, masks
 from pipeline.config import Config
 from pipeline.data.prompts import Prompts, corrective_clicks, first_prompts
 from pipeline.data.scenes import render
+from pipeline.data.workers import in_processes
 from pipeline.geometry import PIXEL_MEAN, PIXEL_STD, masks_to_frame
 from pipeline.log import Log
 from pipeline.models import build
@@ -26,7 +26,7 @@ from pipeline.models.bundled import IMAGE_SIZE
 from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
 from pipeline.progress import progress
-from pipeline.training import OptimizerConfig, epoch_indices, fit
+from pipeline.training import OptimizerConfig, autocast, epoch_indices, fit
 
 
 class TrainTeacherConfig(Config):
@@ -69,8 +69,8 @@ def _scene(task: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def render_bank(count: int, seed: int) -> SceneBank:
     """Render ``count`` scenes in as many processes as there are cores."""
     tasks = [(seed, i) for i in range(count)]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        results = list(progress(pool.map(_scene, tasks, chunksize=32), "render", "scene", total=count))
+    with closing(in_processes(_scene, tasks)) as scenes:
+        results = list(progress(scenes, "render", "scene", total=count))
     images, coverages, boxes = zip(*results, strict=True)
     return SceneBank(list(images), list(coverages), list(boxes))
 
@@ -86,7 +86,7 @@ def train(config: TrainTeacherConfig, *, device: str, log: Log, checkpoint: Path
 
     def step(batch: tuple[Tensor, Prompts], number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
         images, prompts = batch
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.autocast_bf16):
+        with autocast(torch.device(device), bf16=config.autocast_bf16):
             return two_rounds(sam, images.to(device), prompts, rng, correct=number % config.correct_every == 0)
 
     fit(sam, draw, step, config.optimizer, log=log, name="train_teacher", checkpoint=checkpoint)

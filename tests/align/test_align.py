@@ -100,6 +100,22 @@ def test_another_students_weights_are_refused(run, inputs, tmp_path):
         run(distill=other)
 
 
+def test_a_students_options_stay_with_it(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    student, options = "sam_lightening_nano", {"attention": [[[64, 1]], [[256, 2]], [[64, 3]], [[256, 1], [64, 2]]]}
+    distilled, out = tmp_path / "distill", tmp_path / "out"
+    distilled.mkdir()
+    out.mkdir()
+    save_checkpoint(build(student, options, seed=1), distilled)
+    Card.seal(distilled, Contents(kind="checkpoint", model=student, options=options), {})
+    arguments = {"student": student, "prepare": inputs["prepare"], "distill": distilled, "out": out, "log": silent}
+    contents = align(recipe(1), **arguments)
+    assert contents.options == options
+    Card.seal(out, contents, {})
+    before, after = (load_checkpoint(place).image_encoder.state_dict() for place in (distilled, out))
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
 def test_a_dataset_without_masks_is_refused(run, tmp_path):
     from PIL import Image
 

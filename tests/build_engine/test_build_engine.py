@@ -26,7 +26,8 @@ def onnx_artifact(tmp_path_factory):
     export_encoder(sam, place / "encoder.onnx", opset=18, tolerance=1e-3)
     export_decoder(sam, place / "decoder.onnx", opset=18, tolerance=1e-3)
     sizes = {"image_size": 256, "input_size": 256, "embedding_size": 16}
-    Card.seal(place, Contents(kind="onnx", model=STUDENT, precision="fp32", load=sizes), {})
+    options = {"carried": [1, 2]}
+    Card.seal(place, Contents(kind="onnx", model=STUDENT, options=options, precision="fp32", load=sizes), {})
     return place
 
 
@@ -49,6 +50,7 @@ def test_an_engine_is_the_same_bytes_each_time_and_runs(onnx_artifact, tmp_path,
         assert str(tmp_path).encode() not in data
     assert METRICS in files
     assert contents.load["engine"] == engine
+    assert contents.options == Card.read(onnx_artifact).options != {}
     Card.seal(tmp_path / "a", contents, {})
     assert load(tmp_path / "a").encode(torch.zeros(2, 3, 256, 256)).shape == (2, 256, 16, 16)
 

@@ -21,10 +21,11 @@ from pipeline.prepare.sources import Procedural
 STUDENT = "efficientvit_sam_nano"
 
 
-def recipe(steps=3, device="cpu", **optimizer):
+def recipe(steps=3, device="cpu", options=None, **optimizer):
     values = {"steps": steps, "lr": 0.003, "warmup_steps": 2, "cooldown_steps": 2, "weight_decay": 0.0}
     values |= {"clip_norm": 1.0, "ema_decay": 0.5, "seed": 0} | optimizer
-    return DistillConfig.model_validate({"batch": 4, "device": device, "autocast_bf16": False, "optimizer": values})
+    rest = {"options": options or {}, "batch": 4, "device": device, "autocast_bf16": False}
+    return DistillConfig.model_validate(rest | {"optimizer": values})
 
 
 def sealed(directory, kind, model=None):
@@ -54,18 +55,19 @@ def inputs(tmp_path_factory):
 def run(tmp_path, inputs, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def go(name="out", config=None, log=silent):
+    def go(name="out", config=None, log=silent, student=STUDENT):
         out = tmp_path / name
         out.mkdir()
-        contents = distill(config or recipe(), student=STUDENT, **inputs, out=out, log=log)
-        assert (contents.kind, contents.model) == ("checkpoint", STUDENT)
-        return sealed(out, "checkpoint", STUDENT)
+        contents = distill(config or recipe(), student=student, **inputs, out=out, log=log)
+        assert (contents.kind, contents.model) == ("checkpoint", student)
+        Card.seal(out, contents, {})
+        return out
 
     return go
 
 
 def test_distillation_lowers_the_error_on_images_it_never_saw_and_touches_only_the_image_encoder(run, inputs):
-    fresh = student_of(inputs["teacher"], STUDENT, seed=0)
+    fresh = student_of(inputs["teacher"], STUDENT, seed=0, options={})
     images, embeddings = Shards(inputs["prepare"], "calibration"), Embeddings(inputs["embed"])
     before = held_out_error(fresh, images, embeddings, recipe())
     out = run(config=recipe(steps=25))
@@ -106,9 +108,31 @@ def test_an_interrupted_run_ends_with_the_same_artifact_to_the_bit(run, tmp_path
     assert digest(resumed) == digest(run("straight", recipe(steps=5)))
 
 
+def test_a_students_options_decide_what_is_trained_and_are_on_its_card(run):
+    options = {"attention": [[[64, 2]], [[256, 2], [32, 1]], [[64, 2]], [[256, 3]]]}
+    out = run(config=recipe(1, options=options), student="sam_lightening_nano")
+    assert Card.read(out).options == options
+    blocks = load_checkpoint(out).image_encoder.blocks
+    assert [[list(pair) for pair in block.attn.pairs] for block in blocks] == options["attention"]
+
+
+def test_options_that_the_student_does_not_have_are_refused(run):
+    with pytest.raises(InputError, match=f"{STUDENT} has no option 'attention': it has none"):
+        run(config=recipe(options={"attention": []}))
+
+
+@pytest.mark.parametrize("student", ["tinysam_nano", "sam_lightening_nano"])
+def test_every_family_lowers_the_error_on_images_it_never_saw(run, inputs, student):
+    fresh = student_of(inputs["teacher"], student, seed=0, options={})
+    before = held_out_error(fresh, Shards(inputs["prepare"], "calibration"), Embeddings(inputs["embed"]), recipe())
+    after = json.loads((run(config=recipe(25), student=student) / "metrics.json").read_text())
+    assert after["embedding_mse"] < 0.7 * before["embedding_mse"]
+    assert after["embedding_cosine"] > before["embedding_cosine"] + 0.1
+
+
 def test_teacher_and_student_of_different_grids_are_refused_in_words(inputs):
     with pytest.raises(InputError) as caught:
-        student_of(inputs["teacher"], "efficientvit_sam_l0", seed=0)
+        student_of(inputs["teacher"], "efficientvit_sam_l0", seed=0, options={})
     assert str(caught.value) == (
         "student efficientvit_sam_l0 has an image embedding of 64x64 cells of 1024 pixels, its teacher bundled one of "
         "16x16 cells of 256 pixels: choose nano students with the bundled teacher, full-size ones with vit_b, vit_l or "

@@ -12,7 +12,8 @@ STUDENT = "efficientvit_sam_nano"
 
 
 def tiny(params):
-    """The demo with little data, few steps, and no clock in its results."""
+    """The demo with one student, little data, few steps, and no clock in its results."""
+    params["students"] = [STUDENT]
     source = {"side_px": 96, "train": 12, "calibration": 4, "validation": 4}
     params["prepare"]["source"] |= source
     for stage, steps in (("distill", 6), ("align", 4)):

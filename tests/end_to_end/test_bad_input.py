@@ -25,6 +25,11 @@ from pipeline.stages import STAGES
 
 KEYS = {"student": "efficientvit_sam_nano", "precision": "int8"}
 NAMES = [stage.name for stage in STAGES]
+some_by_default = pytest.mark.parametrize(
+    "name",
+    [n if n in ("prepare", "embed", "distill", "compare") else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
+)
+"""Each takes a process of its own; the other stages take the same path, and have their turn in `make test-slow`."""
 
 
 @pytest.fixture(scope="module")
@@ -261,16 +266,13 @@ def refused_alone(released, code, stage):
     return done.returncode, lines[0]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@some_by_default
 def test_ctrl_c_in_any_stage(released, name):
     stage = stage_of(name)
     assert refused_alone(released, INTERRUPTED, stage) == (130, f"error: {stage.target(KEYS)} was stopped.")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n in ("prepare", "embed", "distill", "compare") else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
-)
+@some_by_default
 def test_a_full_disk_in_any_stage(released, name):
     """The system itself refuses to write: a file may grow to one KiB while the stage works, and no further."""
     store = Path(".store/embeddings")
@@ -284,7 +286,7 @@ def test_a_full_disk_in_any_stage(released, name):
     assert ": no space left on the device. Free some" in line or "make room" in line
 
 
-@pytest.mark.parametrize("name", [pytest.param("prepare", marks=pytest.mark.slow), "distill"])
+@pytest.mark.parametrize("name", ["prepare", "distill"])
 def test_ctrl_c_from_a_terminal_ends_a_stage_with_all_its_processes(released, place, name):
     """The signal goes to the whole group, as a terminal sends it."""
     params = yaml.safe_load(Path("params.yaml").read_text())

@@ -2,6 +2,7 @@ import json
 from collections import Counter
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -9,9 +10,9 @@ from PIL import Image
 from pipeline import masks
 from pipeline.artifact import Card, Contents, digest, write_json
 from pipeline.errors import InputError
-from pipeline.evaluate import EvaluateConfig, evaluate, evaluate_teacher, memory
+from pipeline.evaluate import EvaluateConfig, _cost, evaluate, evaluate_teacher, memory
 from pipeline.evaluate.accuracy import evaluate_accuracy, photographs
-from pipeline.evaluate.memory import measure_memory
+from pipeline.evaluate.memory import measuring_memory
 from pipeline.log import silent
 from pipeline.metrics import iou
 from pipeline.models import build
@@ -195,6 +196,12 @@ def test_cost_and_size_are_the_models(dataset, checkpoint, tmp_path):
     assert metrics["encoder_macs"] > metrics["decoder_macs_per_prompt"] > 0
 
 
+def test_cost_is_that_of_the_options_on_the_card():
+    dense = {"attention": [[[256, 1]]] * 4}
+    cards = [Card(kind="engine", model="sam_lightening_nano", options=o, digest="", parents={}) for o in ({}, dense)]
+    assert _cost(cards[0])["encoder_macs"] < _cost(cards[1])["encoder_macs"]
+
+
 def test_a_timed_evaluation_writes_all_parts(dataset, checkpoint, tmp_path):
     _evaluate_teacher(dataset, checkpoint, tmp_path / "out", runs=2)
     latency = json.loads((tmp_path / "out" / "latency.json").read_text())
@@ -209,10 +216,20 @@ def test_a_timed_evaluation_writes_all_parts(dataset, checkpoint, tmp_path):
 
 def test_a_failing_measurement_of_memory_says_why(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_PROBE", "pipeline.absent")
-    with pytest.raises(RuntimeError, match=r"No module named pipeline\.absent"):
-        measure_memory(
-            tmp_path / "absent", dataset / "validation" / "images" / "1.jpg", (0.0, 0.0, 9.0, 9.0), threads=1
-        )
+    picture = dataset / "validation" / "images" / "1.jpg"
+    with (
+        measuring_memory(tmp_path / "absent", picture, (0.0, 0.0, 9.0, 9.0), threads=1) as result,
+        pytest.raises(RuntimeError, match=r"No module named pipeline\.absent"),
+    ):
+        result()
+
+
+def test_a_measurement_of_memory_ends_with_what_it_is_beside(dataset, checkpoint):
+    picture = dataset / "validation" / "images" / "1.jpg"
+    with measuring_memory(checkpoint, picture, (0.0, 0.0, 9.0, 9.0), threads=1):
+        probes = [p for p in psutil.Process().children() if "pipeline.evaluate.probe" in p.cmdline()]
+        assert len(probes) == 1
+    assert not probes[0].is_running()
 
 
 def test_another_students_engine_is_refused(dataset, checkpoint, tmp_path):

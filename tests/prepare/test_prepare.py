@@ -14,8 +14,6 @@ from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.log import silent
 from pipeline.prepare import PrepareConfig, prepare
-from pipeline.prepare.sample import prepared
-from pipeline.prepare.workers import prepare_all
 
 SPLITS = ("train", "calibration", "validation")
 
@@ -113,25 +111,6 @@ def test_no_scene_occurs_twice(tmp_path, renderer):
     run(tmp_path / "out", renderer, **PROCEDURAL)
     images = [sample.image.tobytes() for split in SPLITS for sample in Shards(tmp_path / "out", split)]
     assert len(set(images)) == 9
-
-
-class Numbered:
-    def __init__(self, number):
-        self.number = number
-        self.key = f"key{number}"
-
-    def prepare(self):
-        if self.number == 13:
-            raise InputError("thirteen.jpg is damaged")
-        return prepared(self.key, b"", (1, 1), self.number, [])
-
-
-def test_processes_keep_the_order_and_hand_errors_over():
-    found = prepare_all([Numbered(i) for i in [*range(13), *range(20, 24), 13]], processes=2)
-    before = [next(found).packed.key for _ in range(16)]
-    assert before == [f"key{i}" for i in [*range(13), *range(20, 23)]]
-    with pytest.raises(InputError, match="thirteen"):
-        list(found)
 
 
 def test_photographs_are_divided_into_disjoint_splits(tmp_path, photographs):

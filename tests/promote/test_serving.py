@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -40,17 +41,11 @@ def served(tmp_path_factory):
     checkpoint.mkdir()
     save_checkpoint(build(NANO), checkpoint)
     Card.seal(checkpoint, Contents(kind="checkpoint", model=NANO, precision="fp32"), {})
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
-    mlflow.set_registry_uri(f"sqlite:///{root / 'mlflow.db'}")
-    try:
+    with registry.as_default(f"sqlite:///{root / 'mlflow.db'}"):
         experiment = mlflow.create_experiment("served", artifact_location=(root / "mlruns").as_uri())
         with mlflow.start_run(experiment_id=experiment):
             version = registry.log_model("m", checkpoint, {"box_miou": 0.5})
         source = mlflow.artifacts.download_artifacts(f"models:/m/{version}", dst_path=str(root / "model"))
-    finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
     return source
 
 
@@ -77,6 +72,21 @@ def test_a_server_elsewhere_answers_whole_numbers_and_rows_of_different_prompts(
     for row in (row for rows in answers for row in rows):
         assert masks.decode(row["masks"][0]).shape == (96, 128)
         assert len(row["iou_predictions"]) == 1
+
+
+def test_making_a_store_the_default_leaves_no_trace(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    state = lambda: (  # noqa: E731
+        mlflow.is_tracking_uri_set(),
+        mlflow.get_tracking_uri(),
+        mlflow.get_registry_uri(),
+        {name for name in os.environ if name.startswith("MLFLOW_")},
+    )
+    before = state()
+    with registry.as_default(f"sqlite:///{tmp_path}/mlflow.db"):
+        assert mlflow.get_tracking_uri() == mlflow.get_registry_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert state() == before
 
 
 def test_the_model_carries_no_weights_but_its_own(served):

@@ -6,8 +6,12 @@ PREPARE = Stage(run="pipeline.verbs:prepare", says="Make data")
 DISTILL = Stage(
     run="pipeline.verbs:distill", says="Train", needs=(PREPARE,), over=("student",), section="distill.{student}"
 )
-EVALUATE_TEACHER = Stage(run="pipeline.verbs:evaluate_teacher", says="Measure", needs=(PREPARE,), section="evaluate")
-EVALUATE = Stage(run="pipeline.verbs:evaluate", says="Measure", needs=(DISTILL,), over=("student", "precision"))
+EVALUATE_TEACHER = Stage(
+    run="pipeline.verbs:evaluate_teacher", says="Measure", needs=(PREPARE,), section="evaluate", alone=True
+)
+EVALUATE = Stage(
+    run="pipeline.verbs:evaluate", says="Measure", needs=(DISTILL,), over=("student", "precision"), alone=True
+)
 COMPARE = Stage(run="pipeline.verbs:compare", says="Compare", needs=(EVALUATE_TEACHER, EVALUATE), cached=False)
 
 STAGES = (PREPARE, DISTILL, EVALUATE_TEACHER, EVALUATE, COMPARE)

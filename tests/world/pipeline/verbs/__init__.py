@@ -18,7 +18,7 @@ class PrepareConfig(Config):
 class DistillConfig(Config):
     steps: int
     lr: float
-    end: Literal["well", "input", "fault", "full", "never"]
+    end: Literal["well", "input", "fault", "full", "slowly", "never", "input beside small"]
 
 
 class EvaluateConfig(Config):
@@ -39,14 +39,19 @@ def distill(config: DistillConfig, *, prepare: Path, student: str, out: Path, lo
     for step in range(config.steps):
         log({"loss": 1 / (step + 1)}, step=step)
     (out / "model.txt").write_text(f"{student} {config.lr} {(prepare / 'data.txt').read_text()}")
-    if config.end == "input":
+    while config.end == "input beside small" and not Path("started small").exists():
+        time.sleep(0.1)
+    if config.end.startswith("input"):
         raise InputError(f"{prepare / 'data.txt'} is too short: make it longer.")
     if config.end == "fault":
         raise RuntimeError("the weights went to infinity")
     if config.end == "full":
         raise OSError(errno.ENOSPC, "No space left on device", str(out / "model.txt"))
+    if config.end == "slowly":
+        time.sleep(8)
     if config.end == "never":
         Path("started").touch()
+        Path(f"started {student}").touch()
         time.sleep(120)
     write_metrics(out, {"loss": 1 / config.steps})
     return Contents(kind="engine", model=student, precision="fp32", load={"engine": "openvino"})

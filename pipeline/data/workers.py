@@ -1,50 +1,57 @@
-"""Samples prepared by several processes, handed back in order: the result does not depend on their number."""
+"""A function over many items in several processes, lazily and in order: the result does not depend on their number."""
 
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from multiprocessing.process import BaseProcess
+from typing import TypeVar
 
-from pipeline.prepare.sample import Item, Prepared
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 FEW = 48
-"""Up to so many samples are prepared here: starting a process takes longer."""
+"""Up to so many items are done here: starting a process takes longer."""
 CHUNK = 8
 
 
-def prepare_all(items: Sequence[Item], processes: int | None = None) -> Generator[Prepared, None, None]:
-    """Prepare samples, lazily and in order.
+def in_processes(
+    function: Callable[[ItemT], ResultT], items: Sequence[ItemT], processes: int | None = None
+) -> Generator[ResultT, None, None]:
+    """Apply ``function`` to each item.
 
     Args:
-        items: What to prepare.
-        processes: How many; None for as many as this process has cores, or none for a handful of samples.
+        function: Picklable, as are items and results.
+        items: What it is applied to.
+        processes: How many; None for as many as this process has cores, or none for a handful of items.
 
     Raises:
-        InputError: A sample cannot be read; those not begun are dropped.
+        Exception: What ``function`` raises; items not begun are dropped.
     """
     if processes is None:
         processes = 1 if len(items) <= FEW else _cores()
     if processes == 1:
-        yield from (item.prepare() for item in items)
+        yield from map(function, items)
         return
     # Fresh interpreters: a fork would copy locks that threads of the caller (MLflow, Prefect, torch) may hold.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_enter)
     chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+    work = partial(_apply, function)
     try:
         with _ctrl_c_held_back():
-            pending: deque[Future[list[Prepared]]] = deque(
-                executor.submit(_prepare, chunk) for chunk in islice(chunks, 4 * processes)
+            pending: deque[Future[list[ResultT]]] = deque(
+                executor.submit(work, chunk) for chunk in islice(chunks, 4 * processes)
             )
         while pending:
             yield from pending.popleft().result()
-            pending.extend(executor.submit(_prepare, chunk) for chunk in islice(chunks, 1))
+            pending.extend(executor.submit(work, chunk) for chunk in islice(chunks, 1))
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
@@ -59,8 +66,8 @@ def _ctrl_c_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _prepare(chunk: Sequence[Item]) -> list[Prepared]:
-    return [item.prepare() for item in chunk]
+def _apply(function: Callable[[ItemT], ResultT], chunk: Sequence[ItemT]) -> list[ResultT]:
+    return [function(item) for item in chunk]
 
 
 def _enter() -> None:
