@@ -74,6 +74,7 @@ def add_students(world, end, *names):
     world.edit("evaluate:\n", f"{lines}evaluate:\n")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_prefect")
 def test_stages_at_once_overlap_but_for_those_that_measure(world, world_at, tmp_path, here):
     add_students(world, "slowly", "other")
