@@ -92,44 +92,105 @@ class Stages:
             for process in running:
                 stop(process)
 
-    def repro(self, target: str, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+    @property
+    def ended(self) -> bool:
+        """Whether the body has failed or was interrupted."""
+        return self._ended
+
+    def repro(
+        self, target: str, environment: Mapping[str, str], say: Callable[[str], None], *, pull: bool = False
+    ) -> None:
         """Bring one stage up to date, without those it needs.
 
         Args:
             target: DVC's name of the stage.
             environment: Variables the stage gets beside the caller's.
             say: Called with each line of output.
+            pull: A result that DVC's remote has is taken from there.
 
         Raises:
             BadInputError: The stage refused its input.
             StoppedError: The others ended, and this one with them.
             StageFailedError: The stage failed otherwise.
         """
+        flags = ["--pull"] if pull else []
         with self._slots:
-            lines: list[str] = []
-            with self._lock:  # no process may start unseen by __exit__
-                if self._ended:
-                    raise StoppedError(f"{target}: not started, because the flow ended")
-                process = _dvc(["--wait-for-lock", "repro", "--single-item", target], environment)
-                self._running.add(process)
             try:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    if line.strip() and not _HINT.match(line):
-                        lines.append(line.rstrip())
-                        say(lines[-1])
-                code = process.wait()
+                code, lines = self._run(target, ["repro", *flags, "--single-item", target], environment, say)
+            except StoppedError:
+                raise
             except BaseException:
-                stop(process)
                 restore(target, say)
                 raise
-            finally:
-                self._running.discard(process)
             if code:
                 restore(target, say)
                 if self._ended:
                     raise StoppedError(f"{target}: stopped, because the flow ended")
                 raise _failure(target, lines)
+
+    def is_up_to_date(self, target: str) -> bool:
+        """Whether `repro` would find nothing to do.
+
+        Raises:
+            StoppedError: The others ended.
+            StageFailedError: DVC cannot tell.
+        """
+        code, lines = self._run("dvc status", ["status", "--quiet", target], {}, lambda _: None)
+        if code not in (0, 1):
+            raise _failure("dvc status", lines)
+        return code == 0
+
+    def push(self, targets: Sequence[str], say: Callable[[str], None]) -> None:
+        """Put results, and what they were made from, into DVC's remote.
+
+        Raises:
+            StoppedError: The others ended.
+            StageFailedError: The remote cannot be reached.
+        """
+        self._move(["push", "--run-cache", *targets], say)
+
+    def fetch(self, targets: Sequence[str], say: Callable[[str], None]) -> None:
+        """Take the results that dvc.lock names from DVC's remote.
+
+        Raises:
+            StoppedError: The others ended.
+            StageFailedError: The remote cannot be reached or lacks one.
+        """
+        self._move(["pull", "--force", *targets], say)
+
+    def _move(self, arguments: list[str], say: Callable[[str], None]) -> None:
+        name = f"dvc {arguments[0]}"
+        code, lines = self._run(name, arguments, {}, say)
+        if code:
+            raise _failure(name, lines)
+
+    def _run(
+        self, name: str, arguments: list[str], environment: Mapping[str, str], say: Callable[[str], None]
+    ) -> tuple[int, list[str]]:
+        """One DVC command to its end: exit code, and the lines that are worth telling."""
+        lines: list[str] = []
+        with self._lock:  # no process may start unseen by __exit__
+            if self._ended:
+                raise StoppedError(f"{name}: not started, because the flow ended")
+            process = _dvc(["--wait-for-lock", *arguments], environment)
+            self._running.add(process)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.strip() and not _HINT.match(line):
+                    lines.append(line.rstrip())
+                    say(lines[-1])
+            return process.wait(), lines
+        except BaseException:
+            stop(process)
+            raise
+        finally:
+            self._running.discard(process)
+
+
+def remote() -> str:
+    """Name of DVC's default remote; empty where there is none."""
+    return _dvc(["config", "core.remote"], {}).communicate()[0].strip()
 
 
 def stop(process: subprocess.Popen[str]) -> None:

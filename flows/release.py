@@ -14,7 +14,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task
 
-from flows import dvc
+from flows import dvc, handover
 from pipeline import promote, tracking
 from pipeline.config import read_params
 from pipeline.errors import InputError
@@ -49,6 +49,23 @@ def repro(target: str, environment: Mapping[str, str], stages: dvc.Stages) -> No
     stages.repro(target, environment, get_run_logger().info)
 
 
+@task(
+    task_run_name="{target} by a worker",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=5,
+    retry_condition_fn=_may_help,
+)
+def repro_elsewhere(
+    target: str, needs: Sequence[str], environment: Mapping[str, str], stages: dvc.Stages, parent: str
+) -> None:
+    """Have a worker run one DVC stage, unless it is up to date, and take its result from DVC's remote."""
+    say = get_run_logger().info
+    if not stages.is_up_to_date(target):
+        handover.hand_over(stages, target, needs, parent, say)
+    stages.repro(target, environment, say, pull=True)
+
+
 @task(cache_policy=NO_CACHE)
 def register() -> str:
     """Register the best model as challenger."""
@@ -60,24 +77,27 @@ _THREAD_EACH: Any = ThreadPoolTaskRunner()
 
 
 @flow(validate_parameters=False, task_runner=_THREAD_EACH)
-def release(students: list[str] | None = None, at_once: int = 1) -> list[dict[str, Any]]:
+def release(students: list[str] | None = None, at_once: int = 1, on_gpu: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Run all stages for ``students`` (default: all of params.yaml) and register the best of them.
 
     Args:
         students: Some of those that params.yaml lists.
         at_once: How many stages may run beside each other; they share the processors. Training rounds differently with
             another number of threads, so results are those of plain `dvc repro` to the byte only with 1.
+        on_gpu: Verbs whose stages workers of the pool ``gpu`` run, for example ``build_engine``; the others run here.
 
     Returns:
         The rows of the leaderboard.
 
     Raises:
-        InputError: params.yaml does not list one of ``students``.
+        InputError: params.yaml does not list one of ``students``, a verb cannot be handed over, or workers cannot be
+            reached.
     """
     params = chosen(read_params(), students)
+    check_handed(on_gpu)
     order = [stage.target(keys) for stage in STAGES for keys in stage.repetitions(params)]
     with tracking.parent_run("release") as parent, dvc.lock_in_order(order), dvc.Stages(at_once) as stages:
-        submitted = _submit(params, parent.run, stages, at_once)
+        submitted = _submit(params, parent.run, stages, at_once, on_gpu)
         for future in as_completed(list(submitted)):
             future.result()
             parent.adopt(submitted[future][0], params, submitted[future][1])
@@ -88,7 +108,7 @@ def release(students: list[str] | None = None, at_once: int = 1) -> list[dict[st
 
 
 def _submit(
-    params: Mapping[str, Any], parent: str, stages: dvc.Stages, at_once: int
+    params: Mapping[str, Any], parent: str, stages: dvc.Stages, at_once: int, on_gpu: Sequence[str]
 ) -> dict[PrefectFuture[None], tuple[Stage, Keys]]:
     """Hand every stage to Prefect; each waits for what it builds on, one that measures time for all before it."""
     environment = {tracking.PARENT_RUN: parent}
@@ -100,7 +120,15 @@ def _submit(
         for keys in repetitions:
             below = [futures[need.target(found)] for need, found in stage.upstream(params, keys)]
             target, wait_for = stage.target(keys), list(futures.values()) if stage.alone else below
-            futures[target] = repro.submit(target, environment | share, stages, wait_for=wait_for, return_state=False)
+            if stage.name in on_gpu:
+                needs = [need.target(found) for need, found in stage.inputs(params, keys)]
+                futures[target] = repro_elsewhere.submit(
+                    target, needs, environment, stages, parent, wait_for=wait_for, return_state=False
+                )
+            else:
+                futures[target] = repro.submit(
+                    target, environment | share, stages, wait_for=wait_for, return_state=False
+                )
             submitted[futures[target]] = (stage, keys)
     return submitted
 
@@ -125,18 +153,42 @@ def chosen(params: dict[str, Any], students: Sequence[str] | None) -> dict[str, 
     return params | {"students": list(students or known)}
 
 
+def check_handed(verbs: Sequence[str]) -> None:
+    """See that stages of these verbs can be handed to workers; nothing to see where there are none.
+
+    Raises:
+        InputError: A verb cannot be handed over, or workers cannot be reached.
+    """
+    known = [stage.name for stage in STAGES if stage.gpu]
+    for verb in verbs:
+        if verb not in known:
+            raise InputError(f"stages of {verb!r} cannot be handed to a GPU worker; those of {', '.join(known)} can.")
+    if verbs:
+        handover.check_ready()
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the flow, then say what came out and where to look at it."""
     parser = argparse.ArgumentParser(prog="python -m flows.release", description="Run all stages as one Prefect flow.")
-    parser.add_argument("--students", help="some of those in params.yaml, as A,B (default: all)")
+    parser.add_argument("--students", type=_names, help="some of those in params.yaml, as A,B (default: all)")
     parser.add_argument("--at-once", type=int, default=1, help="stages that may run beside each other (default: 1)")
+    parser.add_argument(
+        "--on-gpu",
+        type=_names,
+        default=[],
+        metavar="VERB,VERB",
+        help="stages that workers of the pool gpu run: build_engine, distill ... (default: none; docs/gpu.md)",
+    )
     arguments = parser.parse_args(argv)
     if arguments.at_once < 1:
         parser.error(f"--at-once must be at least 1, not {arguments.at_once}")
-    students = [name.strip() for name in arguments.students.split(",")] if arguments.students else None
     raise_on_signals()
     try:
-        rows = release(students, arguments.at_once)
+        rows = release(arguments.students, arguments.at_once, arguments.on_gpu)
     except (InputError, dvc.BadInputError) as error:
         return _say(f"error: {error}", 2)
     except dvc.StageFailedError as error:

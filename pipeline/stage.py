@@ -123,18 +123,23 @@ class Stage:
                 digests[name.as_posix()] = Card.read(card.parent).digest
         return digests
 
+    def inputs(self, params: Mapping[str, Any], keys: Keys) -> Iterator[tuple["Stage", dict[str, str]]]:
+        """The repetitions of other stages whose artifacts one of this stage reads."""
+        for need in self.needs:
+            for found in need.repetitions(params):
+                if all(keys.get(key, value) == value for key, value in found.items()):
+                    yield need, found
+
     def upstream(self, params: Mapping[str, Any], keys: Keys) -> Iterator[tuple["Stage", dict[str, str]]]:
         """All repetitions of other stages that one of this stage builds on, each once, nearest last."""
         seen: set[str] = set()
 
         def visit(below: Stage, below_keys: Keys) -> Iterator[tuple[Stage, dict[str, str]]]:
-            for need in below.needs:
-                for found in need.repetitions(params):
-                    if all(below_keys.get(key, value) == value for key, value in found.items()):
-                        yield from visit(need, found)
-                        if need.target(found) not in seen:
-                            seen.add(need.target(found))
-                            yield need, found
+            for need, found in below.inputs(params, below_keys):
+                yield from visit(need, found)
+                if need.target(found) not in seen:
+                    seen.add(need.target(found))
+                    yield need, found
 
         return visit(self, keys)
 

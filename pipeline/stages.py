@@ -65,6 +65,7 @@ BUILD_ENGINE = Stage(
     needs=(QUANTIZE,),
     over=("student", "precision"),
     code=_RUNTIME,
+    gpu=True,
 )
 EVALUATE_TEACHER = Stage(
     run="pipeline.evaluate:evaluate_teacher",

@@ -107,7 +107,7 @@ def _make(root: Path) -> World:
     (root / "pipeline/compare").mkdir()
     (root / "pipeline/compare/__init__.py").write_text('"""Only how a leaderboard is printed."""\n')
     shutil.copy(ROOT / "pipeline/compare/table.py", root / "pipeline/compare/table.py")
-    for name in (".gitignore", ".dvcignore"):
+    for name in (".gitignore", ".dvcignore", "prefect.yaml"):
         shutil.copy(ROOT / name, root)
     shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
     (root / "presets").mkdir()

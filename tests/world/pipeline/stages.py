@@ -4,7 +4,12 @@ from pipeline.stage import Stage
 
 PREPARE = Stage(run="pipeline.verbs:prepare", says="Make data")
 DISTILL = Stage(
-    run="pipeline.verbs:distill", says="Train", needs=(PREPARE,), over=("student",), section="distill.{student}"
+    run="pipeline.verbs:distill",
+    says="Train",
+    needs=(PREPARE,),
+    over=("student",),
+    section="distill.{student}",
+    gpu=True,
 )
 EVALUATE_TEACHER = Stage(
     run="pipeline.verbs:evaluate_teacher", says="Measure", needs=(PREPARE,), section="evaluate", alone=True

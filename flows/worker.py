@@ -1,0 +1,131 @@
+"""Start a worker in this clone, see whether one answers, and tell Prefect what workers can be asked for."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from prefect.automations import Automation, EventTrigger, Posture, ResourceSpecification
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.deployments import run_deployment
+from prefect.events.actions import ChangeFlowRunState
+from prefect.exceptions import ObjectAlreadyExists
+
+from flows.place import CLONE
+from pipeline.errors import InputError
+
+POOLS = ("cpu", "gpu")
+HEARTBEAT_S = 30
+"""How often a run on a worker says that it lives: the least that Prefect takes."""
+SILENCE_S = 90
+"""After how much silence it counts as crashed."""
+_AUTOMATION = "SAM Distillery: runs that fell silent have crashed"
+
+
+def deploy() -> None:
+    """Make the work pools, the automation that notices dead workers, and the deployments of prefect.yaml.
+
+    Raises:
+        InputError: There is no server, or the deployments cannot be made.
+    """
+    _require_server()
+    with get_client(sync_client=True) as client:
+        for pool in POOLS:
+            try:
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+            except ObjectAlreadyExists:
+                continue
+        known = client.read_automations_by_name(_AUTOMATION)
+    if not known:
+        heartbeat = "prefect.flow-run.heartbeat"
+        ends = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
+        Automation(
+            name=_AUTOMATION,
+            trigger=EventTrigger(
+                after={heartbeat},
+                expect={heartbeat, *ends},
+                match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+                for_each={"prefect.resource.id"},
+                posture=Posture.Proactive,
+                threshold=1,
+                within=timedelta(seconds=SILENCE_S),
+            ),
+            actions=[
+                ChangeFlowRunState(name=None, state=StateType.CRASHED, message="its worker fell silent", force=False)
+            ],
+        ).create()
+    done = subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], env=_environment())
+    if done.returncode:
+        raise InputError("the deployments of prefect.yaml could not be made; Prefect says why above.")
+
+
+def start(pool: str) -> int:
+    """Serve a work pool from this clone until stopped, one run at a time: one clone and one GPU for each worker."""
+    _require_server()
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", "1"]
+    os.execve(sys.executable, command, _environment())  # Prefect's own signals and exit codes, unchanged
+
+
+def attempt(pool: str, timeout_s: float) -> int:
+    """Ask a worker of a pool what its machine has.
+
+    Raises:
+        InputError: No worker answered in time.
+    """
+    _require_server()
+    run: FlowRun = run_deployment(  # type: ignore[assignment]  # its annotation allows for callers that await it
+        f"check/{pool}", timeout=timeout_s, poll_interval=1
+    )
+    if run.state is None or not run.state.is_completed():
+        raise InputError(
+            f"no worker of pool {pool} answered within {timeout_s:.0f} s: "
+            f"start one with `python -m flows.worker {pool}`."
+        )
+    print(run.state.message)
+    return 0
+
+
+def _require_server() -> None:
+    if not os.environ.get("PREFECT_API_URL"):
+        raise InputError("PREFECT_API_URL is not set: say where the Prefect server is (docs/gpu.md).")
+
+
+def _environment() -> dict[str, str]:
+    """For Prefect's own commands: our packages can be imported, and runs tell that they live."""
+    clone = str(Path.cwd())
+    path = os.pathsep.join(filter(None, [clone, os.environ.get("PYTHONPATH", "")]))
+    return os.environ | {CLONE: clone, "PYTHONPATH": path, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the command line and do as it says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.worker",
+        description="Serve a work pool from this clone: stages handed over by `flows.release --on-gpu`, or whole "
+        "releases. PREFECT_API_URL says where the Prefect server is.",
+    )
+    parser.add_argument("pool", nargs="?", choices=POOLS, help="the work pool to serve")
+    parser.add_argument("--deploy", action="store_true", help="make pools and deployments; once for each server")
+    parser.add_argument("--try", dest="attempt", action="store_true", help="ask a worker that runs what it has")
+    parser.add_argument("--timeout", type=float, default=60, metavar="S", help="for --try, in seconds (default: 60)")
+    arguments = parser.parse_args(argv)
+    if not arguments.deploy and arguments.pool is None:
+        parser.error("name a pool, or give --deploy")
+    try:
+        if arguments.deploy:
+            deploy()
+        if arguments.attempt:
+            return attempt(arguments.pool, arguments.timeout)
+        return start(arguments.pool) if arguments.pool else 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
