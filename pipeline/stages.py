@@ -62,9 +62,9 @@ QUANTIZE = Stage(
 BUILD_ENGINE = Stage(
     run="pipeline.build_engine:build_engine",
     says="Compile the ONNX models for an inference engine",
-    needs=(QUANTIZE,),
+    needs=(PREPARE, ALIGN, QUANTIZE),
     over=("student", "precision"),
-    code=_RUNTIME,
+    code=(*_RUNTIME, _MASKS, "pipeline/data"),
     gpu=True,
 )
 EVALUATE_TEACHER = Stage(

@@ -98,6 +98,7 @@ class Exported:
             engine=runtime,
             inference_precision="bf16" if precision == "bf16" else "f32",
             threads=threads,
+            images=1,
             min_cosine=-1.0,
             min_mask_agreement=0.0,
         )

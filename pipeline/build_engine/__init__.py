@@ -4,15 +4,20 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
+
 from pipeline.artifact import Card, Contents, write_metrics
 from pipeline.build_engine.check import check
 from pipeline.build_engine.config import BuildEngineConfig
 from pipeline.build_engine.onnxruntime import onnxruntime
 from pipeline.build_engine.openvino import openvino
+from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.runtime import ENGINES as RUNTIMES
 from pipeline.runtime import load
+
+SPLIT = "calibration"
 
 __all__ = ["ENGINES", "BuildEngineConfig", "build_engine"]
 
@@ -25,13 +30,23 @@ is a key of `pipeline.runtime.ENGINES`, which runs what is written here."""
 
 
 def build_engine(
-    config: BuildEngineConfig, *, quantize: Path, student: str, precision: str, out: Path, log: Log
+    config: BuildEngineConfig,
+    *,
+    prepare: Path,
+    align: Path,
+    quantize: Path,
+    student: str,
+    precision: str,
+    out: Path,
+    log: Log,
 ) -> Contents:
-    """Build one engine, and compare it with ONNX Runtime.
+    """Build one engine, and compare it with the student in PyTorch.
 
     Args:
         config: See `BuildEngineConfig`.
-        quantize: The ONNX artifact.
+        prepare: A dataset; its calibration split alone is read.
+        align: The student's checkpoint.
+        quantize: The ONNX artifact made of it.
         student: Its model's name.
         precision: Its encoder's precision.
         out: Gets the engine's files and ``metrics.json``.
@@ -60,7 +75,10 @@ def build_engine(
     # The frame seals the card after this returns; the check needs what it will say.
     card = Card(**contents.model_dump(), digest="", parents={})
     engine = RUNTIMES[config.engine](out, card, "cpu", config.threads)
-    figures = check(config, engine, load(quantize, threads=config.threads))
+    images = Shards(prepare, SPLIT)
+    samples = (images[i] for i in range(min(config.images, len(images))))
+    with torch.inference_mode():
+        figures = check(config, engine, load(align, threads=config.threads), samples, quantize)
     payload = sum(path.stat().st_size for path in out.iterdir())
     figures["size_mib"] = payload / 2**20
     log(figures)

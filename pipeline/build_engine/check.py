@@ -1,65 +1,134 @@
-"""The gate of an engine: what it gives must be what the ONNX files mean.
+"""The gate of every engine, of every kind: it must give what the student gives in PyTorch, in fp32.
 
-It runs on a picture that is drawn, not taken from the dataset, so that an engine depends on nothing but its model.
+It runs on images of the calibration split, asked for their instances by box: embeddings and masks are those that users
+would get, from the image on. What an engine does in low precision shows here, whether it comes from calibration, from
+fp16's range or from an engine's own arithmetic.
 """
+
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float
+from torch import Tensor
 
+from pipeline import masks
 from pipeline.build_engine.config import BuildEngineConfig
+from pipeline.build_engine.overflow import first_out_of_range
+from pipeline.data.shards import Sample
 from pipeline.errors import InputError
-from pipeline.geometry import to_input
+from pipeline.geometry import boxes_to_frame, to_input
+from pipeline.runtime.exported import decoder_feeds
 from pipeline.runtime.segmenter import Segmenter
 
-
-def picture(side: int) -> UInt8[np.ndarray, "side side 3"]:
-    """Shaded ground, two discs and a bar: something to segment, the same on every machine."""
-    y, x = np.mgrid[0:side, 0:side].astype(np.float64) / side
-    image = np.stack([60 + 90 * x, 110 + 50 * y, 150 - 80 * x * y], axis=-1)
-    image[(x - 0.3) ** 2 + (y - 0.35) ** 2 < 0.03] = (220, 60, 40)
-    image[(x - 0.72) ** 2 + (y - 0.6) ** 2 < 0.02] = (40, 90, 210)
-    image[(abs(x - 0.45) < 0.3) & (abs(y - 0.85) < 0.04)] = (240, 230, 90)
-    pixels: UInt8[np.ndarray, "side side 3"] = np.rint(image).astype(np.uint8)
-    return pixels
+BOXES = 16
+"""Instances of an image that are asked for, the largest first."""
+SMALLEST_CELLS = 16
+"""A mask of fewer cells of the low-resolution raster may vanish; one of more may not."""
+_CORNERS = (2.0, 3.0)
 
 
-def check(config: BuildEngineConfig, engine: Segmenter, reference: Segmenter) -> dict[str, float]:
-    """Compare an engine with ONNX Runtime.
+def check(
+    config: BuildEngineConfig, engine: Segmenter, reference: Segmenter, samples: Iterable[Sample], exported: Path
+) -> dict[str, float]:
+    """Compare an engine with the student it was made from.
+
+    Args:
+        config: Its thresholds, and its engine's name for what is said.
+        engine: What was built.
+        reference: The student in PyTorch.
+        samples: Of the calibration split.
+        exported: Directory of the ONNX files the engine was made from; read to find a fault's place.
 
     Returns:
-        ``embedding_cosine``; ``mask_agreement``, mean IoU of masks; ``logits_max_difference``.
+        ``embedding_cosine``, the lowest of all images; ``mask_agreement``, mean IoU of masks; ``prompts``, how many.
 
     Raises:
-        InputError: Something is not finite, all masks are empty or full, or agreement is below the config's.
+        InputError: Something is not finite, a mask is empty that must not be, agreement is below the config's, or no
+            sample has an instance.
     """
-    image = to_input(picture(engine.input_size), engine.input_size)[None]
-    found, expected = engine.encode(image), reference.encode(image)
-    side = engine.image_size
-    coords = torch.tensor([[[0.3, 0.35], [0.0, 0.0]], [[0.72, 0.6], [0.0, 0.0]], [[0.15, 0.81], [0.75, 0.89]]]) * side
-    labels = torch.tensor([[1.0, -1.0], [1.0, -1.0], [2.0, 3.0]])
-    logits, ious = engine.decode(expected, coords, labels)
-    expected_logits, _ = reference.decode(expected, coords, labels)
-    names = ("embedding", "low_res_logits", "iou_predictions")
-    infinite = [n for n, t in zip(names, (found, logits, ious), strict=True) if not torch.isfinite(t).all()]
-    if infinite:
-        raise InputError(f"the {config.engine} engine gives values that are not finite in {', '.join(infinite)}.")
-    masks, expected_masks = logits > 0, expected_logits > 0
-    if expected_masks.any() and not masks.any():
-        raise InputError(f"the {config.engine} engine gives empty masks only; ONNX Runtime does not.")
-    union = (masks | expected_masks).flatten(2).sum(-1)
-    shared = (masks & expected_masks).flatten(2).sum(-1)
-    cosine = torch.nn.functional.cosine_similarity(found.flatten().double(), expected.flatten().double(), dim=0)
+    cosines, agreements = list[float](), list[Tensor]()
+    for sample in samples:
+        feeds = {"image": to_input(sample.image, engine.input_size)[None]}
+        found, expected = engine.encode(feeds["image"]).cpu(), reference.encode(feeds["image"]).cpu()
+        if not torch.isfinite(found).all():
+            raise _not_finite(config, "image_embedding", exported / "encoder.onnx", _arrays(feeds))
+        cosine = torch.nn.functional.cosine_similarity(found.flatten().double(), expected.flatten().double(), dim=0)
+        cosines.append(float(cosine))
+        if cosines[-1] < config.min_cosine:
+            place = first_out_of_range(exported / "encoder.onnx", _arrays(feeds))
+            raise _too_far(config, "embedding_cosine", cosines[-1], "min_cosine", place)
+        corners = _boxes(sample, engine.image_size)
+        if len(corners):
+            agreements.append(_masks(config, engine, reference, found, expected, corners, exported))
+    if not agreements:
+        raise InputError("no calibration image that was compared has an instance: prepare a split that has some.")
+    agreement = torch.cat(agreements)
     figures = {
-        "embedding_cosine": float(cosine),
-        "mask_agreement": float(torch.where(union > 0, shared / union.clamp(min=1), 1.0).mean()),
-        "logits_max_difference": float((logits - expected_logits).abs().max()),
+        "embedding_cosine": min(cosines),
+        "mask_agreement": float(agreement.mean()),
+        "prompts": float(len(agreement)),
     }
-    for name, least in (("embedding_cosine", config.min_cosine), ("mask_agreement", config.min_mask_agreement)):
-        if not figures[name] >= least:
-            raise InputError(
-                f"the {config.engine} engine is too far from ONNX Runtime: {name} is {figures[name]:.6f}, "
-                f"build_engine.min_{name.removeprefix('embedding_')} asks for {least}. "
-                "Set build_engine.inference_precision to f32, or another engine."
-            )
+    if figures["mask_agreement"] < config.min_mask_agreement:
+        raise _too_far(config, "mask_agreement", figures["mask_agreement"], "min_mask_agreement", None)
     return figures
+
+
+def _masks(
+    config: BuildEngineConfig,
+    engine: Segmenter,
+    reference: Segmenter,
+    found: Float[Tensor, "1 256 g g"],
+    expected: Float[Tensor, "1 256 g g"],
+    corners: Float[Tensor, "p 2 2"],
+    exported: Path,
+) -> Float[Tensor, " p"]:
+    """IoU of the masks that the student would choose."""
+    labels = torch.tensor([_CORNERS]).expand(len(corners), 2).contiguous()
+    logits, ious = (tensor.cpu() for tensor in engine.decode(found, corners, labels))
+    true_logits, true_ious = (tensor.cpu() for tensor in reference.decode(expected, corners, labels))
+    for name, tensor in (("low_res_logits", logits), ("iou_predictions", ious)):
+        if not torch.isfinite(tensor).all():
+            raise _not_finite(config, name, exported / "decoder.onnx", decoder_feeds(found, corners, labels, None))
+    chosen = true_ious.argmax(dim=1)
+    every = torch.arange(len(corners))
+    mask, true = (logits[every, chosen] > 0).flatten(1), (true_logits[every, chosen] > 0).flatten(1)
+    vanished = ~mask.any(dim=1) & (true.sum(dim=1) >= SMALLEST_CELLS)
+    if vanished.any():
+        raise InputError(
+            f"the {config.engine} engine gives an empty mask for {int(vanished.sum())} of {len(corners)} boxes of an "
+            "image where the student in fp32 does not: use a higher precision, or another engine."
+        )
+    union = (mask | true).sum(dim=1)
+    return torch.where(union > 0, (mask & true).sum(dim=1) / union.clamp(min=1), 1.0)
+
+
+def _boxes(sample: Sample, side: int) -> Float[Tensor, "p 2 2"]:
+    """Boxes of the largest instances as pairs of corners, in the prompt frame."""
+    rles = sorted((a["segmentation"] for a in sample.annotations), key=masks.area, reverse=True)[:BOXES]
+    found = [masks.box(masks.decode(rle)) for rle in rles if masks.area(rle)]
+    boxes = np.array(found, np.float32).reshape(-1, 4)
+    size = (sample.image.shape[0], sample.image.shape[1])
+    return torch.from_numpy(boxes_to_frame(boxes, size, side).reshape(-1, 2, 2))
+
+
+def _arrays(feeds: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in feeds.items()}
+
+
+def _not_finite(config: BuildEngineConfig, name: str, path: Path, feeds: dict[str, np.ndarray]) -> InputError:
+    place = _place(first_out_of_range(path, feeds))
+    return InputError(f"the {config.engine} engine gives values that are not finite in {name}. {place}".rstrip())
+
+
+def _too_far(config: BuildEngineConfig, name: str, value: float, rule: str, place: str | None) -> InputError:
+    return InputError(
+        f"the {config.engine} engine is too far from the student in fp32: {name} is {value:.6f}, build_engine.{rule} "
+        f"asks for {getattr(config, rule)}. {_place(place) if name == 'embedding_cosine' else ''}"
+        "Use a higher precision, or keep layers out of it (quantize.keep)."
+    )
+
+
+def _place(place: str | None) -> str:
+    return f"The first to leave fp16's range: {place}. " if place else "In ONNX Runtime no tensor leaves fp16's range. "

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.artifact import Card, Contents
+from pipeline.bench.engines import scenes
 from pipeline.build_engine import BuildEngineConfig, build_engine
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
@@ -37,9 +38,10 @@ class NoImages(Shards):
 def artifacts(tmp_path_factory):
     """A checkpoint, its ONNX files, and both engines."""
     root = tmp_path_factory.mktemp("runtimes")
-    places = {name: root / name for name in ("checkpoint", "onnx", *ENGINES)}
+    places = {name: root / name for name in ("images", "checkpoint", "onnx", *ENGINES)}
     for place in places.values():
         place.mkdir()
+    scenes(places.pop("images"), "calibration", 1, 96)
     save_checkpoint(build(STUDENT, seed=1), places["checkpoint"])
     Card.seal(places["checkpoint"], Contents(kind="checkpoint", model=STUDENT), {})
     with pytest.MonkeyPatch.context() as patch:
@@ -52,11 +54,12 @@ def artifacts(tmp_path_factory):
     Card.seal(places["onnx"], contents, {})
     for engine in ENGINES:
         config = BuildEngineConfig(
-            engine=engine, inference_precision="f32", threads=1, min_cosine=0.9999, min_mask_agreement=0.999
+            engine=engine, inference_precision="f32", threads=1, images=1, min_cosine=0.9999, min_mask_agreement=0.99
         )
         contents = build_engine(
-            config, quantize=places["onnx"], student=STUDENT, precision="fp32", out=places[engine], log=silent
-        )
+            config, prepare=root / "images", align=places["checkpoint"], quantize=places["onnx"], student=STUDENT,
+            precision="fp32", out=places[engine], log=silent,
+        )  # fmt: skip
         Card.seal(places[engine], contents, {})
     return places
 
