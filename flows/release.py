@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -95,6 +96,7 @@ def release(students: list[str] | None = None, at_once: int = 1, on_gpu: Sequenc
     """
     params = chosen(read_params(), students)
     check_handed(on_gpu)
+    check_engine(params, on_gpu)
     order = [stage.target(keys) for stage in STAGES for keys in stage.repetitions(params)]
     with tracking.parent_run("release") as parent, dvc.lock_in_order(order), dvc.Stages(at_once) as stages:
         submitted = _submit(params, parent.run, stages, at_once, on_gpu)
@@ -165,6 +167,20 @@ def check_handed(verbs: Sequence[str]) -> None:
             raise InputError(f"stages of {verb!r} cannot be handed to a GPU worker; those of {', '.join(known)} can.")
     if verbs:
         handover.check_ready()
+
+
+def check_engine(params: Mapping[str, Any], on_gpu: Sequence[str]) -> None:
+    """See that TensorRT is here where its engines are to be built here, before hours go into a student.
+
+    Raises:
+        InputError: It is not.
+    """
+    asked = params.get("build_engine", {}).get("engine") == "tensorrt"
+    if asked and "build_engine" not in on_gpu and find_spec("tensorrt") is None:
+        raise InputError(
+            "build_engine.engine is tensorrt, which is not installed here: hand the stage to a machine that has it, "
+            "with `--on-gpu build_engine` and a worker there (docs/gpu.md), or choose engine openvino."
+        )
 
 
 def _names(text: str) -> list[str]:

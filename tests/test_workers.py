@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from flows import place
-from flows.release import check_handed
+from flows.release import check_engine, check_handed
 from pipeline.errors import InputError
 
 IDENTITY = ["-c", "user.name=A Person", "-c", "user.email=person@example.org"]
@@ -83,6 +83,15 @@ def test_what_cannot_be_handed_over_is_refused_before_anything_runs(alone, monke
     with pytest.raises(InputError, match="only through a Prefect server"):
         check_handed(["build_engine"])
     check_handed([])
+
+
+def test_tensorrt_that_is_not_here_is_refused_before_anything_runs(monkeypatch):
+    monkeypatch.setattr("flows.release.find_spec", lambda name: None)
+    params = {"build_engine": {"engine": "tensorrt"}}
+    with pytest.raises(InputError, match="tensorrt, which is not installed here: hand the stage to a machine"):
+        check_engine(params, [])
+    check_engine(params, ["build_engine"])
+    check_engine({"build_engine": {"engine": "openvino"}}, [])
 
 
 @contextmanager

@@ -101,6 +101,7 @@ class Exported:
             images=1,
             min_cosine=-1.0,
             min_mask_agreement=0.0,
+            tensorrt=None,
         )
         ENGINES[runtime](config, self._onnx["int8" if precision == "int8" else "fp32"], out)
         load: dict[str, str | int | float | bool] = {

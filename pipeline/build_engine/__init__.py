@@ -11,6 +11,7 @@ from pipeline.build_engine.check import check
 from pipeline.build_engine.config import BuildEngineConfig
 from pipeline.build_engine.onnxruntime import onnxruntime
 from pipeline.build_engine.openvino import openvino
+from pipeline.build_engine.tensorrt import tensorrt
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.log import Log
@@ -24,9 +25,13 @@ __all__ = ["ENGINES", "BuildEngineConfig", "build_engine"]
 ENGINES: Mapping[str, Callable[[BuildEngineConfig, Path, Path], None]] = {
     "openvino": openvino,
     "onnxruntime": onnxruntime,
+    "tensorrt": tensorrt,
 }
 """Engine to function: it gets the config, the directory of ONNX files, and the directory to write to. The same name
 is a key of `pipeline.runtime.ENGINES`, which runs what is written here."""
+
+DEVICES = {"tensorrt": "cuda"}
+"""Where engines run that do not run on a processor."""
 
 
 def build_engine(
@@ -74,7 +79,7 @@ def build_engine(
     contents = Contents(kind="engine", model=student, options=source.options, precision=precision, load=load_as)
     # The frame seals the card after this returns; the check needs what it will say.
     card = Card(**contents.model_dump(), digest="", parents={})
-    engine = RUNTIMES[config.engine](out, card, "cpu", config.threads)
+    engine = RUNTIMES[config.engine](out, card, DEVICES.get(config.engine, "cpu"), config.threads)
     images = Shards(prepare, SPLIT)
     samples = (images[i] for i in range(min(config.images, len(images))))
     with torch.inference_mode():

@@ -1,10 +1,44 @@
 """The section ``build_engine`` of params.yaml."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.config import Config
+
+_Three = Annotated[list[int], Field(min_length=3, max_length=3)]
+
+
+class Profile(Config):
+    """Least, most usual and greatest extent of what varies from call to call."""
+
+    batch: _Three
+    """Images."""
+    prompts: _Three
+    """Prompts on one image."""
+    points: _Three
+    """Points of one prompt, a box's corners included."""
+
+    @field_validator("batch", "prompts", "points")
+    @classmethod
+    def _rising(cls, extents: list[int]) -> list[int]:
+        if not 1 <= extents[0] <= extents[1] <= extents[2]:
+            raise ValueError(f"must be least, usual and greatest, from 1 up, not {extents}")
+        return extents
+
+
+class TensorRtConfig(Config):
+    """How TensorRT builds."""
+
+    profile: Profile
+    optimization_level: int = Field(ge=0, le=5)
+    """TensorRT's own scale; 3 is its default, 5 takes the longest."""
+    hardware_compatibility: Literal["none", "same_compute_capability", "ampere_plus"]
+    """Which GPUs beside the building one may load the engine; the wider, the slower."""
+    workspace_mib: int | None = Field(ge=1)
+    """Memory a layer may use while it runs; null: all there is."""
+    timing_cache: str | None
+    """Folder that keeps timings by GPU and version, which makes the next build quicker; null: none."""
 
 
 class BuildEngineConfig(Config):
@@ -22,3 +56,5 @@ class BuildEngineConfig(Config):
     """Smallest cosine between the engine's embedding and the student's that passes, on every image."""
     min_mask_agreement: float = Field(ge=0, le=1)
     """Smallest mean IoU between the engine's masks and the student's that passes."""
+    tensorrt: TensorRtConfig | None
+    """Null unless ``engine`` is ``tensorrt``."""

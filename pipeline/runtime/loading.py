@@ -22,9 +22,16 @@ def _openvino(directory: Path, card: Card, device: str, threads: int | None) -> 
     return OpenVinoSegmenter(directory, card, device=device, threads=threads)
 
 
+def _tensorrt(directory: Path, card: Card, device: str, threads: int | None) -> Segmenter:
+    from pipeline.runtime.tensorrt import TensorRtSegmenter
+
+    return TensorRtSegmenter(directory, card, device=device, threads=threads)
+
+
 ENGINES: Mapping[str, Callable[[Path, Card, str, int | None], Segmenter]] = {
     "openvino": _openvino,
     "onnxruntime": _onnxruntime,
+    "tensorrt": _tensorrt,
 }
 
 

@@ -23,7 +23,13 @@ from pipeline.runtime import load
 STUDENT = "efficientvit_sam_nano"
 SIZES = {"image_size": 256, "input_size": 256, "embedding_size": 16}
 CONFIG = BuildEngineConfig(
-    engine="openvino", inference_precision="f32", threads=1, images=2, min_cosine=0.9999, min_mask_agreement=0.99
+    engine="openvino",
+    inference_precision="f32",
+    threads=1,
+    images=2,
+    min_cosine=0.9999,
+    min_mask_agreement=0.99,
+    tensorrt=None,
 )
 
 
@@ -64,7 +70,7 @@ def made(dataset, checkpoint, onnx_artifact):
     return make
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_an_engine_is_the_same_bytes_each_time_and_runs(made, onnx_artifact, tmp_path, engine):
     contents = made(tmp_path / "a", engine=engine)
     made(tmp_path / "b", engine=engine)
@@ -111,7 +117,10 @@ def samples(dataset):
     ("spoil", "says"),
     [
         ({"spoil_embedding": lambda e: e + 5}, r"embedding_cosine is .*\.min_cosine asks for 0\.9999"),
-        ({"spoil_embedding": lambda e: e * float("nan")}, r"not finite in image_embedding\. The first to leave fp16.s range: tensor"),
+        (
+            {"spoil_embedding": lambda e: e * float("nan")},
+            r"not finite in image_embedding\. The first to leave fp16.s range: tensor",
+        ),
         ({"spoil_logits": lambda m: m / 0}, "not finite in low_res_logits"),
         ({"spoil_logits": lambda m: m.abs() * -1 - 1}, "empty mask for [0-9]+ of [0-9]+ boxes"),
         ({"spoil_logits": lambda m: m.roll(9, -1)}, "mask_agreement is"),

@@ -18,9 +18,11 @@ from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
 from pipeline.quantize import QuantizeConfig, quantize
-from pipeline.runtime import ENGINES, Predictor, Segmenter, load
+from pipeline.runtime import Predictor, Segmenter, load
 
 STUDENT = "efficientvit_sam_nano"
+ENGINES = ("openvino", "onnxruntime")
+"""Those that run on a processor."""
 QUANTIZE = QuantizeConfig(
     opset=18, max_difference=1e-3, calibration_images=1, holdout_images=1, seed=0, calibration="max", percentile=99.9,
     quantize_attention=False, min_cosine=0.0,
@@ -54,7 +56,13 @@ def artifacts(tmp_path_factory):
     Card.seal(places["onnx"], contents, {})
     for engine in ENGINES:
         config = BuildEngineConfig(
-            engine=engine, inference_precision="f32", threads=1, images=1, min_cosine=0.9999, min_mask_agreement=0.99
+            engine=engine,
+            inference_precision="f32",
+            threads=1,
+            images=1,
+            min_cosine=0.9999,
+            min_mask_agreement=0.99,
+            tensorrt=None,
         )
         contents = build_engine(
             config, prepare=root / "images", align=places["checkpoint"], quantize=places["onnx"], student=STUDENT,

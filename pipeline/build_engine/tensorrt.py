@@ -1,0 +1,146 @@
+"""TensorRT engines, built where the GPU is: strongly typed, so that every layer computes as the ONNX file says.
+
+Works for TensorRT 10.16 and 11: 11 knows strong typing only and has dropped the flags for precisions; 10 is asked for
+strong typing. fp16 comes from a file converted by AutoCast, int8 from QDQ nodes (`pipeline.quantize`).
+"""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.artifact import write_json
+from pipeline.build_engine.config import BuildEngineConfig, TensorRtConfig
+from pipeline.errors import InputError
+from pipeline.runtime.tensorrt import SIDECAR, bindings, machine
+
+_DEVICE = torch.device("cuda")
+
+
+def tensorrt(config: BuildEngineConfig, source: Path, out: Path) -> None:
+    """Build both engines, and write beside them what they were built with.
+
+    Raises:
+        InputError: The section or the package is missing, there is no GPU, or TensorRT refuses a file.
+    """
+    if config.tensorrt is None:
+        raise InputError("build_engine.engine is 'tensorrt', but build_engine.tensorrt is null: fill it in.")
+    if config.inference_precision != "f32":
+        raise InputError(
+            "TensorRT engines are strongly typed: set build_engine.inference_precision to 'f32' and choose the "
+            "precision by `precisions` (fp16, int8_fp16 ...)."
+        )
+    trt = bindings()
+    here = machine(trt, _DEVICE)
+    about: dict[str, Any] = here | {"hardware_compatibility": config.tensorrt.hardware_compatibility}
+    about["profile"] = config.tensorrt.profile.model_dump()
+    for name in ("encoder", "decoder"):
+        path = source / f"{name}.onnx"
+        plan, layers = build(trt, path, config.tensorrt, here)
+        (out / f"{name}.engine").write_bytes(plan)
+        about[name] = {"onnx_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "layers": layers}
+    write_json(out / SIDECAR, about)
+
+
+def build(trt: Any, path: Path, config: TensorRtConfig, here: dict[str, str]) -> tuple[bytes, dict[str, float]]:
+    """Build one engine.
+
+    Args:
+        trt: The package.
+        path: The ONNX file.
+        config: Profile, compatibility and where timings are kept.
+        here: From `pipeline.runtime.tensorrt.machine`.
+
+    Returns:
+        The serialized engine, and the share of its layers per output precision.
+
+    Raises:
+        InputError: TensorRT cannot read the file, or cannot build it; what it said is in the text.
+    """
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    strong = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if trt.__version__.startswith("10.") else 0
+    network = builder.create_network(strong)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(path)):
+        raise InputError(f"TensorRT {trt.__version__} cannot read {path}:\n{_errors(parser)}")
+    settings = builder.create_builder_config()
+    settings.builder_optimization_level = config.optimization_level
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector tells precisions only then
+    settings.hardware_compatibility_level = getattr(
+        trt.HardwareCompatibilityLevel, config.hardware_compatibility.upper()
+    )
+    if config.workspace_mib is not None:
+        settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_mib << 20)
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        profile.set_shape(tensor.name, *shapes(tensor.name, tuple(tensor.shape), config))
+    settings.add_optimization_profile(profile)
+    cache = _timings(config, here)
+    timings = settings.create_timing_cache(cache.read_bytes() if cache and cache.is_file() else b"")
+    settings.set_timing_cache(timings, ignore_mismatch=False)
+    plan = builder.build_serialized_network(network, settings)
+    if plan is None:
+        raise InputError(f"TensorRT {trt.__version__} cannot build {path}; its messages above say why.")
+    data = bytes(plan)
+    if cache:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        draft = cache.with_suffix(".part")
+        draft.write_bytes(bytes(timings.serialize()))
+        draft.replace(cache)
+    return data, _precisions(trt, logger, data)
+
+
+def shapes(name: str, shape: tuple[int, ...], config: TensorRtConfig) -> list[tuple[int, ...]]:
+    """Least, most usual and greatest shape of one input; -1 in ``shape`` marks what varies.
+
+    Raises:
+        InputError: Something varies of which the profile says nothing.
+    """
+    varying = {"image": ("batch",), "point_coords": ("prompts", "points"), "point_labels": ("prompts", "points")}
+    varying["mask_input"] = ("prompts",)
+    free = [i for i, extent in enumerate(shape) if extent == -1]
+    axes = varying.get(name, ())
+    if len(free) != len(axes):
+        raise InputError(f"input {name} of shape {shape} has {len(free)} free axes; the profile knows {len(axes)}.")
+    found = []
+    for which in range(3):
+        extents = list(shape)
+        for axis, key in zip(free, axes, strict=True):
+            extents[axis] = getattr(config.profile, key)[which]
+        found.append(tuple(extents))
+    return found
+
+
+def _errors(parser: Any) -> str:
+    """All that the parser found, not only the first, each with its node."""
+    found = [parser.get_error(i) for i in range(parser.num_errors)]
+    return "\n".join(f"  {e.node_name() or '?'} ({e.node_operator() or '?'}): {e.desc()}" for e in found)
+
+
+def _timings(config: TensorRtConfig, here: dict[str, str]) -> Path | None:
+    """Timings hold for one GPU and one version only."""
+    if config.timing_cache is None:
+        return None
+    key = "-".join(here[k].replace(" ", "_") for k in ("gpu", "compute_capability", "tensorrt"))
+    return Path(config.timing_cache) / f"{key}.cache"
+
+
+def _precisions(trt: Any, logger: Any, plan: bytes) -> dict[str, float]:
+    """Share of layers by the type of their first output, as the inspector tells it."""
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    layers = [layer for layer in json.loads(told)["Layers"] if isinstance(layer, dict)]
+    counted = Counter(_kind(layer) for layer in layers)
+    return {kind: count / len(layers) for kind, count in sorted(counted.items())}
+
+
+def _kind(layer: dict[str, Any]) -> str:
+    outputs = layer.get("Outputs") or [{}]
+    words = str(outputs[0].get("Format/Datatype") or outputs[0].get("Datatype") or "unknown").lower().split()
+    known = {"fp32": "fp32", "float": "fp32", "fp16": "fp16", "half": "fp16", "int8": "int8", "bf16": "bf16"}
+    return next((known[word] for word in words if word in known), "other")

@@ -1,0 +1,199 @@
+"""The pair ``encoder.engine`` and ``decoder.engine`` on TensorRT 10.16 to 11: the engine for NVIDIA GPUs.
+
+Inputs and outputs are torch tensors on the GPU; their addresses are handed over, so nothing is copied to the host.
+Source of the calls: TensorRT's Python API (named tensors, ``execute_async_v3``).
+"""
+
+import json
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.artifact import Card
+from pipeline.errors import InputError
+from pipeline.runtime.exported import missing_package, present, sizes
+
+SIDECAR = "engine.json"
+"""Beside the engines: what they were built with, for which GPU, and how fine each layer computes."""
+BOUND = ("tensorrt", "gpu", "compute_capability")
+"""Keys of the sidecar that must hold where engines are loaded."""
+
+
+def bindings() -> Any:
+    """The package ``tensorrt``.
+
+    Raises:
+        InputError: It is not installed, or is a version this code was not written for.
+    """
+    try:
+        import tensorrt
+    except ImportError as error:
+        raise missing_package("tensorrt", error) from None
+    if int(tensorrt.__version__.split(".")[0]) not in (10, 11):
+        raise InputError(f"TensorRT {tensorrt.__version__} is not known here: install 10.16 or 11.")
+    return tensorrt
+
+
+def machine(trt: Any, device: torch.device) -> dict[str, str]:
+    """What an engine is bound to: TensorRT's version, the GPU and its compute capability; driver's CUDA for the record.
+
+    Raises:
+        InputError: There is no such GPU.
+    """
+    if not torch.cuda.is_available():
+        raise InputError(
+            "TensorRT needs an NVIDIA GPU, and PyTorch finds none: start this on a GPU worker (docs/gpu.md)."
+        )
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "tensorrt": str(trt.__version__),
+        "gpu": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "cuda": str(torch.version.cuda),
+    }
+
+
+class TensorRtSegmenter:
+    """Runs a TensorRT pair. See `pipeline.runtime.Segmenter`. Results stay on the GPU.
+
+    Args:
+        directory: Holds ``encoder.engine``, ``decoder.engine`` and ``engine.json``.
+        card: Says the model's sizes.
+        device: ``cuda``, or ``cuda:1`` and so on.
+        threads: Without meaning here.
+
+    Raises:
+        InputError: The package, the GPU or a file is missing, or the engines were built for another GPU or version.
+    """
+
+    def __init__(self, directory: Path, card: Card, *, device: str = "cuda", threads: int | None = None) -> None:
+        del threads
+        if not device.startswith("cuda"):
+            raise InputError(f"TensorRT engines run on device 'cuda', not on {device!r}.")
+        self.image_size, self.input_size, self.embedding_size = sizes(directory, card)
+        present(directory, "encoder.engine", "decoder.engine", SIDECAR)
+        trt, self._device = bindings(), torch.device(device)
+        require_match(directory, machine(trt, self._device), str(card.model), str(card.precision))
+        with torch.cuda.device(self._device):
+            self._encoder = _Engine(trt, directory / "encoder.engine")
+            self._decoder = _Engine(trt, directory / "decoder.engine")
+
+    def encode(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
+        """See `pipeline.runtime.Segmenter.encode`."""
+        return self._encoder({"image": images.to(self._device)})["image_embedding"].float()
+
+    def decode(
+        self,
+        image_embedding: Float[Tensor, "1 256 g g"],
+        point_coords: Float[Tensor, "p n 2"],
+        point_labels: Float[Tensor, "p n"],
+        mask_input: Float[Tensor, "p 1 m m"] | None = None,
+    ) -> tuple[Float[Tensor, "p 4 m m"], Float[Tensor, "p 4"]]:
+        """See `pipeline.runtime.Segmenter.decode`."""
+        side = 4 * image_embedding.shape[-1]
+        empty = torch.zeros(len(point_coords), 1, side, side) if mask_input is None else mask_input
+        feeds = {
+            "image_embedding": image_embedding,
+            "point_coords": point_coords,
+            "point_labels": point_labels,
+            "mask_input": empty,
+            "has_mask_input": torch.tensor([float(mask_input is not None)]),
+        }
+        outputs = self._decoder({name: tensor.to(self._device) for name, tensor in feeds.items()})
+        return outputs["low_res_logits"].float(), outputs["iou_predictions"].float()
+
+
+def require_match(directory: Path, here: dict[str, str], student: str, precision: str) -> None:
+    """Refuse engines that were built for another GPU or TensorRT.
+
+    Raises:
+        InputError: They were, or the sidecar is damaged.
+    """
+    try:
+        built = json.loads((directory / SIDECAR).read_text())
+        differing = [key for key in BOUND if built[key] != here[key]]
+        compatible = built["hardware_compatibility"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{directory / SIDECAR} cannot be read ({error}): build the engine anew.") from None
+    if compatible == "same_compute_capability":
+        differing = [key for key in differing if key != "gpu"]
+    elif compatible == "ampere_plus" and int(here["compute_capability"].split(".")[0]) >= 8:
+        differing = [key for key in differing if key == "tensorrt"]
+    if differing:
+        was = ", ".join(f"{key} {built[key]}" for key in differing)
+        now = ", ".join(here[key] for key in differing)
+        raise InputError(
+            f"{directory} was built for {was}; here it is {now}. Build it on this machine: "
+            f"`dvc repro --force --single-item build_engine@{student}-{precision}`."
+        )
+
+
+class _Engine:
+    """One engine and its execution contexts: one per call under way, kept for later calls."""
+
+    def __init__(self, trt: Any, path: Path) -> None:
+        self._trt, self._path = trt, path
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise InputError(f"{path} cannot be deserialized by TensorRT {trt.__version__}: build it anew.")
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        self._inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        self._outputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
+        self._dtypes = {n: _torch_dtype(trt, self._engine.get_tensor_dtype(n)) for n in names}
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+
+    def __call__(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
+        try:
+            context = self._idle.get_nowait()
+        except Empty:
+            context = self._engine.create_execution_context()
+        try:
+            return self._execute(context, feeds)
+        finally:
+            self._idle.put(context)
+
+    def _execute(self, context: Any, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
+        # Held until the end of this function: their memory must outlive the launch.
+        given = {name: feeds[name].to(self._dtypes[name]).contiguous() for name in self._inputs}
+        for name, tensor in given.items():
+            if not context.set_input_shape(name, tuple(tensor.shape)):
+                low, _, high = self._engine.get_tensor_profile_shape(name, 0)
+                raise InputError(
+                    f"{self._path} takes {name} of {tuple(low)} to {tuple(high)}, not {tuple(tensor.shape)}: "
+                    "widen build_engine.tensorrt.profile and build it anew."
+                )
+            context.set_tensor_address(name, tensor.data_ptr())
+        device = next(iter(given.values())).device
+        results = {
+            name: torch.empty(tuple(context.get_tensor_shape(name)), dtype=self._dtypes[name], device=device)
+            for name in self._outputs
+        }
+        for name, tensor in results.items():
+            context.set_tensor_address(name, tensor.data_ptr())
+        stream = torch.cuda.current_stream(device)
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise RuntimeError(f"TensorRT could not run {self._path}; its log above says why")
+        for tensor in (*given.values(), *results.values()):
+            tensor.record_stream(stream)
+        # The context may serve another thread, on another stream, as soon as it is given back.
+        stream.synchronize()
+        return results
+
+
+def _torch_dtype(trt: Any, dtype: Any) -> torch.dtype:
+    known = {
+        trt.DataType.FLOAT: torch.float32,
+        trt.DataType.HALF: torch.float16,
+        trt.DataType.BF16: torch.bfloat16,
+        trt.DataType.INT64: torch.int64,
+        trt.DataType.INT32: torch.int32,
+        trt.DataType.BOOL: torch.bool,
+    }
+    if dtype not in known:
+        raise InputError(f"an engine's tensor is of {dtype}, which has no type in PyTorch: build it anew.")
+    return known[dtype]
