@@ -15,7 +15,7 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 # Containers often forbid Python to keep what it compiled; then each of a pipeline's many processes starts 6 s later.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow check setup lock dvc.yaml clean
+.PHONY: help demo test test-slow test-browser check setup lock dvc.yaml clean
 
 help:  ## Show this
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,10 +27,13 @@ demo: setup  ## The whole pipeline on the demo's scenes: environment, flow, lead
 # Two processes of one thread each: nearly all tests are single-threaded. A file stays in one: it shares costly fixtures
 # (marks for groups would do it by fixture, but pytest-xdist 3.8 does not see them with pytest 9.2).
 test: setup  ## The default test suite
-	OMP_NUM_THREADS=1 python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow and not gpu and not browser" -n 2 --dist loadfile
 
 test-slow: setup  ## The tests that take minutes
 	python -m pytest -m slow
+
+test-browser: setup  ## The report in a real browser: needs chromium and chromium-driver (Debian's names)
+	python -m pytest -m browser tests/compare
 
 check: setup  ## Lint, format, types, import rules, dvc.yaml
 	ruff check .

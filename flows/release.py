@@ -104,9 +104,17 @@ def release(students: list[str] | None = None, at_once: int = 1, on_gpu: Sequenc
             future.result()
             parent.adopt(submitted[future][0], params, submitted[future][1])
         rows = promote.leaderboard()
-        create_table_artifact(key="leaderboard", table=rows, description="Teacher and students on the validation split")
+        _show(rows)
         get_run_logger().info(register())
     return rows
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    """The leaderboard as an artifact on Prefect's pages."""
+    from pipeline.compare.table import leaderboard_table  # with it come plotting libraries; the tasks do without
+
+    text = f"Teacher and students on the validation split. The report: {ARTIFACTS / 'compare' / 'report.html'}"
+    create_table_artifact(key="leaderboard", table=leaderboard_table(rows), description=text)
 
 
 def _submit(

@@ -7,6 +7,7 @@ results have equal hashes.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -94,3 +95,14 @@ def write_json(path: Path, value: object) -> None:
 def write_metrics(directory: Path, metrics: Mapping[str, float]) -> None:
     """Write the numbers that DVC and MLflow show for this artifact."""
     write_json(directory / METRICS, dict(metrics))
+
+
+def read_metrics(directory: Path) -> dict[str, float]:
+    """The finite numbers of ``metrics.json``; none where there is no such file."""
+    path = directory / METRICS
+    values = json.loads(path.read_text()) if path.is_file() else {}
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }

@@ -1,6 +1,7 @@
 """Where a run comes from: the commit of the source, and whether its process still lives."""
 
 import subprocess
+from dataclasses import dataclass
 
 import psutil
 
@@ -21,6 +22,25 @@ def git() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"mlflow.source.git.commit": head, "git.commit": head, "git.dirty": str(bool(dirty)).lower()}
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The source as it is checked out."""
+
+    hash: str
+    """Empty outside a repository."""
+    changed: bool
+    """Whether code or params.yaml differ from it; dvc.lock may, it is written while stages run."""
+
+
+def commit() -> Commit:
+    """The commit of the code that runs."""
+    try:
+        head = _git_output("rev-parse", "HEAD")
+        return Commit(head, bool(_git_output("status", "--porcelain", "--", "pipeline", "params.yaml")))
+    except (OSError, subprocess.CalledProcessError):
+        return Commit("", False)
 
 
 def _git_output(*arguments: str) -> str:

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -43,6 +43,8 @@ class Stage:
         section: Section of params.yaml the config is read from. Default: the name.
         code: Source that changes the result, beside the stage's own package.
         data: More DVC dependencies, for example a path in params.yaml (``${prepare.data}``).
+        plots: What `dvc plots` draws of ``plots.json`` in the result: by title, the fields across and up, and DVC's
+            name of the template. Pictures in ``plots/`` of the result are shown too.
         cached: DVC keeps the result in its cache. Without, the stage runs whenever its result is not in place.
         gpu: The flow may hand the stage to a GPU worker.
         alone: It measures time: the flow runs nothing beside it.
@@ -55,6 +57,7 @@ class Stage:
     section: str = ""
     code: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
+    plots: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
     cached: bool = True
     gpu: bool = False
     alone: bool = False
@@ -217,7 +220,19 @@ def dvc_yaml(stages: tuple[Stage, ...]) -> str:
     top: dict[str, Any] = {"stages": {stage.name: stage.to_dvc() for stage in stages}}
     # DVC fills in the repetitions of stages, not of metrics: the comparison has the numbers of all of them.
     metrics = [str(stage.path({}) / METRICS) for stage in stages if not stage.cached and not stage.over]
-    return head + yaml.safe_dump(top | ({"metrics": metrics} if metrics else {}), sort_keys=False, width=120)
+    plots = [plot for stage in stages for plot in _dvc_plots(stage)]
+    top |= ({"metrics": metrics} if metrics else {}) | ({"plots": plots} if plots else {})
+    return head + yaml.safe_dump(top, sort_keys=False, width=120)
+
+
+def _dvc_plots(stage: Stage) -> list[str | dict[str, Any]]:
+    """A stage's plots as DVC writes them."""
+    place = str(stage.path({}) / "plots.json")
+    drawn: list[str | dict[str, Any]] = [
+        {title: {"x": {place: across}, "y": {place: up}, "template": template}}
+        for title, (across, up, template) in stage.plots.items()
+    ]
+    return [*drawn, str(stage.path({}) / "plots")] if drawn else []
 
 
 def kept_by_dvc(target: str) -> bool:

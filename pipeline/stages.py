@@ -87,7 +87,13 @@ COMPARE = Stage(
     run="pipeline.compare:compare",
     says="Put teacher and students side by side: leaderboard and report",
     needs=(PREPARE, EVALUATE_TEACHER, EVALUATE),
-    code=(*_DATA, _MASKS, "pipeline/metrics.py"),
+    code=(*_DATA, _MASKS, "pipeline/metrics.py", "pipeline/provenance.py"),
+    plots={
+        "Box mIoU": ("box_miou", "name", "bar_horizontal"),
+        "Click mIoU": ("click_miou", "name", "bar_horizontal"),
+        "Box mIoU against latency, ms": ("latency_ms", "box_miou", "scatter"),
+        "Box mIoU against size, MiB": ("size_mib", "box_miou", "scatter"),
+    },
     cached=False,
 )
 

@@ -6,7 +6,6 @@ written from its card and metrics, with the tag ``origin: cache``.
 """
 
 import json
-import math
 import os
 import socket
 import sys
@@ -22,7 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 
 from pipeline import database, provenance
-from pipeline.artifact import CARD, METRICS, Card
+from pipeline.artifact import CARD, METRICS, Card, read_metrics
 from pipeline.config import PARAMS
 from pipeline.errors import InputError
 from pipeline.stage import DVC_LOCK, Keys, Stage
@@ -216,7 +215,7 @@ class Parent:
         place = Path(stage.name, *(keys[key] for key in stage.over)).as_posix()
         self.store.set_tags(self.run, {f"run/{place}": run})
         copied = Curves(self.store, self.run)
-        copied({f"{place}/{name}": value for name, value in _metrics(stage.path(keys)).items()})
+        copied({f"{place}/{name}": value for name, value in read_metrics(stage.path(keys)).items()})
         copied.flush()
 
 
@@ -239,12 +238,14 @@ def _closing(curves: Curves) -> Iterator[None]:
 
 def _log_result(store: Store, run: str, place: Path, card: Card, curves: Curves) -> None:
     """What a finished artifact says of itself: metrics, card, lineage, and small files that people open."""
-    curves(_metrics(place))
+    curves(read_metrics(place))
     curves.flush()
     for path in sorted(place.iterdir()):
         shown = path.name in (CARD, METRICS) or card.kind == "comparison"
         if path.is_file() and shown and (path.stat().st_size <= _LARGEST_FILE or path.suffix == ".html"):
             store.client.log_artifact(run, str(path))
+    if card.kind == "comparison":
+        _log_comparison(store, run, place)
     inputs = [
         DatasetInput(
             Dataset(name, digest[:32], "local", json.dumps({"uri": f"artifacts/{name}"})),
@@ -255,6 +256,14 @@ def _log_result(store: Store, run: str, place: Path, card: Card, curves: Curves)
     if inputs:
         store.client.log_inputs(run, datasets=inputs)
     store.set_tags(run, {f"parent/{name}": digest for name, digest in card.parents.items()} | {"digest": card.digest})
+
+
+def _log_comparison(store: Store, run: str, place: Path) -> None:
+    """The leaderboard as a table that MLflow shows, and the plots as pictures."""
+    rows = json.loads((place / "leaderboard.json").read_text())
+    store.client.log_table(run, {name: [row.get(name) for row in rows] for name in rows[0]}, "table.json")
+    if (place / "plots").is_dir():
+        store.client.log_artifacts(run, str(place / "plots"), "plots")
 
 
 def _experiment(uri: str) -> str:
@@ -273,17 +282,6 @@ def _experiment(uri: str) -> str:
 
 def _identity(stage: Stage, keys: Keys) -> dict[str, str]:
     return {"stage": stage.name, "target": stage.target(keys), **keys}
-
-
-def _metrics(place: Path) -> dict[str, float]:
-    """The flat finite numbers of an artifact's metrics.json."""
-    path = place / METRICS
-    values = json.loads(path.read_text()) if path.is_file() else {}
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
 
 
 def _mapping(settings: Any) -> dict[str, Any]:

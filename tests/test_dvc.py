@@ -1,9 +1,11 @@
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -30,6 +32,15 @@ def test_every_stage_is_in_mlflow_with_parameters_metrics_and_lineage(built):
     assert [i.dataset.name for i in distill.inputs.dataset_inputs] == ["prepare"]
     assert len(distill.data.tags["git.commit"]) == 40
     assert len(built.client.get_metric_history(distill.info.run_id, "loss")) == 4
+
+
+def test_the_comparison_is_in_mlflow_with_report_table_and_plots(built):
+    [run] = built.runs("compare")
+    files = {f.path for where in ("", "plots") for f in built.client.list_artifacts(run.info.run_id, where)}
+    assert {"report.html", "leaderboard.json", "table.json", "plots/dot.png"} <= files
+    table = json.loads(Path(built.client.download_artifacts(run.info.run_id, "table.json", built.root)).read_text())
+    shown = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [(row["model"], row["box_miou"]) for row in shown] == [("bundled", 0.9), ("small", 0.85)]
 
 
 def test_what_dvc_restores_from_its_cache_is_in_a_new_mlflow_too(built):
@@ -63,6 +74,16 @@ def test_bad_input_under_dvc_tells_how_the_earlier_result_comes_back(built):
 
 def test_dvc_shows_the_metrics_of_the_comparison(built):
     assert "artifacts/compare/metrics.json" in built.dvc("metrics", "show").stdout
+
+
+def test_dvc_draws_the_plots_of_the_comparison(built):
+    done = built.dvc("plots", "show", "--json")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)["data"]
+    [accuracy] = shown["Accuracy"]
+    points = accuracy["content"]["data"]["values"]
+    assert [(point["latency_ms"], point["box_miou"]) for point in points] == [(40.0, 0.9), (10.0, 0.85)]
+    assert "artifacts/compare/plots/dot.png" in shown
 
 
 @pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])

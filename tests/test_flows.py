@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prefect.artifacts import Artifact
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import dvc
@@ -54,6 +56,8 @@ def test_the_flow_gives_the_lock_of_plain_repro_and_a_parent_run_with_all_stages
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
     assert parent.data.tags["run/evaluate/small/fp32"] == runs["evaluate@small-fp32"].info.run_id
     assert parent.data.metrics["evaluate/small/fp32/box_miou"] == 0.85
+    shown = json.loads(Artifact.get("leaderboard").data)
+    assert [(row["model"], row["box mIoU"]) for row in shown] == [("bundled", "0.900"), ("small", "0.850")]
     assert {"dvc.lock", "params.yaml", "dvc.yaml"} <= {f.path for f in world.client.list_artifacts(parent.info.run_id)}
 
     # Everything skipped: a new parent names the same runs. The model is registered once.

@@ -1,17 +1,20 @@
 """Teacher and students side by side: a leaderboard, plots, and a page that shows both with pictures."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.artifact import METRICS, Contents, write_json, write_metrics
+from pipeline import provenance
+from pipeline.artifact import Contents, read_metrics, write_json, write_metrics
 from pipeline.compare import pictures
 from pipeline.compare.evaluations import read_all
-from pipeline.compare.leaderboard import flat, leaderboard
+from pipeline.compare.everything import overlays
+from pipeline.compare.leaderboard import flat, leaderboard, points
+from pipeline.compare.measures import sections
 from pipeline.compare.plots import draw
+from pipeline.compare.published import beside_measured
 from pipeline.compare.report import Page, render
 from pipeline.compare.table import leaderboard_text
 from pipeline.config import Config
@@ -30,13 +33,13 @@ class CompareConfig(Config):
     pictures: Annotated[int, Field(ge=0)]
     """Photographs in the gallery; `evaluate` must have kept as many."""
     extremes: Annotated[int, Field(ge=0)]
-    """Instances shown where students do worst, and as many where they do best."""
+    """Masks shown where each student does worst, and as many where it does best."""
 
 
 def compare(
     config: CompareConfig, *, prepare: Path, evaluate_teacher: Path, evaluate: Path, out: Path, log: Log
 ) -> Contents:
-    """Write ``leaderboard.json``, ``metrics.json``, ``plots/*.png`` and ``report.html``.
+    """Write ``leaderboard.json``, ``metrics.json``, ``plots.json``, ``plots/*.png`` and ``report.html``.
 
     Args:
         config: Section ``compare`` of params.yaml.
@@ -58,19 +61,25 @@ def compare(
     validation = coco.read(prepare / "validation" / "instances.json", min_area_px=1).photographs
     shown = [photograph for photograph in validation if photograph.instances]
     worst, best = pictures.extremes(prepare, shown, evaluations, config.extremes)
+    dataset = read_metrics(prepare)
     page = Page(
         title=config.title,
         rows=rows,
-        plots=draw(rows, out / "plots"),
+        plots=draw(rows, evaluations, out / "plots"),
+        sections=sections(rows),
+        published=beside_measured(rows, dataset),
+        everything=overlays(prepare, evaluations),
         gallery=pictures.gallery(prepare, shown, evaluations, config.pictures),
         worst=worst,
         best=best,
         evaluations=evaluations,
         left_out=left_out,
-        dataset=json.loads((prepare / METRICS).read_text()) if (prepare / METRICS).is_file() else {},
+        dataset=dataset,
+        commit=provenance.commit(),
     )
     (out / "report.html").write_text(render(page), encoding="utf-8")
     write_json(out / "leaderboard.json", rows)
+    write_json(out / "plots.json", points(rows))
     write_metrics(out, flat(rows))
     log({"models": float(len(rows)), "left_out": float(len(left_out))})
     return Contents(kind="comparison")

@@ -1,7 +1,7 @@
 """What evaluations left, read and sorted out: only what was measured on the same dataset can stand side by side."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ class Evaluation:
     """Masks by annotation id, of the first images."""
     scores: Mapping[int, Mapping[str, Any]]
     """IoUs by annotation id."""
+    calibration: Mapping[str, Sequence[Mapping[str, Any]]]
+    """By prompt, ten bins with the mean ``predicted`` and true ``iou`` and the ``count``; empty where not measured."""
+    everything: Sequence[Mapping[str, Any]]
+    """Of some images, what was found without prompts, by mode; empty where not measured."""
     guarded: bool | None
     """Whether latency was measured on a quiet machine; None where it was not measured."""
 
@@ -79,7 +83,9 @@ def read(directory: Path, keys: Path = Path()) -> Evaluation:
         source_stage=sources[0],
         predictions={p["annotation_id"]: p for p in _read_json(directory / "predictions.json")},
         scores={s["annotation_id"]: s for s in _read_json(directory / "instances.json")},
-        guarded=_read_json(timed)["guarded"] if (timed := directory / "latency.json").is_file() else None,
+        calibration=_read_json_if_there(directory / "calibration.json") or {},
+        everything=(_read_json_if_there(directory / "everything.json") or {}).get("images", []),
+        guarded=(_read_json_if_there(directory / "latency.json") or {}).get("guarded"),
     )
 
 
@@ -101,6 +107,11 @@ def read_all(prepare: Path, evaluate_teacher: Path, evaluate: Path) -> tuple[lis
         else:
             left_out.append(LeftOut(" ".join(keys.parts), "measured on another dataset"))
     return kept, left_out
+
+
+def _read_json_if_there(path: Path) -> Any:
+    """What later versions write, or an evaluation without some protocol does not: None where it is not there."""
+    return _read_json(path) if path.is_file() else None
 
 
 def _read_json(path: Path) -> Any:

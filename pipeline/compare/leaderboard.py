@@ -22,19 +22,28 @@ MEASURED = (
     "encoder_macs",
     "decoder_macs_per_prompt",
 )
-"""What a row has of numbers, in order; None where something was not measured or a band is empty."""
+"""What every row has of numbers, in order; None where something was not measured or a band is empty."""
+_COUNTS = ("instances",)
+"""Numbers of an evaluation that are no measure of the model."""
 
+_ABOUT = ("model", "precision", "runtime", "role", "guarded", "artifact", "digest")
+"""What a row says of its model, beside numbers."""
 _LESS_IS_BETTER = ("latency_ms", "size_mib", "memory_mib")
 
 
 def leaderboard(evaluations: Sequence[Evaluation]) -> list[Row]:
-    """Rows of all evaluations; the first of them is the teacher's, which the others are measured against."""
+    """Rows of all evaluations; the first of them is the teacher's, which the others are measured against.
+
+    A row has the numbers of `MEASURED` and all others that any of the evaluations has.
+    """
     teacher, *students = evaluations
     ordered = sorted(students, key=lambda e: (-e.metrics.get("box_miou", 0.0), e.model, e.precision))
-    return [_row(evaluation, teacher) for evaluation in (teacher, *ordered)]
+    everything = {name for evaluation in evaluations for name in evaluation.metrics}
+    more = sorted(everything - {*MEASURED, *_COUNTS})
+    return [_row(evaluation, teacher, more) for evaluation in (teacher, *ordered)]
 
 
-def _row(evaluation: Evaluation, teacher: Evaluation) -> Row:
+def _row(evaluation: Evaluation, teacher: Evaluation, more: Sequence[str]) -> Row:
     shares = {
         f"{prompt}_retained": retained(evaluation.metrics.get(f"{prompt}_miou"), teacher.metrics.get(f"{prompt}_miou"))
         for prompt in ("box", "click")
@@ -45,7 +54,7 @@ def _row(evaluation: Evaluation, teacher: Evaluation) -> Row:
         "precision": evaluation.precision,
         "runtime": evaluation.runtime,
         "role": evaluation.role,
-        **{name: numbers.get(name) for name in MEASURED},
+        **{name: numbers.get(name) for name in (*MEASURED, *more)},
         "guarded": evaluation.guarded,
         "artifact": evaluation.source,
         "digest": evaluation.source_digest,
@@ -57,9 +66,29 @@ def flat(rows: Sequence[Row]) -> dict[str, float]:
     return {
         f"{row['model']}.{row['precision']}.{name}": row[name]
         for row in rows
-        for name in MEASURED
+        for name in measures(rows)
         if row[name] is not None
     }
+
+
+def points(rows: Sequence[Row]) -> list[Row]:
+    """What DVC plots: per row a name, what it scores and what it costs. DVC wants the same keys in all of them."""
+    shown = ("box_miou", "click_miou", "latency_ms", "size_mib")
+    return [{"name": f"{row['model']} {row['precision']}"} | {name: row[name] for name in shown} for row in rows]
+
+
+def measures(rows: Sequence[Row]) -> list[str]:
+    """Names of all numbers that rows have: those of `MEASURED` in order, then what else was measured."""
+    return [*MEASURED, *(name for name in rows[0] if name not in (*MEASURED, *_ABOUT))]
+
+
+def front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
+    """The Pareto front: indices of what nothing cheaper reaches, from the cheapest on."""
+    found: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):
+        if not found or scores[i] > scores[found[-1]]:
+            found.append(i)
+    return found
 
 
 def best(rows: Sequence[Row]) -> Mapping[str, int]:

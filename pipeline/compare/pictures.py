@@ -66,38 +66,40 @@ def gallery(prepare: Path, shown: Sequence[Photograph], evaluations: Sequence[Ev
 
 def extremes(
     prepare: Path, shown: Sequence[Photograph], evaluations: Sequence[Evaluation], count: int
-) -> tuple[list[Case], list[Case]]:
-    """The instances where students fall behind the teacher most, and where they are ahead of it most.
+) -> tuple[dict[str, list[Case]], dict[str, list[Case]]]:
+    """The masks with which each student falls behind the teacher most, and with which it is ahead of it most.
 
-    The difference is the mean over all students; boxes and clicks compete.
+    Boxes and clicks compete. A student that is nowhere behind, or nowhere ahead, has no entry.
+
+    Returns:
+        Worst and best by the student's name.
 
     Raises:
         InputError: A photograph is missing or damaged.
     """
     teacher, *students = evaluations
-    if not students:
-        return [], []
-    ranked = sorted(
-        (
-            float(np.mean([s.scores[i.id][f"{prompt}_iou"] for s in students])) - teacher.scores[i.id][f"{prompt}_iou"],
-            i.id,
-            prompt,
-            _Found(p, i),
-        )
-        for p in shown
-        for i in _drawable(p, evaluations)
-        for prompt in ("box", "click")
-    )  # ids are unique, so what cannot be ordered is never compared
-    worst = [entry for entry in ranked if entry[0] < 0][:count]
-    best = [entry for entry in reversed(ranked) if entry[0] > 0][:count]
-
-    def drawn(entries: list[tuple[float, int, str, _Found]]) -> list[Case]:
-        return [
-            _case(prepare, found, evaluations, prompt, f"{gap:+.2f} to the teacher")
-            for gap, _, prompt, found in entries
-        ]
-
-    return drawn(worst), drawn(best)
+    worst, best = dict[str, list[Case]](), dict[str, list[Case]]()
+    for student in students:
+        ranked = sorted(
+            (
+                student.scores[i.id][f"{prompt}_iou"] - teacher.scores[i.id][f"{prompt}_iou"],
+                i.id,
+                prompt,
+                _Found(p, i),
+            )
+            for p in shown
+            for i in _drawable(p, [teacher, student])
+            for prompt in ("box", "click")
+        )  # ids are unique, so what cannot be ordered is never compared
+        behind = [entry for entry in ranked if entry[0] < 0][:count]
+        ahead = [entry for entry in reversed(ranked) if entry[0] > 0][:count]
+        for entries, into in ((behind, worst), (ahead, best)):
+            if entries:
+                into[student.name] = [
+                    _case(prepare, found, [teacher, student], prompt, f"{gap:+.2f} to the teacher")
+                    for gap, _, prompt, found in entries
+                ]
+    return worst, best
 
 
 def _drawable(photograph: Photograph, evaluations: Sequence[Evaluation]) -> list[Instance]:
@@ -113,24 +115,29 @@ def _typical(photograph: Photograph, instances: Sequence[Instance], teacher: Eva
 
 
 def _case(prepare: Path, found: _Found, evaluations: Sequence[Evaluation], prompt: str, says: str) -> Case:
-    image = _read(prepare / "validation" / "images" / found.photograph.file_name)
+    image = read_image(prepare / "validation" / "images" / found.photograph.file_name)
     truth = masks.decode(found.instance.rle)
     window = _window(masks.box(truth), truth.shape)
     asked = _draw_prompt(_scaled(image, window), truth, window, prompt)
     tiles = [
-        Tile("one click" if prompt == "click" else "box", None, _uri(asked)),
-        Tile("truth", None, _uri(_overlay(image, truth, window, _TRUTH))),
+        Tile("one click" if prompt == "click" else "box", None, as_uri(asked)),
+        Tile("truth", None, as_uri(_overlay(image, truth, window, _TRUTH))),
     ]
     for evaluation in evaluations:
         mask = masks.decode(evaluation.predictions[found.instance.id][prompt])
         colour = _TEACHER if evaluation.role == "teacher" else _STUDENT
         iou = evaluation.scores[found.instance.id][f"{prompt}_iou"]
         name = f"teacher, {evaluation.precision}" if evaluation.role == "teacher" else evaluation.name
-        tiles.append(Tile(name, iou, _uri(_overlay(image, mask, window, colour))))
+        tiles.append(Tile(name, iou, as_uri(_overlay(image, mask, window, colour))))
     return Case(prompt, says, tiles)
 
 
-def _read(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The RGB pixels of a photograph of the dataset.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
@@ -204,7 +211,8 @@ def _draw_prompt(
     return tile
 
 
-def _uri(tile: UInt8[np.ndarray, "s s 3"]) -> str:
+def as_uri(tile: UInt8[np.ndarray, "h w 3"]) -> str:
+    """A picture as part of the page: a ``data:`` URI with a JPEG in it."""
     stream = io.BytesIO()
     Image.fromarray(tile).save(stream, "JPEG", quality=_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

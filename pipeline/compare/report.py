@@ -1,19 +1,24 @@
 """The report: one page that needs nothing but itself, in light and dark, on a desk and on a phone."""
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipeline.compare import table
+from pipeline.compare.drawing import Plot
 from pipeline.compare.evaluations import DATASET, Evaluation, LeftOut
+from pipeline.compare.grid import Section
 from pipeline.compare.leaderboard import Row, best
-from pipeline.compare.pictures import Case
-from pipeline.compare.plots import Plot
+from pipeline.compare.measures import leaderboard_grid
+from pipeline.compare.pictures import Case, Tile
+from pipeline.provenance import Commit
 
-_TEMPLATE = "report.html.j2"
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +29,21 @@ class Page:
     rows: Sequence[Row]
     """The teacher's first."""
     plots: Sequence[Plot]
+    sections: Sequence[Section]
+    """Tables after the leaderboard."""
+    published: Section | None
     gallery: Sequence[Case]
-    worst: Sequence[Case]
-    best: Sequence[Case]
+    everything: Sequence[Sequence[Tile]]
+    """Per image, the photograph and all masks by model and mode."""
+    worst: Mapping[str, Sequence[Case]]
+    """By student."""
+    best: Mapping[str, Sequence[Case]]
     evaluations: Sequence[Evaluation]
     """In the order of ``rows``."""
     left_out: Sequence[LeftOut]
     dataset: Mapping[str, float]
     """Counts of the dataset."""
+    commit: Commit
 
     @property
     def winner(self) -> Row | None:
@@ -44,11 +56,28 @@ class Page:
         names = [n for n in ("train", "calibration", "validation") if f"{n}_images" in self.dataset]
         return [(n, self.dataset[f"{n}_images"], self.dataset.get(f"{n}_instances", 0.0)) for n in names]
 
+    @property
+    def contents(self) -> list[tuple[str, str]]:
+        """Id and title of each part that the page has."""
+        parts = [("leaderboard", "Leaderboard"), ("plots", "Plots")]
+        parts += [(f"measure-{place}", section.title) for place, section in enumerate(self.sections, start=1)]
+        for place, title, there in (
+            ("everything", "Everything mode in pictures", self.everything),
+            ("pictures", "Pictures", self.gallery),
+            ("worst", "Where students fall behind", self.worst),
+            ("best", "Where students are ahead", self.best),
+            ("published", "Published and measured", self.published),
+            ("lineage", "Where this comes from", True),
+        ):
+            if there:
+                parts.append((place, title))
+        return parts
+
 
 def render(page: Page) -> str:
-    """The page as HTML; every name in it is escaped."""
+    """The page as HTML; every name in it is escaped, and no script but its own may run."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(_HERE),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -56,16 +85,27 @@ def render(page: Page) -> str:
     )
     environment.filters |= {
         "score": table.score,
-        "share": table.share,
+        "share": lambda value: table.share(value).replace(" ", "\u00a0"),
+        "breakable": _breakable,
         "amount": table.amount,
-        "large": table.large,
-        "svg": Markup,  # ours, from pipeline.compare.plots
+        "svg": Markup,  # ours, from pipeline.compare.drawing
     }
-    return environment.get_template(_TEMPLATE).render(
+    script = (_HERE / "report.js").read_text(encoding="utf-8")
+    return environment.get_template("report.html.j2").render(
         page=page,
+        contents=page.contents,
         teacher=page.rows[0],
         winner=page.winner,
         best=best(page.rows),
+        leaderboard=leaderboard_grid(page.rows),
         dataset_digest=page.evaluations[0].card.parents[DATASET],
         unguarded=[e.name for e in page.evaluations if e.guarded is False],
+        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _breakable(name: str) -> Markup:
+    """A name, escaped, that may go on in the next line after an underscore."""
+    return escape(name).replace("_", Markup("_<wbr>"))

@@ -72,6 +72,17 @@ def leaderboard_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def leaderboard_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The rows of leaderboard.json with the columns of `leaderboard_text`, by their titles."""
+    head = dict(zip(_COLUMNS, _unique([title for title, _ in _COLUMNS.values()]), strict=True))
+    return [{head[name]: write(row.get(name)) for name, (_, write) in _COLUMNS.items()} for row in rows]
+
+
+def _unique(titles: Sequence[str]) -> list[str]:
+    """Titles that repeat, each with the one before it: a mapping has no two alike."""
+    return [f"{titles[i - 1]} {t}" if titles.count(t) > 1 else t for i, t in enumerate(titles)]
+
+
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     placed = zip(cells, widths, strict=True)
     return "  ".join(c.ljust(w) if i < _WORDS else c.rjust(w) for i, (c, w) in enumerate(placed)).rstrip()

@@ -17,6 +17,12 @@ EVALUATE_TEACHER = Stage(
 EVALUATE = Stage(
     run="pipeline.verbs:evaluate", says="Measure", needs=(DISTILL,), over=("student", "precision"), alone=True
 )
-COMPARE = Stage(run="pipeline.verbs:compare", says="Compare", needs=(EVALUATE_TEACHER, EVALUATE), cached=False)
+COMPARE = Stage(
+    run="pipeline.verbs:compare",
+    says="Compare",
+    needs=(EVALUATE_TEACHER, EVALUATE),
+    plots={"Accuracy": ("latency_ms", "box_miou", "scatter")},
+    cached=False,
+)
 
 STAGES = (PREPARE, DISTILL, EVALUATE_TEACHER, EVALUATE, COMPARE)

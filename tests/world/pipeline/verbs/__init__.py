@@ -2,6 +2,7 @@
 
 import errno
 import time
+from base64 import b64decode
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,8 @@ from pipeline.artifact import Card, Contents, write_json, write_metrics
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.log import Log
+
+DOT = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgAB9HFkpgAAAABJRU5ErkJggg==")
 
 
 class PrepareConfig(Config):
@@ -78,6 +81,9 @@ def compare(config: CompareConfig, *, evaluate_teacher: Path, evaluate: Path, ou
         | {"box_miou": 0.85, "click_miou": 0.75, "latency_ms": 10.0, "digest": Card.read(engine).digest},
     ]
     write_json(out / "leaderboard.json", [row | shared for row in rows])
+    write_json(out / "plots.json", [{"latency_ms": row["latency_ms"], "box_miou": row["box_miou"]} for row in rows])
+    (out / "plots").mkdir()
+    (out / "plots" / "dot.png").write_bytes(DOT)
     write_metrics(out, {"students": len(list(evaluate.rglob("card.json")))})
     (out / "report.html").write_text(f"<h1>{config.title}</h1>")
     return Contents(kind="comparison")

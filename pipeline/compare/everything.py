@@ -1,0 +1,54 @@
+"""Everything mode in pictures: all masks of an image at once, asked for densely and hierarchically."""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from pipeline import masks
+from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.pictures import Tile, as_uri, read_image
+
+_WIDTH = 320
+_OPACITY = 0.55
+_TURN = 0.61803398875
+"""Of the circle of hues, from one mask to the next: neighbours in order never look alike."""
+
+
+def overlays(prepare: Path, evaluations: Sequence[Evaluation]) -> list[list[Tile]]:
+    """For each image that everything mode was tried on: the photograph, then each model's masks by mode.
+
+    Raises:
+        InputError: A photograph is missing or damaged.
+    """
+    names = {image["image_id"]: image["file_name"] for one in evaluations for image in one.everything}
+    shown = []
+    for number, name in names.items():
+        image = read_image(prepare / "validation" / "images" / name)
+        tiles = [Tile("photograph", None, as_uri(_small(image)))]
+        for one in evaluations:
+            found: Mapping[str, Any] = next((i["modes"] for i in one.everything if i["image_id"] == number), {})
+            for mode, records in found.items():
+                caption = f"{one.name}, {mode}: {len(records)} {'mask' if len(records) == 1 else 'masks'}"
+                tiles.append(Tile(caption, None, as_uri(_small(_painted(image, records)))))
+        shown.append(tiles)
+    return shown
+
+
+def _painted(image: UInt8[np.ndarray, "h w 3"], records: Sequence[Mapping[str, Any]]) -> UInt8[np.ndarray, "h w 3"]:
+    """The image with every mask in a colour of its own, small ones over large ones."""
+    painted = image.astype(np.float32)
+    for number, record in enumerate(sorted(records, key=lambda r: -r["area"])):
+        inside = masks.decode(record["segmentation"])
+        hue = colorsys.hsv_to_rgb(number * _TURN % 1, 0.75, 0.95)
+        painted[inside] = (1 - _OPACITY) * image[inside] + _OPACITY * 255 * np.array(hue, np.float32)
+    return painted.astype(np.uint8)
+
+
+def _small(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
+    height = max(1, round(image.shape[0] * _WIDTH / image.shape[1]))
+    return np.asarray(Image.fromarray(image).resize((_WIDTH, height), Image.Resampling.LANCZOS))

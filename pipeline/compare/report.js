@@ -1,0 +1,24 @@
+"use strict";
+
+// Tables sort by the head that is clicked: first the better end, then the other. What has no value stays last.
+const OTHER = { ascending: "descending", descending: "ascending" };
+
+function compare(a, b, sign) {
+  if (a === "" || b === "") return (a === "") - (b === "");
+  const difference = Number(a) - Number(b);
+  return sign * (Number.isNaN(difference) ? a.localeCompare(b) : difference);
+}
+
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    head.querySelector("button").addEventListener("click", () => {
+      const order = head.ariaSort === "none" ? head.dataset.first : OTHER[head.ariaSort];
+      const value = (row) => row.cells[column].dataset.value;
+      const sign = order === "ascending" ? 1 : -1;
+      const rows = [...table.tBodies[0].rows].sort((a, b) => compare(value(a), value(b), sign));
+      table.tBodies[0].append(...rows);
+      for (const other of heads) other.ariaSort = other === head ? order : "none";
+    });
+  });
+}

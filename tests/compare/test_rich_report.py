@@ -1,0 +1,199 @@
+"""The report of evaluations that measured everything."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.compare import CompareConfig
+from pipeline.compare import published as papers
+from pipeline.compare.leaderboard import front
+from pipeline.compare.measures import quantization, sections, spoken
+from pipeline.compare.published import beside_measured
+from pipeline.models import STUDENTS, TEACHERS
+from tests.compare.fabricated import report, rich_world
+
+EXTRA_PLOTS = {"clicks.png", "clicks_fed.png", "box_calibration.png", "click_calibration.png"}
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory):
+    """Where it is, the rows and the page."""
+    place = rich_world(tmp_path_factory.mktemp("rich"), images=2)
+    page = report(place, CompareConfig(title="All", pictures=1, extremes=1)).read_text()
+    return place / "out", json.loads((place / "out" / "leaderboard.json").read_text()), page
+
+
+def texts(grid):
+    return [[cell.text for cell in line.cells] for line in grid.lines]
+
+
+def test_every_measure_has_its_section_table_and_plot(rich):
+    out, rows, page = rich
+    titles = re.findall(r"<h2>([^<]+)</h2>", page)
+    assert titles == [
+        "Leaderboard",
+        "Plots",
+        "By size of objects",
+        "Clicks",
+        "Agreement, boundaries and calibration",
+        "With a detector&#39;s boxes",
+        "Everything mode",
+        "What quantization costs",
+        "Everything mode in pictures",
+        "Pictures",
+        "Where students fall behind",
+        "Where students are ahead",
+        "Published and measured",
+        "Where this comes from",
+    ]
+    assert {path.name for path in (out / "plots").iterdir()} >= EXTRA_PLOTS
+    assert rows[1]["click5_fed_miou"] > rows[1]["click5_miou"] > rows[1]["click3_miou"] > rows[1]["click_miou"]
+
+
+def test_the_contents_lead_to_every_section(rich):
+    _, _, page = rich
+    places = re.findall(r'<a href="#([^"]+)">', page)
+    assert places == re.findall(r'<section id="([^"]+)">', page)
+
+
+def test_every_student_has_its_own_worst_masks(rich):
+    _, rows, page = rich
+    worst = page[page.index("Where students fall behind</h2>") :]
+    for row in rows[1:]:
+        assert f"<summary>{row['model']} {row['precision']}<small>" in worst
+
+
+def test_everything_mode_is_shown_by_model_and_mode(rich):
+    _, rows, page = rich
+    for mode in ("dense", "hierarchical"):
+        assert len(re.findall(rf'alt="[^"]*, {mode}: \d+ masks?"', page)) == 2 * len(rows)
+
+
+def test_the_lineage_names_commit_data_teacher_and_engines(rich):
+    out, rows, page = rich
+    lineage = page[page.index("Where this comes from</h2>") :]
+    assert re.search(r'<code title="[0-9a-f]{40}">', lineage)
+    for row in rows:
+        assert row["digest"] in lineage
+    card = json.loads((out.parent / "prepare" / "card.json").read_text())
+    assert card["digest"] in lineage
+
+
+def test_metrics_have_what_is_beyond_the_leaderboard(rich):
+    out, rows, _ = rich
+    metrics = json.loads((out / "metrics.json").read_text())
+    for row in rows:
+        assert metrics[f"{row['model']}.{row['precision']}.coco_vitdet_ap_small"] == row["coco_vitdet_ap_small"]
+    assert "bundled.fp32.box_agreement" not in metrics
+    assert not any(name.endswith(".instances") for name in metrics)
+
+
+def test_dvc_gets_rows_with_the_same_keys(rich):
+    out, rows, _ = rich
+    points = json.loads((out / "plots.json").read_text())
+    assert len(points) == len(rows)
+    assert len({frozenset(point) for point in points}) == 1
+
+
+def test_the_cost_of_quantization_is_a_difference_of_every_figure_of_both(rich):
+    _, rows, _ = rich
+    [grid] = quantization(rows).grids
+    assert [column.title for column in grid.columns[1:]] == [
+        f"{model} int8" for model in dict.fromkeys(row["model"] for row in rows[1:])
+    ]
+    found = {line.cells[0].text: line.cells[1:] for line in grid.lines}
+    tiny = {row["precision"]: row for row in rows if row["model"] == "tinysam_nano"}
+    before, after = tiny["fp32"], tiny["int8"]
+    place = [column.title for column in grid.columns[1:]].index("tinysam_nano int8")
+    assert found["Box mIoU"][place].value == after["box_miou"] - before["box_miou"]
+    assert found["Box mIoU"][place].tone == "worse"
+    assert found["Latency ms"][place].tone == "better"
+    assert found["Parameters"][place].text == "0"
+
+
+def test_nothing_is_compared_with_a_precision_that_is_not_there(rich):
+    _, rows, _ = rich
+    assert quantization([row for row in rows if row["precision"] != "int8"]) is None
+    assert quantization([row for row in rows if row["role"] == "teacher" or row["precision"] == "int8"]) is None
+
+
+def test_what_was_not_measured_has_no_table(rich):
+    _, rows, _ = rich
+    bare = [{name: None if isinstance(value, float) else value for name, value in row.items()} for row in rows]
+    assert sections(bare) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("box_miou", "Box mIoU"),
+        ("click3_fed_miou_small", "3 clicks, mask fed back mIoU small"),
+        ("coco_vitdet_ap", "Coco vitdet AP"),
+        ("everything_dense_ar1000", "Everything dense AR@1000"),
+    ],
+)
+def test_measures_have_names_that_people_say(name, says):
+    assert spoken(name) == says
+
+
+points = st.lists(st.tuples(st.floats(0.1, 100), st.floats(0, 1)), min_size=1, max_size=12)
+
+
+@given(points)
+def test_the_front_is_all_that_nothing_beats(found):
+    costs, scores = zip(*found, strict=True)
+    edge = front(costs, scores)
+    for i, (cost, score) in enumerate(found):
+        beaten = any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in found)
+        if i in edge:
+            assert not beaten
+        else:
+            assert beaten or (cost, score) in [found[j] for j in edge]
+
+
+def test_published_tables_are_whole_and_name_their_source():
+    published = papers.read()
+    known = {*STUDENTS, *TEACHERS}
+    assert {table.paper for table in published.tables} == set(published.papers)
+    for table in published.tables:
+        assert table.mark in "PCD"
+        assert table.place
+        assert table.protocol
+        for row in table.rows:
+            assert len(row.values) == len(table.columns)
+            assert row.ours is None or row.ours in known
+            assert row.mark is None or row.mark in "PCD"
+
+
+def test_published_figures_are_those_of_the_papers():
+    tables = {table.says: {row.ours: row.values for row in table.rows} for table in papers.read().tables}
+    assert tables["mIoU with ground-truth boxes, COCO"]["efficientvit_sam_xl1"] == [79.9, 75.8, 82.2, 83.8]
+    assert tables["mIoU with clicks, LVIS"]["vit_h"] == [59.2, 66.0, 66.8]
+    assert tables["Mask AP with ViTDet's boxes, COCO"]["efficientvit_sam_l0"] == [45.7, 28.2, 49.5, 63.4]
+
+
+def test_measured_rows_stand_below_the_published_with_marks_for_what_differs(rich):
+    _, rows, _ = rich
+    grids = {grid.title: grid for grid in beside_measured(rows, {"validation_images": 2.0}).grids}
+    boxes = grids["mIoU with ground-truth boxes, COCO"]
+    kinds = [line.kind for line in boxes.lines]
+    assert kinds == ["published", "published", "teacher", "student", "student"]
+    assert texts(boxes)[3][1] == f"{100 * rows[1]['box_miou']:.1f}"
+    notes = [boxes.notes[letter] for letter in boxes.lines[4].cells[0].marks]
+    assert any(note.startswith("other data: the 2 images") for note in notes)
+    assert any(note.startswith("other model") for note in notes)
+    assert any(note.startswith("other precision: int8") for note in notes)
+    assert not any(line.cells[0].marks for line in boxes.lines[:2])
+    speed = grids["Latency and memory"]
+    assert any(note.startswith("other machine") for note in speed.notes.values())
+
+
+def test_the_same_data_and_model_are_not_marked_as_others(rich):
+    _, rows, _ = rich
+    official = rows[1] | {"model": "efficientvit_sam_xl1"}
+    grids = {g.title: g for g in beside_measured([rows[0], official], {"validation_images": 5000.0}).grids}
+    boxes = grids["mIoU with clicks, COCO"]
+    assert boxes.lines[-1].cells[0].marks == ""
