@@ -22,6 +22,18 @@ METRICS = "metrics.json"
 Kind = Literal["dataset", "checkpoint", "embeddings", "onnx", "engine", "evaluation", "comparison"]
 
 
+class Calibration(BaseModel):
+    """The images that ranges of a lowered model were taken from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    images: int
+    seed: int
+    """That chose them from the calibration split."""
+    digest: str
+    """SHA-256 of their pixels, in hex."""
+
+
 class Contents(BaseModel):
     """What a stage says of the payload it wrote."""
 
@@ -35,6 +47,7 @@ class Contents(BaseModel):
     precision: str | None = None
     load: dict[str, str | int | float | bool] = {}
     """What a loader needs beside the files: the engine's kind, its settings."""
+    calibration: Calibration | None = None
 
 
 class Card(Contents):

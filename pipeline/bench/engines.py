@@ -16,9 +16,9 @@ from pipeline.models.sam import Sam
 from pipeline.models.students import TEACHERS, load_checkpoint
 from pipeline.prepare.procedural import SceneItem
 from pipeline.quantize import PRECISIONS as LOWER
-from pipeline.quantize import QuantizeConfig
+from pipeline.quantize import QuantizeConfig, SearchConfig
+from pipeline.quantize.calibration import SPLIT, Material
 from pipeline.quantize.export import DECODER, ENCODER, export_decoder, export_encoder
-from pipeline.quantize.int8 import SPLIT
 from pipeline.runtime import ENGINES as RUNTIMES
 from pipeline.runtime import Segmenter
 
@@ -28,9 +28,13 @@ _QUANTIZE = QuantizeConfig(
     calibration_images=4,
     holdout_images=1,
     seed=0,
+    method="onnxruntime",
     calibration="max",
     percentile=99.99,
+    search=SearchConfig(candidates=100, lowest=0.01, highest=1.2, rounds=3, rows=512),
     quantize_attention=False,
+    keep=[],
+    decoder="fp32",
     min_cosine=-1.0,
 )
 _JPEG_QUALITY = 92
@@ -125,7 +129,7 @@ class Exported:
             shutil.copytree(fp32, lowered)
             asked = _QUANTIZE.calibration_images + _QUANTIZE.holdout_images
             images = scenes(self._directory / "images", SPLIT, asked, side)
-            LOWER["int8"](_QUANTIZE, lowered / ENCODER, images, side)
+            LOWER["int8"](_QUANTIZE, lowered / ENCODER, Material(_QUANTIZE, self._sam, images))
 
 
 def files_mib(directory: Path, stem: str) -> float:

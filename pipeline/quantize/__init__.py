@@ -8,19 +8,29 @@ from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.models.students import load_checkpoint
-from pipeline.quantize.config import QuantizeConfig
+from pipeline.quantize.calibration import SPLIT, Material
+from pipeline.quantize.config import QuantizeConfig, SearchConfig
+from pipeline.quantize.decoder import lower_decoder
 from pipeline.quantize.export import DECODER, ENCODER, export_decoder, export_encoder
+from pipeline.quantize.fp16 import fp16
 from pipeline.quantize.fp32 import fp32
-from pipeline.quantize.int8 import SPLIT, int8
+from pipeline.quantize.int8 import int8
+from pipeline.quantize.int8_fp16 import int8_fp16
+from pipeline.quantize.w4a8 import w4a8
+from pipeline.quantize.w6a6 import w6a6
 
-__all__ = ["PRECISIONS", "QuantizeConfig", "quantize"]
+__all__ = ["PRECISIONS", "QuantizeConfig", "SearchConfig", "quantize"]
 
-PRECISIONS: Mapping[str, Callable[[QuantizeConfig, Path, Shards, int], dict[str, float]]] = {
+PRECISIONS: Mapping[str, Callable[[QuantizeConfig, Path, Material], dict[str, float]]] = {
     "fp32": fp32,
+    "fp16": fp16,
     "int8": int8,
+    "int8_fp16": int8_fp16,
+    "w6a6": w6a6,
+    "w4a8": w4a8,
 }
-"""Precision to function: it gets the config, ``encoder.onnx`` in fp32 to be replaced, the calibration split, and the
-side of the encoder's input; it returns figures."""
+"""Precision to function: it gets the config, ``encoder.onnx`` in fp32 to be replaced, and the calibration images; it
+returns figures."""
 
 
 def quantize(
@@ -47,13 +57,14 @@ def quantize(
         raise InputError(
             f"{align} holds a {card.kind} of {card.model}, not a checkpoint of {student}: run `dvc repro`."
         )
-    images = Shards(prepare, SPLIT)
     sam = load_checkpoint(align)
+    material = Material(config, sam, Shards(prepare, SPLIT))
     encoder, decoder = out / ENCODER, out / DECODER
     metrics = export_encoder(sam, encoder, opset=config.opset, tolerance=config.max_difference)
     metrics |= export_decoder(sam, decoder, opset=config.opset, tolerance=config.max_difference)
     log(metrics)
-    metrics |= PRECISIONS[precision](config, encoder, images, sam.input_size)
+    metrics |= PRECISIONS[precision](config, encoder, material)
+    metrics |= lower_decoder(config, decoder, encoder, material)
     sizes = {"encoder_bytes": float(encoder.stat().st_size), "decoder_bytes": float(decoder.stat().st_size)}
     metrics |= sizes | {"size_mib": sum(sizes.values()) / 2**20}
     log(metrics)
@@ -63,4 +74,11 @@ def quantize(
         "input_size": sam.input_size,
         "embedding_size": sam.embedding_size,
     }
-    return Contents(kind="onnx", model=student, options=card.options, precision=precision, load=load)
+    return Contents(
+        kind="onnx",
+        model=student,
+        options=card.options,
+        precision=precision,
+        load=load,
+        calibration=material.card() if precision != "fp32" or config.decoder != "fp32" else None,
+    )

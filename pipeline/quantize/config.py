@@ -7,6 +7,21 @@ from pydantic import Field
 from pipeline.config import Config
 
 
+class SearchConfig(Config):
+    """How `pipeline.quantize.search` tries scales."""
+
+    candidates: int = Field(ge=2)
+    """Scales tried for each tensor and each channel."""
+    lowest: float = Field(gt=0)
+    """The least of them, as part of the largest magnitude's."""
+    highest: float = Field(gt=0)
+    """The largest of them."""
+    rounds: int = Field(ge=1)
+    """How often weights and activations are searched in turn."""
+    rows: int = Field(ge=1)
+    """Rows of each layer that the distance is taken on, from all calibration images together."""
+
+
 class QuantizeConfig(Config):
     """How students are exported, and how int8 ranges are found."""
 
@@ -20,11 +35,19 @@ class QuantizeConfig(Config):
     """Further images of the same split on which the quantized encoder is compared with the exported one."""
     seed: int = Field(ge=0)
     """Decides which images these are."""
+    method: Literal["modelopt", "onnxruntime", "search"]
+    """What finds scales: NVIDIA ModelOpt, ONNX Runtime's quantizer, or TinySAM's search."""
     calibration: Literal["max", "entropy", "percentile"]
     """Range of an activation: its largest magnitude, least divergence of its distribution, or ``percentile`` of it."""
     percentile: float = Field(gt=50, le=100)
     """Part of an activation's values that its range holds, in percent, where ``calibration`` says so."""
+    search: SearchConfig
+    """For ``method: search``."""
     quantize_attention: bool
     """Also lower products of two activations (attention), not only those with weights."""
+    keep: list[str]
+    """Layers that stay in floating point, by name or pattern: ``neck.*``. The sensitivity report suggests some."""
+    decoder: Literal["fp32", "fp16", "int8"]
+    """The mask decoder's precision."""
     min_cosine: float = Field(ge=-1, le=1)
     """Smallest mean cosine between lowered and exported embeddings that passes."""

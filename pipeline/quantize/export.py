@@ -25,16 +25,9 @@ from pipeline.errors import InputError
 from pipeline.models.decoder import decode
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
 from pipeline.models.sam_lightening import Projection
+from pipeline.quantize.rules import check_onnx
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
-FORBIDDEN = frozenset(
-    {
-        "BatchNormalization", "Compress", "If", "Loop", "NonZero", "OneHot", "RandomNormal", "RandomUniform", "Scan",
-        "ScatterElements", "ScatterND", "Tile", "Unique",
-    }
-)  # fmt: skip
-"""Operators that engines refuse or run badly: data-dependent shapes, control flow, and norms left unfolded."""
-
 Axes = Mapping[str, tuple[str | int, ...]]
 """Inputs or outputs by name; an axis is a number, or a word where it is dynamic."""
 
@@ -93,7 +86,7 @@ def export_encoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dic
         ``encoder_max_difference`` and ``encoder_nodes``.
 
     Raises:
-        InputError: The graph holds a forbidden operator, or does not give PyTorch's result.
+        InputError: The graph breaks a rule of `pipeline.quantize.rules`, or does not give PyTorch's result.
     """
     side, grid = sam.input_size, sam.embedding_size
     inputs: Axes = {"image": ("batch", 3, side, side)}
@@ -189,30 +182,34 @@ def _export(
 
 
 def write(model: onnx.ModelProto, path: Path, inputs: Axes, outputs: Axes) -> None:
-    """Bring a model into its one form, check it, and write it.
+    """Bring an exported model into its one form, check it, and write it.
 
     Raises:
-        InputError: It holds a forbidden operator, named with its node.
+        InputError: It breaks a rule of `pipeline.quantize.rules`.
     """
-    normalise(model)
     _name_axes(model.graph.input, inputs)
     _name_axes(model.graph.output, outputs)
-    refuse_forbidden(model, path.name)
-    onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    save(model, path)
 
 
-def refuse_forbidden(model: onnx.ModelProto, name: str) -> None:
-    """Look for operators that engines cannot take.
+def save(model: onnx.ModelProto, path: Path) -> dict[str, float]:
+    """Bring a model into its one form, check it, and write it.
+
+    Returns:
+        Counts of QuantizeLinear and DequantizeLinear, where there are any.
 
     Raises:
-        InputError: There is one; the text names operator and node.
+        InputError: It breaks a rule of `pipeline.quantize.rules`.
     """
-    faults = [f"{node.name} ({node.op_type})" for node in model.graph.node if node.op_type in FORBIDDEN]
-    if faults:
-        raise InputError(
-            f"{name} holds operators that engines refuse: {', '.join(faults[:5])}. Rewrite that part of the model."
-        )
+    normalise(model)
+    check_onnx(model, path.name)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    kinds = [node.op_type for node in model.graph.node]
+    counts = {
+        "quantize_linear_nodes": float(kinds.count("QuantizeLinear")),
+        "dequantize_linear_nodes": float(kinds.count("DequantizeLinear")),
+    }
+    return counts if any(counts.values()) else {}
 
 
 def normalise(model: onnx.ModelProto) -> None:

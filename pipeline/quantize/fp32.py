@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from pipeline.data.shards import Shards
+from pipeline.quantize.calibration import Material
 from pipeline.quantize.config import QuantizeConfig
 
 
-def fp32(config: QuantizeConfig, encoder: Path, images: Shards, input_size: int) -> dict[str, float]:
+def fp32(config: QuantizeConfig, encoder: Path, material: Material) -> dict[str, float]:
     """Leave ``encoder`` as it is; no image is read."""
     return {}

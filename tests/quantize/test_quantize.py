@@ -7,16 +7,18 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from pipeline import masks
 from pipeline.artifact import Card, Contents
-from pipeline.data.shards import Shards
+from pipeline.data.shards import Sample, Shards
 from pipeline.errors import InputError
 from pipeline.log import silent
 from pipeline.models import build
-from pipeline.models.sam import save_checkpoint
-from pipeline.quantize import PRECISIONS, QuantizeConfig, quantize
+from pipeline.models.sam import assemble, save_checkpoint
+from pipeline.quantize import PRECISIONS, QuantizeConfig, SearchConfig, quantize
 from pipeline.quantize import export as export_module
-from pipeline.quantize.export import export_encoder, refuse_forbidden
-from pipeline.quantize.int8 import LOWERED, choose, inspect, int8
+from pipeline.quantize.calibration import Material
+from pipeline.quantize.export import export_encoder
+from pipeline.quantize.rules import LOWERED
 from pipeline.runtime.onnxruntime import open_session
 
 CONFIG = QuantizeConfig(
@@ -25,15 +27,19 @@ CONFIG = QuantizeConfig(
     calibration_images=3,
     holdout_images=2,
     seed=0,
+    method="onnxruntime",
     calibration="max",
     percentile=99.99,
+    search=SearchConfig(candidates=100, lowest=0.01, highest=1.2, rounds=3, rows=512),
     quantize_attention=False,
+    keep=[],
+    decoder="fp32",
     min_cosine=0.9,
 )
 
 
 class Pictures(Shards):
-    """Coarse noise in the place of a prepared split."""
+    """Coarse noise with two squares in the place of a prepared split."""
 
     def __init__(self, directory=None, split="calibration", count=5):
         self.directory, self.split, self._count = directory, split, count
@@ -43,7 +49,12 @@ class Pictures(Shards):
 
     def __getitem__(self, index):
         noise = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        return type("Sample", (), {"image": noise.repeat(8, 0).repeat(8, 1)})()
+        annotations = []
+        for start in (4, 30):
+            mask = np.zeros((64, 64), bool)
+            mask[start : start + 24, start : start + 20] = True
+            annotations.append({"segmentation": masks.encode(mask)})
+        return Sample(str(index), noise.repeat(8, 0).repeat(8, 1), annotations)
 
 
 class SmallEncoder(nn.Module):
@@ -67,15 +78,13 @@ class SmallEncoder(nn.Module):
 
 @pytest.fixture(scope="module")
 def small():
-    sam = build("efficientvit_sam_nano")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sam.image_encoder = SmallEncoder()
+        sam = assemble(SmallEncoder(), image_size=64, input_size=64, embedding_size=4)
     for module in sam.image_encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-1, 1, generator=torch.Generator().manual_seed(1))
             module.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
-    sam.input_size, sam.embedding_size = 64, 4
     return sam.eval()
 
 
@@ -86,10 +95,11 @@ def encoder(small, tmp_path_factory):
     return path
 
 
-def lowered(encoder, tmp_path, **changes):
-    path = tmp_path / "encoder.onnx"
+def lowered(small, encoder, tmp_path, precision="int8", **changes):
+    """The encoder in another precision, with its figures."""
+    path, config = tmp_path / "encoder.onnx", CONFIG.model_copy(update=changes)
     path.write_bytes(encoder.read_bytes())
-    figures = int8(CONFIG.model_copy(update=changes), path, Pictures(), 64)
+    figures = PRECISIONS[precision](config, path, Material(config, small, Pictures()))
     assert [p.name for p in tmp_path.iterdir()] == ["encoder.onnx"]
     return path, figures
 
@@ -156,7 +166,7 @@ def test_the_same_weights_give_the_same_bytes(small, encoder, tmp_path):
     (tmp_path / "again.onnx").unlink()
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-    a, b = (lowered(encoder, tmp_path / folder)[0].read_bytes() for folder in ("a", "b"))
+    a, b = (lowered(small, encoder, tmp_path / folder)[0].read_bytes() for folder in ("a", "b"))
     assert a == b
     assert a != encoder.read_bytes()
 
@@ -176,17 +186,10 @@ def test_a_difference_to_pytorch_above_the_limit_fails(small, tmp_path, monkeypa
         export_encoder(small, tmp_path / "encoder.onnx", opset=18, tolerance=1e-4)
 
 
-def test_a_forbidden_operator_is_named_with_its_node():
-    node = onnx.helper.make_node("NonZero", ["x"], ["y"], name="where_points_are")
-    graph = onnx.helper.make_graph([node], "g", [], [])
-    with pytest.raises(InputError, match=r"decoder.onnx .* where_points_are \(NonZero\)"):
-        refuse_forbidden(onnx.helper.make_model(graph), "decoder.onnx")
-
-
 @pytest.mark.parametrize("attention", [True, False])
 @pytest.mark.parametrize("calibration", ["max", "entropy", "percentile"])
-def test_int8_has_the_form_engines_take(encoder, tmp_path, attention, calibration):
-    path, figures = lowered(encoder, tmp_path, quantize_attention=attention, calibration=calibration)
+def test_int8_has_the_form_engines_take(small, encoder, tmp_path, attention, calibration):
+    path, figures = lowered(small, encoder, tmp_path, quantize_attention=attention, calibration=calibration)
     model = onnx.load(path)
     constants = {c.name: numpy_helper.to_array(c) for c in model.graph.initializer}
     made = {node.output[0]: node for node in model.graph.node}
@@ -211,40 +214,38 @@ def test_int8_has_the_form_engines_take(encoder, tmp_path, attention, calibratio
     assert figures["embedding_cosine"] > 0.98
 
 
-def test_int8_calibrates_on_the_images_asked_for_and_compares_on_others():
-    chosen, held_out = choose(CONFIG, Pictures())
-    assert sorted(chosen + held_out) == [0, 1, 2, 3, 4]
-    assert (len(chosen), len(held_out)) == (3, 2)
-    assert choose(CONFIG, Pictures()) == (chosen, held_out)
+def test_int8_calibrates_on_the_images_asked_for_and_compares_on_others(small):
+    material = Material(CONFIG, small, Pictures())
+    assert sorted((*material.chosen, *material.held_out)) == [0, 1, 2, 3, 4]
+    assert (len(material.chosen), len(material.held_out)) == (3, 2)
+    assert Material(CONFIG, small, Pictures()).chosen == material.chosen
+
+
+def test_the_card_tells_how_many_images_which_seed_and_their_digest(small, whole):
+    _, _, contents = whole
+    assert contents.calibration == Material(CONFIG, small, Pictures()).card()
+    assert (contents.calibration.images, contents.calibration.seed) == (3, 0)
+    other = Material(CONFIG.model_copy(update={"seed": 1}), small, Pictures()).card()
+    assert len(other.digest) == 64
+    assert other.digest != contents.calibration.digest
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_other_splits_than_calibration_are_refused(encoder, split):
+def test_other_splits_than_calibration_are_refused(small, split):
     with pytest.raises(InputError, match=f"'calibration' only, not on '{split}'"):
-        int8(CONFIG, encoder, Pictures(split=split), 64)
+        _ = Material(CONFIG, small, Pictures(split=split)).chosen
 
 
-def test_too_few_images_are_refused_with_both_numbers():
+def test_too_few_images_are_refused_with_both_numbers(small):
     with pytest.raises(InputError, match=r"has 4 calibration images; .* 3 \+ 2"):
-        choose(CONFIG, Pictures(count=4))
+        _ = Material(CONFIG, small, Pictures(count=4)).held_out
 
 
-def test_a_zero_point_other_than_zero_is_refused(encoder, tmp_path):
-    path, _ = lowered(encoder, tmp_path)
-    model = onnx.load(path)
-    quantizer = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
-    for constant in model.graph.initializer:
-        if constant.name == quantizer.input[2]:
-            constant.CopyFrom(numpy_helper.from_array(np.array(3, np.int8), constant.name))
-    with pytest.raises(InputError, match="zero point other than 0"):
-        inspect(model)
-
-
-def test_int8_too_far_from_fp32_fails_and_leaves_the_file(encoder, tmp_path):
-    path = tmp_path / "encoder.onnx"
-    path.write_bytes(encoder.read_bytes())
+def test_int8_too_far_from_fp32_fails_and_leaves_the_file(small, encoder, tmp_path):
     with pytest.raises(InputError, match="quantize.min_cosine asks for 1.0"):
-        int8(CONFIG.model_copy(update={"min_cosine": 1.0}), path, Pictures(), 64)
+        lowered(small, encoder, tmp_path, min_cosine=1.0)
+    assert (tmp_path / "encoder.onnx").read_bytes() == encoder.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["encoder.onnx"]
 
 
 def test_an_unknown_precision_lists_the_known_ones(whole, tmp_path):

@@ -14,9 +14,11 @@ from pipeline.log import silent
 from pipeline.models import STUDENTS, build
 from pipeline.models.sam import save_checkpoint
 from pipeline.models.students import load_checkpoint
-from pipeline.quantize import QuantizeConfig, quantize
-from pipeline.quantize.export import FORBIDDEN
-from pipeline.quantize.int8 import LOWERED, int8, products
+from pipeline.quantize import QuantizeConfig, SearchConfig, quantize
+from pipeline.quantize.calibration import Material
+from pipeline.quantize.int8 import int8
+from pipeline.quantize.layers import products
+from pipeline.quantize.rules import FORBIDDEN, LOWERED
 from pipeline.runtime import load
 from pipeline.runtime.onnxruntime import open_session
 
@@ -24,8 +26,10 @@ NANOS = [name for name in STUDENTS if name.endswith("_nano")]
 OPTIONS = {"sam_lightening_nano": {"attention": [[[128, 2]], [[100, 2]], [[128, 2], [256, 1]], [[64, 1]]]}}
 """Where a family has them, others than its own: with the wrong ones a file would hold another function."""
 CONFIG = QuantizeConfig(
-    opset=18, max_difference=1e-3, calibration_images=3, holdout_images=2, seed=0, calibration="max", percentile=99.99,
-    quantize_attention=False, min_cosine=0.95,
+    opset=18, max_difference=1e-3, calibration_images=3, holdout_images=2, seed=0, method="onnxruntime",
+    calibration="max", percentile=99.99,
+    search=SearchConfig(candidates=100, lowest=0.01, highest=1.2, rounds=3, rows=512),
+    quantize_attention=False, keep=[], decoder="fp32", min_cosine=0.95,
 )  # fmt: skip
 
 
@@ -62,7 +66,7 @@ def artifacts(request, tmp_path_factory):
     Card.seal(places["fp32"], contents, {})
     lowered = places["int8"] / "encoder.onnx"
     shutil.copyfile(places["fp32"] / "encoder.onnx", lowered)
-    int8(CONFIG, lowered, Pictures(root, "calibration"), 256)
+    int8(CONFIG, lowered, Material(CONFIG, load_checkpoint(places["align"]), Pictures(root, "calibration")))
     return places
 
 

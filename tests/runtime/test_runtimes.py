@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
-from pipeline.quantize import QuantizeConfig, quantize
+from pipeline.quantize import QuantizeConfig, SearchConfig, quantize
 from pipeline.runtime import Predictor, Segmenter, load
 
 STUDENT = "efficientvit_sam_nano"
@@ -25,7 +25,8 @@ ENGINES = ("openvino", "onnxruntime")
 """Those that run on a processor."""
 QUANTIZE = QuantizeConfig(
     opset=18, max_difference=1e-3, calibration_images=1, holdout_images=1, seed=0, calibration="max", percentile=99.9,
-    quantize_attention=False, min_cosine=0.0,
+    search=SearchConfig(candidates=100, lowest=0.01, highest=1.2, rounds=3, rows=512),
+    quantize_attention=False, method="onnxruntime", keep=[], decoder="fp32", min_cosine=0.0,
 )  # fmt: skip
 
 

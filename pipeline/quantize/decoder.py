@@ -1,0 +1,93 @@
+"""The mask decoder in fewer bits: an option, since it is small and makes the masks' borders.
+
+Its price is in the metrics: how far its masks move on held-out images, given the same embeddings.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime import InferenceSession
+
+from pipeline.progress import progress
+from pipeline.quantize.calibration import Material, Reader
+from pipeline.quantize.config import QuantizeConfig
+from pipeline.quantize.export import save
+from pipeline.quantize.fp16 import narrowed
+from pipeline.quantize.int8 import CALIBRATORS
+from pipeline.quantize.layers import chosen_layers, weights
+from pipeline.quantize.qdq import Scales, weight_scales, write_qdq
+from pipeline.quantize.task import prompts
+from pipeline.runtime.onnxruntime import open_session
+
+
+def lower_decoder(config: QuantizeConfig, decoder: Path, encoder: Path, material: Material) -> dict[str, float]:
+    """Replace ``decoder`` by the precision that the config names.
+
+    Args:
+        config: See `QuantizeConfig`.
+        decoder: ``decoder.onnx`` in fp32.
+        encoder: In its final precision: gives the embeddings.
+        material: Images and prompts.
+
+    Returns:
+        ``decoder_mask_agreement``, mean IoU of masks with the fp32 decoder's, ``decoder_iou_difference``, mean absolute
+        difference of predicted IoUs; nothing for fp32.
+    """
+    if config.decoder == "fp32":
+        return {}
+    session = open_session(encoder)
+    with TemporaryDirectory(dir=decoder.parent, prefix=".decoder-") as directory:
+        lowered = Path(directory) / decoder.name
+        if config.decoder == "fp16":
+            save(narrowed(decoder, decoder_feeds(session, material, material.chosen[0]), Path(directory)), lowered)
+        else:
+            _int8(config, decoder, lowered, session, material)
+        figures = _price(decoder, lowered, session, material)
+        lowered.replace(decoder)
+    return figures
+
+
+def _int8(config: QuantizeConfig, decoder: Path, lowered: Path, session: InferenceSession, material: Material) -> None:
+    model = onnx.load(decoder)
+    values = {c.name: len(c.dims) for c in model.graph.initializer}
+    # Products folded with a weight of each head have three axes, which engines do not take with scales per channel.
+    chosen = [layer for layer in chosen_layers(model, attention=False, keep=()) if values[str(layer.weight)] in (2, 4)]
+    copy = lowered.with_name("source.onnx")
+    onnx.save(model, copy)
+    method = CALIBRATORS.get(config.method, CALIBRATORS["onnxruntime"])
+    reader = Reader(lambda index: decoder_feeds(session, material, index), material.chosen)
+    found, kernels = method(config, copy, chosen, reader), weights(model, chosen)
+    scales = {str(layer.weight): weight_scales(kernels[str(layer.weight)], layer.axis, 8) for layer in chosen}
+    save(write_qdq(model, chosen, Scales(activations=found, weights=scales)), lowered)
+
+
+def decoder_feeds(session: InferenceSession, material: Material, index: int) -> dict[str, Any]:
+    """An image's embedding, and the first instances' boxes and clicks."""
+    coords, labels = (values.numpy() for values in prompts(material.sample(index), material.sam.image_size))
+    logits = 4 * material.sam.embedding_size
+    return {
+        "image_embedding": session.run(None, dict(material.feeds(index)))[0],
+        "point_coords": coords,
+        "point_labels": labels,
+        "mask_input": np.zeros((len(coords), 1, logits, logits), np.float32),
+        "has_mask_input": np.zeros(1, np.float32),
+    }
+
+
+def _price(reference: Path, lowered: Path, session: InferenceSession, material: Material) -> dict[str, float]:
+    agreements, differences = [], []
+    decoders: Sequence[InferenceSession] = [open_session(path) for path in (reference, lowered)]
+    for index in progress(material.held_out, "compare decoders", "image"):
+        feeds: Mapping[str, Any] = decoder_feeds(session, material, index)
+        (a, scores_a), (b, scores_b) = (decoder.run(None, feeds) for decoder in decoders)
+        union, shared = ((a > 0) | (b > 0)).sum((2, 3)), ((a > 0) & (b > 0)).sum((2, 3))
+        agreements.append(float(np.where(union > 0, shared / np.maximum(union, 1), 1.0).mean()))
+        differences.append(float(np.abs(scores_a - scores_b).mean()))
+    return {
+        "decoder_mask_agreement": float(np.mean(agreements)),
+        "decoder_iou_difference": float(np.mean(differences)),
+    }

@@ -1,0 +1,55 @@
+"""Ranges by ONNX Runtime's static quantizer: the light tool, always there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+from pipeline.quantize.calibration import Reader, quiet
+from pipeline.quantize.config import QuantizeConfig
+from pipeline.quantize.layers import Layer
+from pipeline.quantize.qdq import read_scales
+
+METHODS = {
+    "max": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
+
+
+def onnxruntime(config: QuantizeConfig, source: Path, lowered: Sequence[Layer], reader: Reader) -> dict[str, float]:
+    """Scales of activations, by tensor.
+
+    Args:
+        config: Says the kind of calibration.
+        source: The fp32 file; its directory gets one more.
+        lowered: The layers to be lowered.
+        reader: The calibration inputs.
+    """
+    out = source.with_name("onnxruntime.onnx")
+    with quiet():
+        quantize_static(
+            source,
+            out,
+            reader,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=sorted({layer.op for layer in lowered}),
+            nodes_to_quantize=[layer.node for layer in lowered],
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=METHODS[config.calibration],
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                # Inputs alone: what follows a product stays in floating point, and rounds once instead of twice.
+                "OpTypesToExcludeOutputQuantization": sorted({layer.op for layer in lowered}),
+                "CalibTensorRangeSymmetric": True,
+                "CalibPercentile": config.percentile,
+                # One image at a time: the histograms' activations of a whole split do not fit in memory.
+                "CalibStridedMinMax": 1,
+            },
+        )
+    return read_scales(onnx.load(out))

@@ -1,0 +1,140 @@
+"""Scales, and a graph written with them as QuantizeLinear and DequantizeLinear (QDQ).
+
+Whatever found the scales, the file has one form: symmetric signed values, zero points of 0; weights stored as int8
+with one scale for each output channel, activations rounded with one scale where they arise. Norms, GELU, softmax,
+additions, transposed convolutions and biases stay in floating point. Where one of these reads a tensor that is rounded
+for a product, it reads the rounded one: OpenVINO 2026.4 loses accuracy on graphs that give both forms of a tensor to
+different readers.
+
+Fewer bits are written too, for studies: weights are int8 of a shorter range, activations are clipped before they are
+rounded. Such a file computes exactly what hardware of that width would, on any runtime, and is no faster.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from jaxtyping import Float32, Int8, Shaped
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from pipeline.errors import InputError
+from pipeline.quantize.layers import Layer
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What a step of a rounded value is worth."""
+
+    activations: Mapping[str, float]
+    """By tensor."""
+    weights: Mapping[str, Float32[np.ndarray, " channels"]]
+    """By initializer, one for each output channel."""
+    activation_bits: int = 8
+    weight_bits: int = 8
+
+
+def largest(bits: int) -> int:
+    """The largest value of ``bits`` signed bits."""
+    return 2 ** (bits - 1) - 1
+
+
+def weight_scales(weight: Float32[np.ndarray, "..."], axis: int, bits: int) -> Float32[np.ndarray, " channels"]:
+    """The largest magnitude of each output channel, over the largest value."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    scale: Float32[np.ndarray, " channels"] = np.abs(weight).max(axis=others) / np.float32(largest(bits))
+    return np.maximum(scale, np.float32(1e-12))
+
+
+def rounded(
+    weight: Float32[np.ndarray, "..."], scale: Float32[np.ndarray, " channels"], axis: int, bits: int
+) -> Int8[np.ndarray, "..."]:
+    """A weight in steps of its scales; the range is symmetric, as TensorRT asks of weights."""
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    steps = np.rint(weight / scale.reshape(shape)).clip(-largest(bits), largest(bits))
+    return np.asarray(steps, np.int8)
+
+
+def write_qdq(model: ModelProto, lowered: Sequence[Layer], scales: Scales) -> ModelProto:
+    """A copy of a model in which layers read rounded values.
+
+    Args:
+        model: In fp32.
+        lowered: The layers; all they read and weigh with has a scale.
+        scales: Of tensors and weights; of others than ``lowered`` has they are not looked at.
+
+    Raises:
+        InputError: There is no layer, or a scale is missing.
+    """
+    if not lowered:
+        raise InputError("not one layer of the encoder would become int8: shorten quantize.keep.")
+    result = ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    tensors = {name: None for layer in lowered for name in layer.inputs}
+    axes = {layer.weight: layer.axis for layer in lowered if layer.weight}
+    missing = [name for name in tensors if name not in scales.activations]
+    missing += [name for name in axes if name not in scales.weights]
+    if missing:
+        raise InputError(f"calibration found no scale for {missing[0]}: try another quantize.method.")
+    zero = _constant(graph, "int8_zero", np.zeros((), np.int8))
+    after: dict[str, list[NodeProto]] = {}
+    for name in tensors:
+        after[name] = _round_activation(graph, name, scales.activations[name], scales.activation_bits, zero)
+    front = [_store_weight(graph, name, axis, scales) for name, axis in axes.items()]
+    renamed = {name: f"{name}_dequantized" for name in (*tensors, *axes)}
+    nodes = [*front, *(n for value in graph.input for n in after.get(value.name, []))]
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            # A weight that another kind of node reads too stays with that one as it was.
+            if name in tensors or (name in axes and i == 1):
+                node.input[i] = renamed[name]
+        nodes.append(node)
+        nodes += [n for name in node.output for n in after.get(name, [])]
+    read = {name for node in nodes for name in node.input}
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    constants = [c for c in graph.initializer if c.name in read]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(constants)
+    return result
+
+
+def read_scales(model: ModelProto) -> dict[str, float]:
+    """The scales of activations in a QDQ graph that some tool has written, by tensor."""
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    return {
+        node.input[0]: float(numpy_helper.to_array(constants[node.input[1]]))
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear" and node.input[0] not in constants
+    }
+
+
+def _round_activation(graph: onnx.GraphProto, name: str, scale: float, bits: int, zero: str) -> list[NodeProto]:
+    step = _constant(graph, f"{name}_scale", np.array(scale, np.float32))
+    nodes, source = list[NodeProto](), name
+    if bits < 8:
+        low = _constant(graph, f"{name}_low", np.array(-(largest(bits) + 1) * scale, np.float32))
+        high = _constant(graph, f"{name}_high", np.array(largest(bits) * scale, np.float32))
+        source = f"{name}_clipped"
+        nodes.append(helper.make_node("Clip", [name, low, high], [source], name=f"{name}_Clip"))
+    steps, out = f"{name}_quantized", f"{name}_dequantized"
+    nodes.append(helper.make_node("QuantizeLinear", [source, step, zero], [steps], name=f"{name}_QuantizeLinear"))
+    nodes.append(helper.make_node("DequantizeLinear", [steps, step, zero], [out], name=f"{name}_DequantizeLinear"))
+    return nodes
+
+
+def _store_weight(graph: onnx.GraphProto, name: str, axis: int, scales: Scales) -> NodeProto:
+    weight = numpy_helper.to_array(next(c for c in graph.initializer if c.name == name))
+    scale = np.asarray(scales.weights[name], np.float32)
+    steps = _constant(graph, f"{name}_quantized", rounded(weight, scale, axis, scales.weight_bits))
+    step = _constant(graph, f"{name}_scale", scale)
+    zero = _constant(graph, f"{name}_zero", np.zeros(scale.shape, np.int8))
+    return helper.make_node(
+        "DequantizeLinear", [steps, step, zero], [f"{name}_dequantized"], name=f"{name}_DequantizeLinear", axis=axis
+    )
+
+
+def _constant(graph: onnx.GraphProto, name: str, value: Shaped[np.ndarray, "..."]) -> str:
+    graph.initializer.append(numpy_helper.from_array(value, name))
+    return name

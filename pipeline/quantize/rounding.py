@@ -1,0 +1,77 @@
+"""Rounding simulated in floating point: one scale, or TinySAM's two ranges after softmax and after GELU."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from onnx import ModelProto
+from torch import Tensor
+
+from pipeline.quantize.qdq import largest
+
+Kind = Literal["plain", "gelu", "softmax"]
+"""How many ranges a tensor has: one, one on each side of 0, or one for small values and one up to 1."""
+_GELU_LEAST = 0.17
+"""The least value of GELU is -0.16997."""
+
+
+def fake(x: Float[Tensor, "..."], scale: Float[Tensor, "..."], bits: int, kind: Kind = "plain") -> Float[Tensor, "..."]:
+    """A tensor as it is after rounding to ``bits`` signed bits and back.
+
+    Args:
+        x: Values.
+        scale: One step; may have leading dimensions of its own, for candidates.
+        bits: 2 to 8.
+        kind: ``gelu`` rounds what is below 0 in steps of GELU's own negative range; ``softmax`` rounds what lies above
+            the range of ``scale`` in steps of 1 over the largest value (TinySAM and PTQ4ViT: twin ranges). Both need
+            one bit that plain QDQ has not: the range a value is in takes the place of the sign.
+    """
+    top = largest(bits)
+    if kind == "plain":
+        return (x / scale).round_().clamp_(-top - 1, top).mul_(scale)
+    fine = (x / scale).round_().clamp_(0, top).mul_(scale)
+    if kind == "gelu":
+        step = _GELU_LEAST / (top + 1)
+        return torch.where(x < 0, (x / step).round().clamp(-top - 1, 0) * step, fine)
+    return torch.where(x > scale * top, (x * top).round().clamp(0, top) / top, fine)
+
+
+def kinds(model: ModelProto) -> dict[str, Kind]:
+    """Tensors that come from softmax or GELU, unmoved but for their shape."""
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    constants = {constant.name for constant in model.graph.initializer}
+    found: dict[str, Kind] = {}
+    for node in model.graph.node:
+        if node.op_type == "Softmax":
+            found[node.output[0]] = "softmax"
+        elif node.op_type == "Gelu" or (node.op_type == "Mul" and _is_gelu(node.output[0], made_by, constants)):
+            found[node.output[0]] = "gelu"
+        elif node.op_type in ("Reshape", "Transpose") and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
+    return found
+
+
+def _is_gelu(name: str, made_by: Mapping[str, object], constants: set[str]) -> bool:
+    """Whether a product is ``x * (1 + erf or tanh of x)``, with its halves anywhere."""
+    waiting, seen = [(name, 0)], list[str]()
+    while waiting:
+        current, depth = waiting.pop()
+        node = made_by.get(current)
+        if node is None or depth > 3:
+            continue
+        seen.append(node.op_type)  # type: ignore[attr-defined]
+        if node.op_type in ("Add", "Mul"):  # type: ignore[attr-defined]
+            waiting += [(n, depth + 1) for n in node.input if n not in constants]  # type: ignore[attr-defined]
+    return bool({"Erf", "Tanh"} & set(seen))
+
+
+def rounders(
+    scales: Mapping[str, float], bits: int, split: Mapping[str, Kind]
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What `pipeline.quantize.graph.Graph` does to tensors, by name."""
+
+    def rounder(scale: float, kind: Kind) -> Callable[[Tensor], Tensor]:
+        return lambda x: fake(x, torch.tensor(scale), bits, kind)
+
+    return {name: rounder(scale, split.get(name, "plain")) for name, scale in scales.items()}

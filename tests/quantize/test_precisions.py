@@ -1,0 +1,150 @@
+"""Every precision of the table on a small encoder: its form, what stays in floating point, and the tools' choices."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from pipeline.errors import InputError
+from pipeline.quantize import PRECISIONS
+from pipeline.quantize.calibration import Material
+from pipeline.quantize.decoder import lower_decoder
+from pipeline.quantize.export import export_decoder
+from pipeline.quantize.layers import layers, linear_attention
+from pipeline.runtime.onnxruntime import open_session
+from tests.quantize.test_quantize import CONFIG, Pictures, encoder, lowered, small  # noqa: F401 - fixtures
+
+COSINES = {"fp32": 1.0, "fp16": 0.9999, "int8": 0.995, "int8_fp16": 0.995, "w6a6": 0.9, "w4a8": 0.9}
+
+
+def types(path):
+    return {constant.data_type for constant in onnx.load(path).graph.initializer}
+
+
+def test_every_precision_is_expected_here():
+    assert set(COSINES) == set(PRECISIONS)
+
+
+@pytest.mark.parametrize("precision", [name for name in PRECISIONS if name != "fp32"])
+def test_a_precision_agrees_with_fp32_as_far_as_it_can(small, encoder, tmp_path, precision):  # noqa: F811
+    path, figures = lowered(small, encoder, tmp_path, precision)
+    assert figures["embedding_cosine"] > COSINES[precision]
+    session = open_session(path)
+    assert {value.type for value in (*session.get_inputs(), *session.get_outputs())} == {"tensor(float)"}
+
+
+def test_fp16_keeps_norms_in_fp32_and_all_large_weights_in_fp16(small, encoder, tmp_path):  # noqa: F811
+    path, _ = lowered(small, encoder, tmp_path, "fp16")
+    model = onnx.load(path)
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    for node in model.graph.node:
+        kinds = {constants[name].data_type for name in node.input if name in constants}
+        if node.op_type == "LayerNormalization":
+            assert kinds == {TensorProto.FLOAT}
+        elif node.op_type in ("Conv", "Gemm"):
+            assert kinds == {TensorProto.FLOAT16}
+    assert path.stat().st_size < 0.6 * encoder.stat().st_size
+
+
+def test_int8_fp16_has_neither_fp32_weights_nor_rounded_ones_in_floats(small, encoder, tmp_path):  # noqa: F811
+    path, figures = lowered(small, encoder, tmp_path, "int8_fp16")
+    large = [c for c in onnx.load(path).graph.initializer if np.prod(c.dims) >= 1024]
+    assert large
+    assert {c.data_type for c in large} == {TensorProto.INT8}
+    assert figures["quantize_linear_nodes"] > 0
+
+
+@pytest.mark.parametrize(("precision", "most"), [("int8", 127), ("w6a6", 31), ("w4a8", 7)])
+def test_weights_use_the_whole_range_of_their_width(small, encoder, tmp_path, precision, most):  # noqa: F811
+    path, _ = lowered(small, encoder, tmp_path, precision)
+    weights = [c for c in onnx.load(path).graph.initializer if c.data_type == TensorProto.INT8 and len(c.dims) > 1]
+    assert {int(np.abs(numpy_helper.to_array(c).astype(int)).max()) for c in weights} == {most}
+
+
+@pytest.mark.parametrize("calibration", ["max", "entropy"])
+def test_modelopt_finds_the_scales_of_the_same_tensors(small, encoder, tmp_path, calibration):  # noqa: F811
+    for method in ("onnxruntime", "modelopt"):
+        (tmp_path / method).mkdir()
+    files = [
+        lowered(small, encoder, tmp_path / method, method=method, calibration=calibration)[0]
+        for method in ("onnxruntime", "modelopt")
+    ]
+    ours, theirs = ([(n.op_type, list(n.input)) for n in onnx.load(path).graph.node] for path in files)
+    assert ours == theirs
+    if calibration == "max":
+        scales = [
+            {
+                c.name: float(numpy_helper.to_array(c))
+                for c in onnx.load(path).graph.initializer
+                if c.name.endswith("_scale") and not c.dims
+            }
+            for path in files
+        ]
+        assert scales[0].keys() == scales[1].keys()
+        for name, scale in scales[0].items():
+            assert scales[1][name] == pytest.approx(scale, rel=0.02)
+
+
+def test_modelopt_has_no_percentile(small, encoder, tmp_path):  # noqa: F811
+    with pytest.raises(InputError, match="by max or entropy, not by percentile"):
+        lowered(small, encoder, tmp_path, method="modelopt", calibration="percentile")
+
+
+def test_an_absent_modelopt_says_what_to_install(small, encoder, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(__import__("sys").modules, "modelopt.onnx.autocast", None)
+    with pytest.raises(InputError, match="nvidia-modelopt cannot be imported .* `make setup` installs it"):
+        lowered(small, encoder, tmp_path, "fp16")
+
+
+def test_layers_to_keep_stay_in_floating_point(small, encoder, tmp_path):  # noqa: F811
+    names = [layer.name for layer in layers(onnx.load(encoder))]
+    assert {"stem.0", "block.0", "lower", "project", "widen"} <= set(names)
+    path, figures = lowered(small, encoder, tmp_path, keep=["stem.*", "widen"])
+    kept = {c.name for c in onnx.load(path).graph.initializer if c.data_type == TensorProto.FLOAT and len(c.dims) > 1}
+    assert "image_encoder.stem.0.weight" in kept
+    assert figures["quantized_nodes"] == 3
+
+
+def test_a_pattern_that_fits_no_layer_is_refused(small, encoder, tmp_path):  # noqa: F811
+    with pytest.raises(InputError, match=r"quantize.keep names 'nek.\*', which fits no layer"):
+        lowered(small, encoder, tmp_path, keep=["nek.*"])
+
+
+def test_the_sums_and_the_division_of_linear_attention_are_found():
+    from torch import nn, randn
+    from torch.onnx import export
+
+    from pipeline.models.efficientvit import linear_attention as attend
+
+    class Attention(nn.Module):
+        def forward(self, x):
+            return attend(x)
+
+    program = export(Attention().eval(), (randn(1, 2, 96, 256),), dynamo=True, opset_version=18, verbose=False)
+    model = program.model_proto
+    for i, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{i}"
+    kinds = sorted(node.op_type for node in linear_attention(model))
+    assert kinds == ["Clip", "Div", "MatMul", "MatMul", "Slice", "Slice"]
+
+
+@pytest.fixture(scope="module")
+def decoder(small, tmp_path_factory):  # noqa: F811
+    path = tmp_path_factory.mktemp("decoder") / "decoder.onnx"
+    export_decoder(small, path, opset=18, tolerance=1e-3)
+    return path
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_decoders_price_is_told(small, encoder, decoder, tmp_path, precision):  # noqa: F811
+    path, size = tmp_path / "decoder.onnx", decoder.stat().st_size
+    path.write_bytes(decoder.read_bytes())
+    config = CONFIG.model_copy(update={"decoder": precision})
+    figures = lower_decoder(config, path, encoder, Material(config, small, Pictures()))
+    assert [p.name for p in tmp_path.iterdir()] == ["decoder.onnx"]
+    if precision == "fp32":
+        assert figures == {}
+    else:
+        assert figures["decoder_mask_agreement"] > 0.9
+        assert figures["decoder_iou_difference"] < 0.05
+        assert path.stat().st_size < 0.7 * size
