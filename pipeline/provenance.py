@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import psutil
 
+_CODE = "pipeline"
+
 
 def alive(pid: str, started: float) -> bool:
     """Whether the process that began a run at ``started`` lives; a later process may have taken its number."""
@@ -26,19 +28,19 @@ def git() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Commit:
-    """The source as it is checked out."""
+    """The code as it is checked out."""
 
     hash: str
-    """Empty outside a repository."""
+    """The last commit that changed it: commits of results leave it as it was. Empty outside a repository."""
     changed: bool
-    """Whether code or params.yaml differ from it; dvc.lock may, it is written while stages run."""
+    """Whether the code differs from that commit."""
 
 
 def commit() -> Commit:
     """The commit of the code that runs."""
     try:
-        head = _git_output("rev-parse", "HEAD")
-        return Commit(head, bool(_git_output("status", "--porcelain", "--", "pipeline", "params.yaml")))
+        last = _git_output("log", "-1", "--format=%H", "--", _CODE)
+        return Commit(last, bool(_git_output("status", "--porcelain", "--", _CODE)))
     except (OSError, subprocess.CalledProcessError):
         return Commit("", False)
 

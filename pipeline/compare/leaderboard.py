@@ -23,7 +23,7 @@ MEASURED = (
     "decoder_macs_per_prompt",
 )
 """What every row has of numbers, in order; None where something was not measured or a band is empty."""
-_COUNTS = ("instances",)
+_COUNTS = ("instances", "sginw_sets")
 """Numbers of an evaluation that are no measure of the model."""
 
 _ABOUT = ("model", "precision", "runtime", "role", "guarded", "artifact", "digest")
