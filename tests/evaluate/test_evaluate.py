@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -12,7 +13,9 @@ from pipeline.artifact import Card, Contents, digest, write_json
 from pipeline.errors import InputError
 from pipeline.evaluate import EvaluateConfig, _cost, evaluate, evaluate_teacher, memory
 from pipeline.evaluate.accuracy import evaluate_accuracy, photographs
+from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.memory import measuring_memory
+from pipeline.evaluate.ranks import Ranks
 from pipeline.log import silent
 from pipeline.metrics import iou
 from pipeline.models import build
@@ -81,10 +84,10 @@ def dataset(tmp_path):
     return _dataset(tmp_path / "prepare", [((256, 256), boxes), ((256, 256), []), ((128, 256), [(4, 8, 60, 64)])])
 
 
-def _scores(dataset, segmenter, prompts_batch=2, pictures=1):
-    return evaluate_accuracy(
-        Predictor(segmenter), dataset, photographs(dataset), prompts_batch=prompts_batch, pictures=pictures
-    )
+def _scores(dataset, segmenter, prompts_batch=2, pictures=1, fed=False, **more):
+    with ThreadPoolExecutor(2) as pool:
+        run = Run(Predictor(segmenter), pool, prompts_batch, Ranks(), Done(None))
+        return evaluate_accuracy(run, dataset, photographs(dataset), pictures=pictures, fed=fed, **more)
 
 
 @pytest.mark.parametrize("prompts_batch", [1, 2, 5, 64])
@@ -94,7 +97,7 @@ def test_every_instance_counts_exactly_once_and_every_image_is_encoded_once(data
     assert Counter(s["annotation_id"] for s in scores.instances) == Counter(range(1, 7))
     assert scores.metrics()["instances"] == 6
     assert segmenter.encoded == 2  # the image without instances is not
-    assert sum(segmenter.batches) == 2 * 6
+    assert sum(segmenter.batches) == 6 * 6  # a box and five rounds of clicks
     assert max(segmenter.batches) <= prompts_batch
 
 
@@ -168,8 +171,9 @@ def checkpoint(tmp_path_factory):
 
 
 def _config(runs=0):
-    latency = {"warmup": 0, "runs": runs, "max_foreign_load": 1.0, "threads": 1}
-    return EvaluateConfig.model_validate({"prompts_batch": 8, "pictures": 1, "latency": latency})
+    latency = {"warmup": 0, "runs": runs, "max_foreign_load": 1.0, "batch": 2, "threads": 1}
+    protocols = {"feed_back": True, "detections": {}, "sginw": None}
+    return EvaluateConfig.model_validate({"prompts_batch": 8, "pictures": 1, "latency": latency} | protocols)
 
 
 def _evaluate_teacher(dataset, checkpoint, out, runs=0):
@@ -238,6 +242,7 @@ def test_another_students_engine_is_refused(dataset, checkpoint, tmp_path):
             _config(),
             prepare=dataset,
             build_engine=checkpoint,
+            evaluate_teacher=checkpoint,
             student=NANO,
             precision="int8",
             out=tmp_path,
