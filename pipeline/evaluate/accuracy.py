@@ -102,7 +102,7 @@ def read_kept(path: Path) -> Kept:
         InputError: They are missing or damaged.
     """
     try:
-        return {entry["annotation_id"]: entry for entry in json.loads(path.read_text())}
+        return {entry["annotation_id"]: {p: entry[p] for p in SAME_PROMPTS} for entry in json.loads(path.read_text())}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{path} cannot be read ({error}): run `dvc repro --force --single-item evaluate_teacher`."
