@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.bench.engines import weights_mib
+from pipeline.runtime.graphs import recorded
 from pipeline.timing import measure
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,24 +68,6 @@ def encoding(
         }
 
     return finished, weights_mib(encoder), figures
-
-
-def recorded(call: Callable[[], object]) -> Callable[[], object]:
-    """The same work as one CUDA graph: its kernels start without the processor."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
-
-    def replay() -> object:
-        graph.replay()
-        return result
-
-    return replay
 
 
 def waiting(call: Callable[[], object]) -> Callable[[], object]:

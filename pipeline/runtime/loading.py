@@ -35,7 +35,14 @@ ENGINES: Mapping[str, Callable[[Path, Card, str, int | None], Segmenter]] = {
 }
 
 
-def load(source: Path | str | Sam, device: str = "cpu", threads: int | None = None) -> Segmenter:
+def load(
+    source: Path | str | Sam,
+    device: str = "cpu",
+    threads: int | None = None,
+    *,
+    precision: str = "fp32",
+    execution: str = "eager",
+) -> Segmenter:
     """Make ready to run what a stage left, or a model at hand.
 
     Args:
@@ -44,18 +51,23 @@ def load(source: Path | str | Sam, device: str = "cpu", threads: int | None = No
         device: ``cpu``, ``cuda`` ... Engines say which ones they know.
         threads: How many CPU threads one call may use; None leaves the choice to the runtime. PyTorch has one such
             number per process, so there it is set for everything.
+        precision: Of PyTorch's image encoder: fp32, bf16 or fp16. ONNX and engine artifacts have theirs.
+        execution: Of PyTorch's image encoder: ``eager``, ``compile``, or on a GPU ``cuda_graph``.
 
     Raises:
-        InputError: ``source`` is no such artifact, its files are damaged, or a package or device is missing.
+        InputError: ``source`` is no such artifact, its files are damaged, a package or device is missing, or
+            ``precision`` or ``execution`` were given for an artifact that has its own.
     """
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, or None for the runtime's own choice, not {threads}.")
     if isinstance(source, Sam):
-        return _pytorch(source, device, threads)
+        return _pytorch(source, device, threads, precision, execution)
     directory = Path(source)
     card = Card.read(directory)
     if card.kind == "checkpoint":
-        return _pytorch(load_checkpoint(directory), device, threads)
+        return _pytorch(load_checkpoint(directory), device, threads, precision, execution)
+    if (precision, execution) != ("fp32", "eager"):
+        raise InputError(f"{directory} is an artifact of kind {card.kind!r}: precision and execution are in its files.")
     if card.kind == "onnx":
         return _onnxruntime(directory, card, device, threads)
     if card.kind == "engine":
@@ -69,7 +81,7 @@ def load(source: Path | str | Sam, device: str = "cpu", threads: int | None = No
     )
 
 
-def _pytorch(sam: Sam, device: str, threads: int | None) -> Segmenter:
+def _pytorch(sam: Sam, device: str, threads: int | None, precision: str, execution: str) -> Segmenter:
     from pipeline.runtime.pytorch import TorchSegmenter
 
-    return TorchSegmenter(sam, device=device, threads=threads)
+    return TorchSegmenter(sam, device=device, threads=threads, precision=precision, execution=execution)

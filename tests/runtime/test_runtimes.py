@@ -1,6 +1,8 @@
 """All runtimes give PyTorch's results, for every form of prompt and image."""
 
 import builtins
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -206,3 +208,50 @@ def test_a_missing_or_damaged_file_is_named(artifacts, tmp_path, kind, file):
 def test_an_absent_device_is_named(artifacts, kind, device):
     with pytest.raises(InputError, match=device):
         load(artifacts[kind], device=device)
+
+
+def test_pytorch_runs_the_encoder_in_bf16_and_leaves_the_given_model_alone():
+    sam = build(STUDENT, seed=1)
+    image = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    expected = load(sam).encode(image)
+    found = load(sam, precision="bf16").encode(image)
+    assert found.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.99
+    assert not torch.equal(found, expected)
+    assert torch.equal(load(sam).encode(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"precision": "int8"}, "in fp32, bf16, fp16, not in 'int8'"),
+        ({"execution": "quick"}, "one of eager, compile, cuda_graph, not 'quick'"),
+        ({"execution": "cuda_graph"}, "needs a device 'cuda', not 'cpu'"),
+    ],
+)
+def test_ways_to_run_pytorch_that_are_not_there_are_refused(options, says):
+    with pytest.raises(InputError, match=says):
+        load(build(STUDENT), **options)
+
+
+def test_engines_have_their_own_precision(artifacts):
+    with pytest.raises(InputError, match="precision and execution are in its files"):
+        load(artifacts["openvino"], precision="bf16")
+
+
+COMPILED = """
+import torch
+from pipeline.models import build
+from pipeline.runtime import load
+sam = build("efficientvit_sam_nano", seed=1)
+image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+found, expected = load(sam, execution="compile").encode(image), load(sam).encode(image)
+assert torch.allclose(found, expected, atol=1e-4), (found - expected).abs().max()
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_gives_the_same():
+    # In a process without the checks of shapes, which the compiler cannot follow.
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
