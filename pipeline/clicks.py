@@ -22,6 +22,9 @@ whose unit circle lies between 0.9824 and 1.0192."""
 _PAIRS = 1 << 21
 """Pixels by border pixels whose distances are counted out; of more than that the whole transform takes less time."""
 
+_EXACT_PX = 2048
+"""Side within which sums of squares are whole numbers that fp32 holds, whatever the order of the products."""
+
 
 class Click(NamedTuple):
     """A click in pixels of the original image."""
@@ -97,13 +100,17 @@ def _deepest(depths: _Depths) -> tuple[int, int, int]:
     x0, y0, x1, y1 = max(0, x - reach), max(0, y - reach), x + width + reach, y + height + reach
     near = depths.padded[y0:y1, x0:x1]
     edge = cv2.dilate(near, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))) - near
-    points = cv2.findNonZero(candidates).reshape(-1, 2).astype(np.int32)  # in reading order
-    border = cv2.findNonZero(edge).reshape(-1, 2).astype(np.int32) + np.array([x0, y0], np.int32)
-    if len(points) * len(border) <= _PAIRS:
-        dx, dy = (points[:, None, axis] - border[None, :, axis] for axis in (0, 1))
-        squared = (dx * dx + dy * dy).min(axis=1)
+    corner = np.array([x0, y0], np.float32)
+    inside = cv2.findNonZero(candidates[y : y + height, x : x + width]).reshape(-1, 2)  # in reading order
+    points = inside.astype(np.float32) + np.array([x - x0, y - y0], np.float32)
+    border = cv2.findNonZero(edge).reshape(-1, 2).astype(np.float32)
+    if len(points) * len(border) <= _PAIRS and max(near.shape) <= _EXACT_PX:
+        apart = (border * border).sum(axis=1) - (2 * points) @ border.T
+        squared = (apart.min(axis=1) + (points * points).sum(axis=1)).astype(np.int64)
     else:
         exact = cv2.distanceTransform(near, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        squared = np.rint(exact[points[:, 1] - y0, points[:, 0] - x0].astype(np.float64) ** 2).astype(np.int64)
+        rows, columns = points[:, 1].astype(np.int64), points[:, 0].astype(np.int64)
+        squared = np.rint(exact[rows, columns].astype(np.float64) ** 2).astype(np.int64)
     best = int(squared.argmax())
-    return int(squared[best]), depths.x + int(points[best, 0]), depths.y + int(points[best, 1])
+    place = points[best] + corner
+    return int(squared[best]), depths.x + int(place[0]), depths.y + int(place[1])
