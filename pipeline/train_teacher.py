@@ -85,7 +85,7 @@ def held_out(sam: Sam) -> dict[str, float]:
         save_checkpoint(sam, teacher)
         Card.seal(teacher, Contents(kind="checkpoint", model="bundled", precision="fp32"), {})
         untimed = LatencyConfig(warmup=0, runs=0, max_foreign_load=1.0, threads=2)
-        config = EvaluateConfig(prompts_batch=32, pictures=0, latency=untimed)
+        config = EvaluateConfig(prompts_batch=32, pictures=0, everything=None, latency=untimed)
         evaluate_teacher(config, prepare=data, teacher=teacher, out=out, log=silent)
         metrics: dict[str, float] = json.loads((out / "metrics.json").read_text())
     return {name: value for name, value in metrics.items() if "miou" in name or name == "instances"}

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from tqdm import tqdm
 
-from pipeline.bench import attention, decoder, encoder, training
+from pipeline.bench import attention, decoder, encoder, everything, training
 from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.settings import PRECISIONS, RUNTIMES, Combination, Settings
 from pipeline.bench.table import Report, rows
@@ -30,6 +30,7 @@ SUBJECTS: Mapping[str, Subject] = {
     "encoder": encoder.SUBJECT,
     "decoder": decoder.SUBJECT,
     "training": training.SUBJECT,
+    "everything": everything.SUBJECT,
 }
 """What can be measured."""
 
@@ -51,6 +52,7 @@ def bench(
     prompts: tuple[int, ...],
     images: int,
     tokens: tuple[int, ...],
+    points: int,
     weights: Path | None,
     as_json: bool,
 ) -> str:
@@ -71,6 +73,7 @@ def bench(
         prompts=prompts,
         images=images,
         tokens=tokens,
+        points=points,
         weights=weights,
     )
     settings.check()

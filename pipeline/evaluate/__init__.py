@@ -2,7 +2,8 @@
 
 Everything goes through `pipeline.runtime`, the way users run it. What is written: ``metrics.json`` (flat numbers),
 ``instances.json`` (each instance's IoU), ``predictions.json`` (masks of the first images, for the report),
-``subject.json`` (what was measured), and ``latency.json`` and ``memory.json`` unless nothing is to be timed.
+``subject.json`` (what was measured), ``everything.json`` (masks of everything mode, where it is measured), and
+``latency.json`` and ``memory.json`` unless nothing is to be timed.
 """
 
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from pipeline.artifact import CARD, METRICS, Card, Contents, write_json, write_m
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.evaluate.accuracy import evaluate_accuracy, photographs, read_image
+from pipeline.evaluate.everything import EverythingConfig, evaluate_everything
 from pipeline.evaluate.latency import LatencyConfig, measure_latency
 from pipeline.evaluate.memory import measuring_memory
 from pipeline.log import Log
@@ -39,6 +41,8 @@ class EvaluateConfig(Config):
     """Prompts decoded at once when accuracy is measured."""
     pictures: Annotated[int, Field(ge=0)]
     """Validation images whose masks are kept for the report."""
+    everything: EverythingConfig | None
+    """None leaves everything mode out."""
     latency: LatencyConfig
 
 
@@ -111,6 +115,12 @@ def _evaluate(config: EvaluateConfig, prepare: Path, source: Path, role: str, ou
             spent |= _measure_latency(config.latency, segmenter, read_image(prepare, subject), box, out)
             log(spent)
     metrics |= spent
+    if config.everything:
+        arguments = (Predictor(segmenter), prepare, validation, config.everything)
+        everything, pictures = evaluate_everything(*arguments, timed=bool(config.latency.runs))
+        log(everything)
+        metrics |= everything
+        write_json(out / "everything.json", pictures)
     write_json(out / "instances.json", scores.instances)
     write_json(out / "predictions.json", scores.predictions)
     about = {"precision": card.precision or "fp32", "runtime": str(card.load.get("engine", "torch"))}

@@ -169,7 +169,7 @@ def checkpoint(tmp_path_factory):
 
 def _config(runs=0):
     latency = {"warmup": 0, "runs": runs, "max_foreign_load": 1.0, "threads": 1}
-    return EvaluateConfig.model_validate({"prompts_batch": 8, "pictures": 1, "latency": latency})
+    return EvaluateConfig.model_validate({"prompts_batch": 8, "pictures": 1, "everything": None, "latency": latency})
 
 
 def _evaluate_teacher(dataset, checkpoint, out, runs=0):
