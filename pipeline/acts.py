@@ -71,8 +71,9 @@ ACTS: dict[str, Act] = {
                 {
                     "metavar": "SUBJECT",
                     "help": "attention: dense and dilated, by segment and interval; encoder: latency, one image; "
-                    "decoder: milliseconds per prompt, segment_anything's and ours; training: one step of distillation"
-                    "; evaluate: milliseconds per instance by box and clicks, published and ours",
+                    "decoder: milliseconds per prompt, segment_anything's and ours; training: one step of "
+                    "distillation; evaluate: milliseconds per instance by box and clicks, published and ours; "
+                    "everything: all masks of one image, by segment_anything's generator and ours",
                 },
             ),
             (
@@ -154,6 +155,15 @@ ACTS: dict[str, Act] = {
                     "metavar": "N,N",
                     "default": (1024, 4096, 16384),
                     "help": "attention: lengths of sequences (default: 1024,4096,16384)",
+                },
+            ),
+            (
+                "--points",
+                {
+                    "type": int,
+                    "metavar": "N",
+                    "default": 32,
+                    "help": "everything: points along one side of the grid (default: 32)",
                 },
             ),
             (

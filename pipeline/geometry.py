@@ -73,6 +73,20 @@ def masks_to_original(
     return F.interpolate(masks[..., :height, :width], size, mode="bilinear", align_corners=False)
 
 
+def upscaling(size: Size, side: int, grid: int) -> tuple[Float[Tensor, "height grid"], Float[Tensor, "width grid"]]:
+    """`masks_to_original` as matrices: ``rows @ low_res_logits @ columns.T``, of logits ``(grid, grid)``.
+
+    Bilinear interpolation works along each axis alone, so the two that follow each other are one product per axis.
+    """
+    units = torch.eye(grid)[:, None]
+    frame = F.interpolate(units, side, mode="linear", align_corners=False)
+    rows, columns = (
+        F.interpolate(frame[..., :held], extent, mode="linear", align_corners=False)[:, 0].T.contiguous()
+        for held, extent in zip(resized(size, side), size, strict=True)
+    )
+    return rows, columns
+
+
 def masks_to_frame(masks_original: Float[Tensor, "b h w"], side: int, grid: int) -> Float[Tensor, "b grid grid"]:
     """Masks in [0, 1] of the original frame on a ``grid`` x ``grid`` raster of the padded prompt frame.
 

@@ -6,10 +6,9 @@ _MASKS = "pipeline/masks.py"
 _DATA = ("pipeline/geometry.py", "pipeline/data")
 _MODELS = ("pipeline/geometry.py", "pipeline/models")
 _TRAINING = (*_DATA, "pipeline/models", "pipeline/losses.py", "pipeline/training.py")
-_RUNTIME = (*_MODELS, "pipeline/runtime")
+_RUNTIME = (*_MODELS, _MASKS, "pipeline/runtime")
 _MEASURING = (
     *_RUNTIME,
-    _MASKS,
     "pipeline/clicks.py",
     "pipeline/data",
     "pipeline/metrics.py",

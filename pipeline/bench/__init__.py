@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from tqdm import tqdm
 
-from pipeline.bench import attention, decoder, encoder, evaluate, training
+from pipeline.bench import attention, decoder, encoder, evaluate, everything, training
 from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.settings import PRECISIONS, RUNTIMES, Combination, Settings
 from pipeline.bench.table import Report, rows
@@ -31,6 +31,7 @@ SUBJECTS: Mapping[str, Subject] = {
     "decoder": decoder.SUBJECT,
     "training": training.SUBJECT,
     "evaluate": evaluate.SUBJECT,
+    "everything": everything.SUBJECT,
 }
 """What can be measured."""
 
@@ -53,6 +54,7 @@ def bench(
     images: int,
     photographs: Path | None,
     tokens: tuple[int, ...],
+    points: int,
     weights: Path | None,
     as_json: bool,
 ) -> str:
@@ -74,6 +76,7 @@ def bench(
         images=images,
         photographs=photographs,
         tokens=tokens,
+        points=points,
         weights=weights,
     )
     settings.check()

@@ -40,6 +40,8 @@ class Settings:
     """Directory with ``instances.json`` and ``images`` to evaluate on; None draws scenes."""
     tokens: tuple[int, ...]
     """Lengths of the sequences that attention is measured on."""
+    points: int
+    """Points along one side of the grid of everything mode."""
     weights: Path | None
     """Directory that holds a checkpoint artifact under each student's name; None takes fresh weights."""
 
@@ -63,6 +65,7 @@ class Settings:
             ("--rounds", self.rounds, 1),
             ("--prompts", min(self.prompts, default=0), 1),
             ("--images", self.images, 1),
+            ("--points", self.points, 1),
             ("--tokens", min(self.tokens, default=0), 1),
         ):
             if value < least:

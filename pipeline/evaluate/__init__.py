@@ -2,8 +2,9 @@
 
 Everything goes through `pipeline.runtime`, the way users run it. What is written: ``metrics.json`` (flat numbers),
 ``instances.json`` (each instance's IoUs), ``calibration.json`` (predicted against true IoU), ``predictions.json``
-(masks of the first images, for the report), ``subject.json`` (what was measured), and ``latency.json`` and
-``memory.json`` unless nothing is to be timed; of the teacher ``masks.json``, which students are compared with.
+(masks of the first images, for the report), ``subject.json`` (what was measured), ``everything.json`` (all masks of
+some images, where that is asked for), and ``latency.json`` and ``memory.json`` unless nothing is to be timed; of the
+teacher ``masks.json``, which students are compared with.
 
 Several processes may share the work (``torchrun``); the figures are the same. A killed evaluation goes on where it was.
 """
@@ -25,9 +26,11 @@ from pydantic import Field
 from pipeline import masks
 from pipeline.artifact import CARD, METRICS, Card, Contents, file_sha256, write_json, write_metrics
 from pipeline.config import Config
+from pipeline.data.coco import Photograph
 from pipeline.errors import InputError
 from pipeline.evaluate.accuracy import Kept, Scores, evaluate_accuracy, photographs, read_image, read_kept
 from pipeline.evaluate.detections import DetectionsConfig, SginwConfig, evaluate_detections, evaluate_sginw, files
+from pipeline.evaluate.everything import EverythingConfig, evaluate_everything
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.latency import LatencyConfig, measure_latency
 from pipeline.evaluate.memory import measuring_memory
@@ -57,6 +60,8 @@ class EvaluateConfig(Config):
     """Detectors' boxes to be segmented, by the name that their figures get; ``{}`` for none."""
     sginw: SginwConfig | None
     """Segmentation in the Wild; null leaves it out."""
+    everything: EverythingConfig | None
+    """All masks of an image; null leaves it out."""
     latency: LatencyConfig
 
 
@@ -167,6 +172,7 @@ def _evaluate(
             write_json(out / "memory.json", spent)
             spent |= _measure_latency(config.latency, segmenter, read_image(prepare, example), box, out)
             log(spent)
+    metrics |= _everything(config, segmenter, prepare, validation, out)
     _write(out, scores, subject, card, validation, config.pictures)
     write_metrics(out, metrics | spent)
     shutil.rmtree(kept, ignore_errors=True)
@@ -188,6 +194,18 @@ def _detections(config: EvaluateConfig, run: Run, out: Path) -> dict[str, float]
     if config.sginw is not None and (found := evaluate_sginw(run, config.sginw)) is not None:
         metrics |= found[0]
         write_json(out / "sginw.json", found[1])
+    return metrics
+
+
+def _everything(
+    config: EvaluateConfig, segmenter: Segmenter, prepare: Path, validation: list[Photograph], out: Path
+) -> dict[str, float]:
+    """Figures of everything mode, in one process."""
+    if config.everything is None:
+        return {}
+    arguments = (Predictor(segmenter), prepare, validation, config.everything)
+    metrics, pictures = evaluate_everything(*arguments, timed=config.latency.runs > 0)
+    write_json(out / "everything.json", pictures)
     return metrics
 
 

@@ -35,6 +35,7 @@ SETTINGS = Settings(
     images=2,
     photographs=None,
     tokens=(64,),
+    points=4,
     weights=None,
 )
 
@@ -246,3 +247,16 @@ def test_rows_of_a_busy_machine_are_marked(monkeypatch):
     )
     text = Report("encoder", "one image", SETTINGS, rows([candidate], timings), []).text()
     assert "no figure to quote" in text
+
+
+def test_everything_mode_is_compared_with_segment_anythings_generator(capsys):
+    asked = ("--students", NANO, "--runtimes", "torch", "--precisions", "fp32", "--points", "4", "--json")
+    measured = json.loads(_bench(capsys, "everything", *asked)[0])["rows"]
+    _check_rows(measured)
+    assert [row["name"] for row in measured] == [
+        f"{NANO} {way}" for way in ("segment_anything", "dense", "hierarchical")
+    ]
+    theirs, dense, hierarchical = measured
+    assert theirs["points"] == dense["points"] == 16 >= hierarchical["points"] >= 4
+    assert theirs["masks"] == dense["masks"] > 0
+    assert theirs["gmacs"] > dense["gmacs"] >= hierarchical["gmacs"]

@@ -28,6 +28,7 @@ def tiny(params):
     params["quantize"] |= {"calibration_images": 2, "holdout_images": 2, "min_cosine": 0.0}
     params["build_engine"] |= {"min_cosine": 0.0, "min_mask_agreement": 0.0, "threads": 1}
     params["evaluate"] |= {"pictures": 2}
+    params["evaluate"]["everything"] |= {"images": 1, "pictures": 1, "points_per_side": 4}
     params["evaluate"]["latency"] |= {"warmup": 0, "runs": 0, "threads": 1}
     params["compare"] |= {"pictures": 2, "extremes": 1}
     return params

@@ -256,7 +256,7 @@ def checkpoint(tmp_path_factory):
 
 def _config(runs=0):
     latency = {"warmup": 0, "runs": runs, "max_foreign_load": 1.0, "batch": 2, "threads": 1}
-    protocols = {"feed_back": True, "detections": {}, "sginw": None}
+    protocols = {"feed_back": True, "detections": {}, "sginw": None, "everything": None}
     return EvaluateConfig.model_validate({"prompts_batch": 8, "pictures": 1, "latency": latency} | protocols)
 
 
