@@ -183,6 +183,62 @@ ACTS: dict[str, Act] = {
         "the columns mean. Example: python -m pipeline bench encoder --students efficientvit_sam_l0 "
         "--runtimes torch,openvino --precisions fp32,int8",
     ),
+    "study": Act(
+        "pipeline.bench.study:study",
+        "What methods of quantization cost in accuracy, for students, widths and calibration seeds",
+        (
+            ("--students", {"type": _names, "required": True, "metavar": "A,B", "help": "students, all aligned"}),
+            (
+                "--methods",
+                {
+                    "type": _names,
+                    "metavar": "A,B",
+                    "default": ("max", "percentile", "modelopt_entropy", "search", "search_split"),
+                    "help": "of max, percentile, entropy, modelopt_max, modelopt_entropy, search, search_split "
+                    "(default: all but entropy and modelopt_max)",
+                },
+            ),
+            (
+                "--widths",
+                {
+                    "type": _names,
+                    "metavar": "A,B",
+                    "default": ("w8a8", "w6a6", "w4a8"),
+                    "help": "bits of weights and activations: w8a8, w6a6, w4a8 (default: all)",
+                },
+            ),
+            (
+                "--seeds",
+                {
+                    "type": _counts,
+                    "metavar": "N,N",
+                    "default": (0, 1, 2),
+                    "help": "choose the calibration images (default: 0,1,2)",
+                },
+            ),
+            ("--attention", {"action": "store_true", "help": "also round products of two activations"}),
+            (
+                "--checkpoints",
+                {"type": Path, "metavar": "DIRECTORY", "default": Path("artifacts/align"), "help": "of align"},
+            ),
+            (
+                "--dataset",
+                {"type": Path, "metavar": "DIRECTORY", "default": Path("artifacts/prepare"), "help": "of prepare"},
+            ),
+            (
+                "--out",
+                {
+                    "type": Path,
+                    "metavar": "FILE",
+                    "default": Path("study.jsonl"),
+                    "help": "rows as JSON lines; those in it are not measured again (default: study.jsonl)",
+                },
+            ),
+        ),
+        "Needs `dvc repro align`. Rounds in simulation, the encoder alone, by section quantize of params.yaml but for "
+        "its method, calibration and seed; measures box and one-click mIoU on the validation split. Example: python -m "
+        "pipeline study --students tinysam_nano --methods max,search --widths w6a6",
+    ),
     "score": Act(
         "pipeline.score:score",
         "Average precision of a results file in COCO's format, as JSON",

@@ -35,6 +35,7 @@ _QUANTIZE = QuantizeConfig(
     quantize_attention=False,
     keep=[],
     decoder="fp32",
+    sensitivity_images=0,
     min_cosine=-1.0,
 )
 _JPEG_QUALITY = 92

@@ -49,5 +49,7 @@ class QuantizeConfig(Config):
     """Layers that stay in floating point, by name or pattern: ``neck.*``. The sensitivity report suggests some."""
     decoder: Literal["fp32", "fp16", "int8"]
     """The mask decoder's precision."""
+    sensitivity_images: int = Field(ge=0)
+    """Held-out images the sensitivity report of int8 and narrower encoders is made on; 0 makes none."""
     min_cosine: float = Field(ge=-1, le=1)
     """Smallest mean cosine between lowered and exported embeddings that passes."""

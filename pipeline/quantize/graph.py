@@ -83,6 +83,13 @@ class Graph:
                     values.pop(name, None)
         return kept | {self.output: values[self.output]}
 
+    def node(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
+        """What one node gives for ``values``, and the model's constants where these have none."""
+        node, attributes = next((n, a) for n, a in self.nodes if n.name == name)
+        known = self.constants | dict(values)
+        result = _OPERATORS[node.op_type](attributes, *(known[name] if name else None for name in node.input))
+        return result[0] if isinstance(result, tuple) else result
+
 
 def _attributes(node: NodeProto) -> dict[str, Any]:
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

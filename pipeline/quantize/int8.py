@@ -18,6 +18,7 @@ from pipeline.quantize.modelopt import modelopt
 from pipeline.quantize.onnxruntime import onnxruntime
 from pipeline.quantize.qdq import Scales, largest, weight_scales, write_qdq
 from pipeline.quantize.search import search
+from pipeline.quantize.sensitivity import write_sensitivity
 
 Calibrator = Callable[[QuantizeConfig, Path, Sequence[Layer], Reader], dict[str, float]]
 CALIBRATORS: Mapping[str, Calibrator] = {"modelopt": modelopt, "onnxruntime": onnxruntime}
@@ -52,6 +53,8 @@ def lower(
         figures = save(write_qdq(model, chosen, scales), lowered)
         figures |= agreement(encoder, lowered, material)
         gate(config, precision, figures)
+        if config.sensitivity_images:
+            write_sensitivity(encoder.parent, model, chosen, scales, material, images=config.sensitivity_images)
         lowered.replace(encoder)
     return figures | {"quantized_nodes": float(len(chosen))}
 
@@ -63,8 +66,12 @@ def find_scales(
     material: Material,
     weight_bits: int,
     activation_bits: int,
+    known: Scales | None = None,
 ) -> Scales:
-    """Scales of layers by the method that the config names; the tools' are for 8 bits, fewer share their ranges."""
+    """Scales of layers by the method that the config names.
+
+    The tools' are for 8 bits; fewer share their ranges, so those of another width may be handed over as ``known``.
+    """
     model = onnx.load(encoder)
     if config.method == "search":
         return search(
@@ -76,15 +83,16 @@ def find_scales(
             activation_bits=activation_bits,
             seed=config.seed,
         )
-    reader = Reader(material.feeds, material.chosen)
-    with TemporaryDirectory(dir=encoder.parent, prefix=".calibrate-") as directory:
-        source = Path(directory) / encoder.name
-        onnx.save(model, source)
-        found = CALIBRATORS[config.method](config, source, chosen, reader)
+    if known is None:
+        reader = Reader(material.feeds, material.chosen)
+        with TemporaryDirectory(dir=encoder.parent, prefix=".calibrate-") as directory:
+            source = Path(directory) / encoder.name
+            onnx.save(model, source)
+            known = Scales(CALIBRATORS[config.method](config, source, chosen, reader), {})
     values = weights(model, chosen)
-    narrower = largest(8) / largest(activation_bits)
+    narrower = largest(known.activation_bits) / largest(activation_bits)
     return Scales(
-        activations={name: scale * narrower for name, scale in found.items()},
+        activations={name: scale * narrower for name, scale in known.activations.items()},
         weights={
             layer.weight: weight_scales(values[layer.weight], layer.axis, weight_bits)
             for layer in chosen

@@ -20,4 +20,6 @@ def int8_fp16(config: QuantizeConfig, encoder: Path, material: Material) -> dict
         figures |= agreement(encoder, lowered, material)
         gate(config, "int8_fp16", figures)
         lowered.replace(encoder)
+        for report in Path(directory).glob("sensitivity*"):
+            report.replace(encoder.with_name(report.name))
     return figures

@@ -24,8 +24,8 @@ from pipeline.quantize.qdq import Scales, largest
 from pipeline.quantize.rounding import Kind, fake
 from pipeline.quantize.rows import Samples, collect
 
-_AT_ONCE = 1 << 23
-"""Numbers that candidates tried together may take."""
+_AT_ONCE = 1 << 18
+"""Numbers that candidates tried together may take: they stay in the processor's cache."""
 
 
 def search(

@@ -34,6 +34,7 @@ CONFIG = QuantizeConfig(
     quantize_attention=False,
     keep=[],
     decoder="fp32",
+    sensitivity_images=0,
     min_cosine=0.9,
 )
 

@@ -29,7 +29,8 @@ CONFIG = QuantizeConfig(
     opset=18, max_difference=1e-3, calibration_images=3, holdout_images=2, seed=0, method="onnxruntime",
     calibration="max", percentile=99.99,
     search=SearchConfig(candidates=100, lowest=0.01, highest=1.2, rounds=3, rows=512),
-    quantize_attention=False, keep=[], decoder="fp32", min_cosine=0.95,
+    quantize_attention=False, keep=[], decoder="fp32",
+    sensitivity_images=0, min_cosine=0.95,
 )  # fmt: skip
 
 

@@ -28,7 +28,8 @@ ENGINES = ("openvino", "onnxruntime")
 QUANTIZE = QuantizeConfig(
     opset=18, max_difference=1e-3, calibration_images=1, holdout_images=1, seed=0, calibration="max", percentile=99.9,
     search=SearchConfig(candidates=100, lowest=0.01, highest=1.2, rounds=3, rows=512),
-    quantize_attention=False, method="onnxruntime", keep=[], decoder="fp32", min_cosine=0.0,
+    quantize_attention=False, method="onnxruntime", keep=[], decoder="fp32",
+    sensitivity_images=0, min_cosine=0.0,
 )  # fmt: skip
 
 

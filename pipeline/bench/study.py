@@ -1,0 +1,179 @@
+"""The verb ``study``: what methods of quantization cost in accuracy, on equal terms.
+
+Every method is given the same calibration images and is measured in the same simulation, on the validation split. Rows
+go to a file as they are found; those that are in it already are not measured again.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+
+from pipeline.artifact import Card
+from pipeline.config import read_params, section
+from pipeline.data.shards import Shards
+from pipeline.errors import InputError
+from pipeline.evaluate.accuracy import evaluate_accuracy, photographs
+from pipeline.models.sam import Sam
+from pipeline.models.students import load_checkpoint
+from pipeline.progress import progress
+from pipeline.quantize import QuantizeConfig
+from pipeline.quantize.calibration import SPLIT, Material
+from pipeline.quantize.export import ENCODER, export_encoder
+from pipeline.quantize.int8 import find_scales
+from pipeline.quantize.layers import chosen_layers
+from pipeline.quantize.qdq import Scales
+from pipeline.quantize.rounding import kinds
+from pipeline.quantize.search import search
+from pipeline.quantize.simulated import SimulatedSegmenter
+from pipeline.runtime import Predictor, Segmenter
+from pipeline.runtime.pytorch import TorchSegmenter
+
+METHODS: Mapping[str, tuple[str, str]] = {
+    "max": ("onnxruntime", "max"),
+    "percentile": ("onnxruntime", "percentile"),
+    "entropy": ("onnxruntime", "entropy"),
+    "modelopt_max": ("modelopt", "max"),
+    "modelopt_entropy": ("modelopt", "entropy"),
+    "search": ("search", "max"),
+    "search_split": ("search", "max"),
+}
+"""Tool and calibration of each method; ``search_split`` has two ranges after softmax and GELU."""
+WIDTHS: Mapping[str, tuple[int, int]] = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a8": (4, 8)}
+"""Bits of weights and of activations."""
+_PROMPTS_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement."""
+
+    student: str
+    method: str
+    width: str
+    seed: int
+    attention: bool
+
+
+def study(
+    *,
+    students: tuple[str, ...],
+    methods: tuple[str, ...],
+    widths: tuple[str, ...],
+    seeds: tuple[int, ...],
+    attention: bool,
+    checkpoints: Path,
+    dataset: Path,
+    out: Path,
+) -> str:
+    """Measure all combinations; what the command prints.
+
+    Args:
+        students: Names; each has an artifact under ``checkpoints``.
+        methods: Keys of `METHODS`.
+        widths: Keys of `WIDTHS`.
+        seeds: Choose the calibration images.
+        attention: Also round products of two activations.
+        checkpoints: The directory of ``align``'s artifacts.
+        dataset: The artifact of ``prepare``.
+        out: A file of JSON lines, gone on with.
+
+    Raises:
+        InputError: A name is unknown, or an artifact is missing.
+    """
+    for what, names, known in (("method", methods, METHODS), ("width", widths, WIDTHS)):
+        for name in names:
+            if name not in known:
+                raise InputError(f"unknown {what} {name!r}: there is {', '.join(known)}.")
+    config = section(read_params(), "quantize", QuantizeConfig)
+    found = {_key(row): row for row in _read(out)}
+    for seed in seeds:
+        for student in students:
+            asked = [Row(student, "fp32", "fp32", 0, False)]
+            asked += [Row(student, method, width, seed, attention) for width in widths for method in methods]
+            wanted = [row for row in asked if row not in found]
+            for measured in _measure(config, wanted, checkpoints / student, dataset) if wanted else ():
+                found[_key(measured)] = measured
+                with out.open("a") as stream:
+                    stream.write(json.dumps(measured, sort_keys=True) + "\n")
+    return table([row for key, row in found.items() if key.student in students])
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mean over seeds, and the largest distance from it, in points of mIoU."""
+    lines = [
+        "| student | width | method | attention | box mIoU | click mIoU | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str, str, bool], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["student"], row["width"], row["method"], row["attention"]), []).append(row)
+    for (student, width, method, attention), members in sorted(groups.items()):
+        figures = []
+        for name in ("box_miou", "click_miou"):
+            values = 100 * np.array([member[name] for member in members])
+            figures.append(f"{values.mean():.2f} ± {np.abs(values - values.mean()).max():.2f}")
+        both = "yes" if attention else "no"
+        lines.append(f"| {student} | {width} | {method} | {both} | {' | '.join(figures)} | {len(members)} |")
+    return "\n".join(lines)
+
+
+def _key(row: Mapping[str, Any]) -> Row:
+    return Row(**{name: row[name] for name in Row.__dataclass_fields__})
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        yield json.loads(line)
+
+
+def _measure(config: QuantizeConfig, rows: Sequence[Row], checkpoint: Path, dataset: Path) -> Iterator[dict[str, Any]]:
+    student = rows[0].student
+    if Card.read(checkpoint).model != student:
+        raise InputError(f"{checkpoint} holds no checkpoint of {student}: run `dvc repro align@{student}`.")
+    sam, shards = load_checkpoint(checkpoint), Shards(dataset, SPLIT)
+    with TemporaryDirectory(prefix="study-") as directory:
+        encoder = Path(directory) / ENCODER
+        export_encoder(sam, encoder, opset=config.opset, tolerance=config.max_difference)
+        ranges = dict[tuple[str, int], Scales]()
+        for row in progress(rows, f"study {student}", "row"):
+            segmenter: Segmenter = TorchSegmenter(sam)
+            if row.method != "fp32":
+                segmenter = _simulated(config.model_copy(update={"seed": row.seed}), row, sam, shards, encoder, ranges)
+            scores = evaluate_accuracy(
+                Predictor(segmenter), dataset, photographs(dataset), prompts_batch=_PROMPTS_BATCH, pictures=0
+            )
+            figures = scores.metrics()
+            yield vars(row) | {name: figures[name] for name in ("box_miou", "click_miou")}
+
+
+def _simulated(
+    config: QuantizeConfig,
+    row: Row,
+    sam: Sam,
+    shards: Shards,
+    encoder: Path,
+    ranges: dict[tuple[str, int], Scales],
+) -> Segmenter:
+    """The student at one width; tools find ranges once for all widths, kept in ``ranges``."""
+    tool, calibration = METHODS[row.method]
+    config = config.model_copy(update={"method": tool, "calibration": calibration})
+    material, model = Material(config, sam, shards), onnx.load(encoder)
+    chosen = chosen_layers(model, attention=row.attention, keep=config.keep)
+    weight_bits, bits = WIDTHS[row.width]
+    split = kinds(model) if row.method == "search_split" else {}
+    if tool == "search":
+        scales = search(
+            config.search, model, chosen, material,
+            weight_bits=weight_bits, activation_bits=bits, seed=config.seed, split=split,
+        )  # fmt: skip
+    else:
+        known = ranges.get((row.method, row.seed))
+        scales = find_scales(config, encoder, chosen, material, weight_bits, bits, known)
+        ranges[row.method, row.seed] = scales
+    return SimulatedSegmenter(sam, model, chosen, scales, split)
