@@ -67,10 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_stage(stage: Stage, keys: Mapping[str, str]) -> None:
     from pipeline.config import read_params
+    from pipeline.log import silent
 
     params = read_params()
     refuse_unknown_sections(STAGES, params)
-    stage.config(params, keys)  # before MLflow is imported: a spelling mistake is told at once
+    config = stage.config(params, keys)  # before MLflow is imported: a spelling mistake is told at once
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not stage.shared:
+        raise InputError(f"{stage.name} runs in one process: start it without torchrun.")
+    if int(os.environ.get("RANK", "0")) > 0:
+        stage.follow(config, keys, silent)
+        return
     from pipeline.tracking import run_tracked
 
     card = run_tracked(stage, params, keys)

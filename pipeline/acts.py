@@ -71,7 +71,8 @@ ACTS: dict[str, Act] = {
                 {
                     "metavar": "SUBJECT",
                     "help": "attention: dense and dilated, by segment and interval; encoder: latency, one image; "
-                    "decoder: milliseconds per prompt, segment_anything's and ours; training: one step of distillation",
+                    "decoder: milliseconds per prompt, segment_anything's and ours; training: one step of distillation"
+                    "; evaluate: milliseconds per instance by box and clicks, published and ours",
                 },
             ),
             (
@@ -131,7 +132,20 @@ ACTS: dict[str, Act] = {
             ),
             (
                 "--images",
-                {"type": int, "metavar": "N", "default": 2, "help": "training: images per step (default: 2)"},
+                {
+                    "type": int,
+                    "metavar": "N",
+                    "default": 2,
+                    "help": "training: images per step; evaluate: images (default: 2)",
+                },
+            ),
+            (
+                "--photographs",
+                {
+                    "type": Path,
+                    "metavar": "DIRECTORY",
+                    "help": "evaluate: take instances.json and images/ of DIRECTORY; default: drawn scenes",
+                },
             ),
             (
                 "--tokens",
@@ -153,7 +167,8 @@ ACTS: dict[str, Act] = {
             ("--json", {"dest": "as_json", "action": "store_true", "help": "print JSON and nothing else"}),
         ),
         "The first row is the baseline that the column speedup divides by: for encoder the teacher (SAM ViT-B, or the "
-        "bundled one of nano students), for attention dense attention over as many tokens, else PyTorch in fp32. All "
+        "bundled one of nano students), for attention dense attention over as many tokens, for evaluate the published "
+        "evaluation call by call, else PyTorch in fp32. All "
         "rows are measured in turns, after warm-up, and only while the machine is quiet; docs/benchmarks.md says what "
         "the columns mean. Example: python -m pipeline bench encoder --students efficientvit_sam_l0 "
         "--runtimes torch,openvino --precisions fp32,int8",

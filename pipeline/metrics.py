@@ -7,7 +7,7 @@ by zero.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 from jaxtyping import Bool
@@ -57,6 +57,48 @@ def band_means(name: str, values: Sequence[float], areas_px: Sequence[int | floa
         for band in bands(area):
             members[f"{name}_{band}"].append(value)
     return {key: float(np.mean(found)) for key, found in members.items() if found}
+
+
+class Bin(TypedDict):
+    """Instances whose predicted IoU lies in one tenth of [0, 1]."""
+
+    predicted: float | None
+    """Mean predicted IoU; None without instances."""
+    iou: float | None
+    """Mean IoU."""
+    count: int
+
+
+CALIBRATION_BINS = 10
+
+
+def calibration(predicted: Sequence[float], ious: Sequence[float]) -> list[Bin]:
+    """What IoU a model's predictions of it come to, by tenths; predictions outside [0, 1] count as its ends.
+
+    Raises:
+        ValueError: There are not as many of one as of the other.
+    """
+    members: list[list[tuple[float, float]]] = [[] for _ in range(CALIBRATION_BINS)]
+    for guess, value in zip(predicted, ious, strict=True):
+        guess = min(1.0, max(0.0, guess))
+        members[min(CALIBRATION_BINS - 1, int(guess * CALIBRATION_BINS))].append((guess, value))
+    means = [tuple(map(float, np.mean(found, axis=0))) if found else (None, None) for found in members]
+    return [Bin(predicted=mean[0], iou=mean[1], count=len(found)) for mean, found in zip(means, members, strict=True)]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error: the mean over instances of how far their bin's two means are apart.
+
+    Source: Guo et al. 2017, "On calibration of modern neural networks", with the IoU in the place of the accuracy.
+
+    Raises:
+        ValueError: There is no instance.
+    """
+    count = sum(found["count"] for found in bins)
+    if not count:
+        raise ValueError("without instances there is no calibration error")
+    gaps = ((found["predicted"], found["iou"], found["count"]) for found in bins)
+    return sum(abs(p - v) * n for p, v, n in gaps if p is not None and v is not None) / count
 
 
 def retained(value: float | None, whole: float | None) -> float | None:

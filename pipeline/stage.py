@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -48,6 +49,7 @@ class Stage:
         cached: DVC keeps the result in its cache. Without, the stage runs whenever its result is not in place.
         gpu: The flow may hand the stage to a GPU worker.
         alone: It measures time: the flow runs nothing beside it.
+        shared: Several processes, started by ``torchrun``, may share the work; the first writes the artifact.
     """
 
     run: str
@@ -61,6 +63,7 @@ class Stage:
     cached: bool = True
     gpu: bool = False
     alone: bool = False
+    shared: bool = False
 
     @property
     def name(self) -> str:
@@ -165,6 +168,16 @@ class Stage:
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         return card
+
+    def follow(self, config: Config, keys: Keys, log: Log) -> None:
+        """Do this process's share of a repetition whose artifact another process of ``torchrun``'s writes.
+
+        Raises:
+            InputError: An input is wrong.
+        """
+        places = {need.name: need.path(keys) for need in self.needs}
+        with TemporaryDirectory() as scratch:
+            self.function(config, **places, **keys, out=Path(scratch), log=log)
 
     def to_dvc(self) -> dict[str, Any]:
         """This stage as DVC writes it."""

@@ -10,10 +10,13 @@ _RUNTIME = (*_MODELS, "pipeline/runtime")
 _MEASURING = (
     *_RUNTIME,
     _MASKS,
+    "pipeline/clicks.py",
     "pipeline/data",
     "pipeline/metrics.py",
     "pipeline/process.py",
+    "pipeline/score",
     "pipeline/timing.py",
+    "pipeline/training.py",
 )
 
 PREPARE = Stage(
@@ -74,14 +77,16 @@ EVALUATE_TEACHER = Stage(
     section="evaluate",
     code=_MEASURING,
     alone=True,
+    shared=True,
 )
 EVALUATE = Stage(
     run="pipeline.evaluate:evaluate",
     says="Measure an engine's accuracy, latency and memory",
-    needs=(PREPARE, BUILD_ENGINE),
+    needs=(PREPARE, BUILD_ENGINE, EVALUATE_TEACHER),
     over=("student", "precision"),
     code=_MEASURING,
     alone=True,
+    shared=True,
 )
 COMPARE = Stage(
     run="pipeline.compare:compare",

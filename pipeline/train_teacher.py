@@ -84,8 +84,10 @@ def held_out(sam: Sam) -> dict[str, float]:
         prepare(PrepareConfig(data=".", shard_images=256, source=scenes), out=data, log=silent)
         save_checkpoint(sam, teacher)
         Card.seal(teacher, Contents(kind="checkpoint", model="bundled", precision="fp32"), {})
-        untimed = LatencyConfig(warmup=0, runs=0, max_foreign_load=1.0, threads=2)
-        config = EvaluateConfig(prompts_batch=32, pictures=0, latency=untimed)
+        untimed = LatencyConfig(warmup=0, runs=0, max_foreign_load=1.0, batch=1, threads=2)
+        config = EvaluateConfig(
+            prompts_batch=32, feed_back=False, pictures=0, detections={}, sginw=None, latency=untimed
+        )
         evaluate_teacher(config, prepare=data, teacher=teacher, out=out, log=silent)
         metrics: dict[str, float] = json.loads((out / "metrics.json").read_text())
     return {name: value for name, value in metrics.items() if "miou" in name or name == "instances"}

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from pycocotools import mask as coco_mask
 
-from pipeline.metrics import band_means, bands, iou, retained
+from pipeline import masks
+from pipeline.metrics import band_means, bands, calibration, calibration_error, iou, retained
 
 
 def _mask(*rows):
@@ -83,3 +85,24 @@ def test_a_missing_area_is_refused():
 )
 def test_retained_share(value, whole, share):
     assert retained(value, whole) == share
+
+
+@given(npst.arrays(bool, st.tuples(st.integers(1, 30), st.integers(1, 30))), st.integers(1, 6))
+def test_a_boundary_is_what_repeated_erosion_takes_away(mask, width):
+    padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    kept = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
+    assert np.array_equal(masks.boundary(mask, width), mask & ~kept.astype(bool))
+
+
+def test_calibration_counted_by_hand():
+    bins = calibration([0.05, 0.95, 0.91, 1.3, -1.0], [0.25, 0.9, 0.7, 1.0, 0.0])
+    assert [found["count"] for found in bins] == [2, 0, 0, 0, 0, 0, 0, 0, 0, 3]
+    assert bins[5] == {"predicted": None, "iou": None, "count": 0}
+    assert bins[0] == {"predicted": pytest.approx(0.025), "iou": pytest.approx(0.125), "count": 2}
+    assert calibration_error(bins) == pytest.approx((0.1 * 2 + abs(2.86 - 2.6)) / 5)
+    assert calibration_error(calibration([0.5, 0.5], [0.0, 1.0])) == 0
+
+
+def test_without_instances_there_is_no_calibration_error():
+    with pytest.raises(ValueError, match="no calibration error"):
+        calibration_error(calibration([], []))

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from tqdm import tqdm
 
-from pipeline.bench import attention, decoder, encoder, training
+from pipeline.bench import attention, decoder, encoder, evaluate, training
 from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.settings import PRECISIONS, RUNTIMES, Combination, Settings
 from pipeline.bench.table import Report, rows
@@ -30,6 +30,7 @@ SUBJECTS: Mapping[str, Subject] = {
     "encoder": encoder.SUBJECT,
     "decoder": decoder.SUBJECT,
     "training": training.SUBJECT,
+    "evaluate": evaluate.SUBJECT,
 }
 """What can be measured."""
 
@@ -50,6 +51,7 @@ def bench(
     max_foreign_load: float,
     prompts: tuple[int, ...],
     images: int,
+    photographs: Path | None,
     tokens: tuple[int, ...],
     weights: Path | None,
     as_json: bool,
@@ -70,6 +72,7 @@ def bench(
         max_foreign_load=max_foreign_load,
         prompts=prompts,
         images=images,
+        photographs=photographs,
         tokens=tokens,
         weights=weights,
     )

@@ -35,7 +35,9 @@ class Settings:
     prompts: tuple[int, ...]
     """Boxes per call of the decoder; each number has a row."""
     images: int
-    """Images per step of training."""
+    """Images per step of training; images that evaluation goes through."""
+    photographs: Path | None
+    """Directory with ``instances.json`` and ``images`` to evaluate on; None draws scenes."""
     tokens: tuple[int, ...]
     """Lengths of the sequences that attention is measured on."""
     weights: Path | None

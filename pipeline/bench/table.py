@@ -94,7 +94,8 @@ class Report:
 
     def json(self) -> str:
         """An object with ``rows``, and what was asked for."""
-        settings = asdict(self.settings) | {"weights": str(self.settings.weights) if self.settings.weights else None}
+        paths = {"weights": self.settings.weights, "photographs": self.settings.photographs}
+        settings = asdict(self.settings) | {name: str(path) if path else None for name, path in paths.items()}
         flat = [{k: v for k, v in asdict(row).items() if k != "figures"} | dict(row.figures) for row in self.rows]
         report = {
             "subject": self.subject,

@@ -11,6 +11,8 @@ from pipeline.errors import InputError
 from pipeline.stage import ARTIFACTS
 
 DATASET = "prepare"
+TEACHERS = "evaluate_teacher"
+"""Whose masks a student's were compared with; not what was measured."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def read(directory: Path, keys: Path = Path()) -> Evaluation:
         InputError: It is no finished evaluation.
     """
     card = Card.read(directory)
-    sources = sorted(card.parents.keys() - {DATASET})
+    sources = sorted(card.parents.keys() - {DATASET, TEACHERS})
     if card.kind != "evaluation" or len(sources) != 1 or DATASET not in card.parents:
         raise InputError(f"{directory} is not an evaluation of one model on one dataset: make it anew (`dvc repro`).")
     subject = _read_json(directory / "subject.json")

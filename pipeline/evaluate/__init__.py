@@ -1,14 +1,21 @@
-"""Accuracy, latency, memory and size of a teacher or of a student's engine, on the validation split.
+"""Accuracy, latency, memory and size of a teacher or of a student's engine, by the protocols of the papers.
 
 Everything goes through `pipeline.runtime`, the way users run it. What is written: ``metrics.json`` (flat numbers),
-``instances.json`` (each instance's IoU), ``predictions.json`` (masks of the first images, for the report),
-``subject.json`` (what was measured), and ``latency.json`` and ``memory.json`` unless nothing is to be timed.
+``instances.json`` (each instance's IoUs), ``calibration.json`` (predicted against true IoU), ``predictions.json``
+(masks of the first images, for the report), ``subject.json`` (what was measured), and ``latency.json`` and
+``memory.json`` unless nothing is to be timed; of the teacher ``masks.json``, which students are compared with.
+
+Several processes may share the work (``torchrun``); the figures are the same. A killed evaluation goes on where it was.
 """
 
-from contextlib import ExitStack
-from dataclasses import asdict
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -16,20 +23,25 @@ from jaxtyping import UInt8
 from pydantic import Field
 
 from pipeline import masks
-from pipeline.artifact import CARD, METRICS, Card, Contents, write_json, write_metrics
+from pipeline.artifact import CARD, METRICS, Card, Contents, file_sha256, write_json, write_metrics
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.evaluate.accuracy import evaluate_accuracy, photographs, read_image
+from pipeline.evaluate.accuracy import Kept, Scores, evaluate_accuracy, photographs, read_image, read_kept
+from pipeline.evaluate.detections import DetectionsConfig, SginwConfig, evaluate_detections, evaluate_sginw, files
+from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.latency import LatencyConfig, measure_latency
 from pipeline.evaluate.memory import measuring_memory
+from pipeline.evaluate.ranks import Ranks, joined
 from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
 from pipeline.runtime import Predictor, Segmenter, load
+from pipeline.training import checkpoint_of
 
-__all__ = ["EvaluateConfig", "LatencyConfig", "evaluate", "evaluate_teacher"]
+__all__ = ["DetectionsConfig", "EvaluateConfig", "LatencyConfig", "SginwConfig", "evaluate", "evaluate_teacher"]
 
 _MIB = 1 << 20
+MASKS = "masks.json"
 
 
 class EvaluateConfig(Config):
@@ -37,9 +49,25 @@ class EvaluateConfig(Config):
 
     prompts_batch: Annotated[int, Field(ge=1)]
     """Prompts decoded at once when accuracy is measured."""
+    feed_back: bool
+    """Ask by 3 and 5 clicks also with the mask before given as a prompt."""
     pictures: Annotated[int, Field(ge=0)]
     """Validation images whose masks are kept for the report."""
+    detections: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], DetectionsConfig]
+    """Detectors' boxes to be segmented, by the name that their figures get; ``{}`` for none."""
+    sginw: SginwConfig | None
+    """Segmentation in the Wild; null leaves it out."""
     latency: LatencyConfig
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is measured."""
+
+    source: Path
+    role: str
+    teacher: Kept | None
+    """The teacher's masks, for a student."""
 
 
 def evaluate_teacher(config: EvaluateConfig, *, prepare: Path, teacher: Path, out: Path, log: Log) -> Contents:
@@ -55,11 +83,19 @@ def evaluate_teacher(config: EvaluateConfig, *, prepare: Path, teacher: Path, ou
     Raises:
         InputError: The dataset or the checkpoint is missing or damaged.
     """
-    return _evaluate(config, prepare, teacher, "teacher", out, log)
+    return _evaluate(config, prepare, _Subject(teacher, "teacher", None), [], out, log)
 
 
 def evaluate(
-    config: EvaluateConfig, *, prepare: Path, build_engine: Path, student: str, precision: str, out: Path, log: Log
+    config: EvaluateConfig,
+    *,
+    prepare: Path,
+    build_engine: Path,
+    evaluate_teacher: Path,
+    student: str,
+    precision: str,
+    out: Path,
+    log: Log,
 ) -> Contents:
     """Measure a student's engine.
 
@@ -67,56 +103,104 @@ def evaluate(
         config: Section ``evaluate`` of params.yaml.
         prepare: The dataset.
         build_engine: The engine.
+        evaluate_teacher: The teacher's evaluation, whose masks the student's are compared with.
         student: The student it should be.
         precision: The precision it should have.
         out: Empty directory for the artifact.
         log: Gets the metrics.
 
     Raises:
-        InputError: The dataset or the engine is missing or damaged, or it is another student's.
+        InputError: The dataset or the engine is missing or damaged, it is another student's, or the teacher was
+            measured on another dataset.
     """
-    card = Card.read(build_engine)
+    card, teachers = Card.read(build_engine), Card.read(evaluate_teacher)
     if (card.model, card.precision) != (student, precision):
         raise InputError(
             f"{build_engine} holds {card.model} {card.precision}, not {student} {precision}: "
             f"run `dvc repro --force --single-item build_engine@{student}-{precision}`."
         )
-    return _evaluate(config, prepare, build_engine, "student", out, log)
+    if teachers.parents.get("prepare") != Card.read(prepare).digest:
+        raise InputError(f"{evaluate_teacher} was measured on another dataset than {prepare}: run `dvc repro`.")
+    subject = _Subject(build_engine, "student", read_kept(evaluate_teacher / MASKS))
+    return _evaluate(config, prepare, subject, [teachers.digest], out, log)
 
 
-def _evaluate(config: EvaluateConfig, prepare: Path, source: Path, role: str, out: Path, log: Log) -> Contents:
-    card = Card.read(source)
+def _evaluate(
+    config: EvaluateConfig, prepare: Path, subject: _Subject, inputs: list[str], out: Path, log: Log
+) -> Contents:
+    source, card = subject.source, Card.read(subject.source)
     validation = photographs(prepare)
-    subject = next(photograph for photograph in validation if photograph.instances)
-    box = masks.box(masks.decode(subject.instances[0].rle))
+    example = next(photograph for photograph in validation if photograph.instances)
+    box = masks.box(masks.decode(example.instances[0].rle))
     segmenter = load(source, threads=config.latency.threads)
-    spent = dict[str, float]()
+    timed, spent = config.latency.runs > 0, dict[str, float]()
+    identity = [
+        config.model_dump_json(exclude={"latency"}),
+        *(file_sha256(path) for path in files(config.detections, config.sginw)),
+    ]
+    kept = checkpoint_of(
+        f"evaluate-{card.model}", *identity, Card.read(prepare).digest, card.digest, *inputs
+    ).with_suffix("")
     with ExitStack() as stack:
-        if config.latency.runs:  # beside accuracy, of which no time is taken
-            path = prepare / "validation" / "images" / subject.file_name
+        ranks = stack.enter_context(joined())
+        if timed and ranks.first:  # beside accuracy, of which no time is taken
+            path = prepare / "validation" / "images" / example.file_name
             memory = stack.enter_context(measuring_memory(source, path, box, threads=config.latency.threads))
-        with torch.inference_mode():
+        with torch.inference_mode(), _running(config, segmenter, ranks, kept) as run:
             scores = evaluate_accuracy(
-                Predictor(segmenter),
+                run,
                 prepare,
                 validation,
-                prompts_batch=config.prompts_batch,
                 pictures=config.pictures,
+                fed=config.feed_back,
+                teacher=subject.teacher,
+                keep_all=subject.role == "teacher",
             )
-        metrics = scores.metrics() | _cost(card) | {"size_mib": _size_mib(source)}
+            metrics = _detections(config, run, out)
+        contents = Contents(kind="evaluation", model=card.model, precision=card.precision)
+        if not ranks.first:
+            return contents
+        metrics |= scores.metrics() | _cost(card) | {"size_mib": _size_mib(source)}
         log(metrics)
-        if config.latency.runs:
+        if timed:
             spent["memory_mib"] = memory()
             write_json(out / "memory.json", spent)
-            spent |= _measure_latency(config.latency, segmenter, read_image(prepare, subject), box, out)
+            spent |= _measure_latency(config.latency, segmenter, read_image(prepare, example), box, out)
             log(spent)
-    metrics |= spent
+    _write(out, scores, subject, card, validation, config.pictures)
+    write_metrics(out, metrics | spent)
+    shutil.rmtree(kept, ignore_errors=True)
+    return contents
+
+
+@contextmanager
+def _running(config: EvaluateConfig, segmenter: Segmenter, ranks: Ranks, kept: Path) -> Iterator[Run]:
+    """What evaluators share, and the threads that work beside the model."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        yield Run(Predictor(segmenter), pool, config.prompts_batch, ranks, Done(kept, ranks.rank))
+
+
+def _detections(config: EvaluateConfig, run: Run, out: Path) -> dict[str, float]:
+    """Figures of detectors' boxes, for the first process."""
+    metrics = dict[str, float]()
+    for name, boxes in config.detections.items():
+        metrics |= evaluate_detections(run, name, boxes) or {}
+    if config.sginw is not None and (found := evaluate_sginw(run, config.sginw)) is not None:
+        metrics |= found[0]
+        write_json(out / "sginw.json", found[1])
+    return metrics
+
+
+def _write(out: Path, scores: Scores, subject: _Subject, card: Card, validation: Any, pictures: int) -> None:
+    """Everything but metrics and times."""
+    shown = {p.id for p in [p for p in validation if p.instances][:pictures]}
     write_json(out / "instances.json", scores.instances)
-    write_json(out / "predictions.json", scores.predictions)
+    write_json(out / "calibration.json", scores.calibration())
+    write_json(out / "predictions.json", [p for p in scores.predictions if p["image_id"] in shown])
+    if subject.role == "teacher":
+        write_json(out / MASKS, scores.predictions)
     about = {"precision": card.precision or "fp32", "runtime": str(card.load.get("engine", "torch"))}
-    write_json(out / "subject.json", about | {"model": card.model, "role": role})
-    write_metrics(out, metrics)
-    return Contents(kind="evaluation", model=card.model, precision=card.precision)
+    write_json(out / "subject.json", about | {"model": card.model, "role": subject.role})
 
 
 def _cost(card: Card) -> dict[str, float]:
@@ -155,6 +239,8 @@ def _measure_latency(
     )
     return {
         "latency_ms": timings["end_to_end"].median_ms,
+        "latency_p95_ms": timings["end_to_end"].p95_ms,
         "encoder_ms": timings["encoder"].median_ms,
         "decoder_ms": timings["decoder"].median_ms,
+        "images_per_s": 1000 * config.batch / timings["throughput"].median_ms,
     }

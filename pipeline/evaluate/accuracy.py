@@ -1,31 +1,39 @@
-"""Masks asked for by a ground-truth box and by one click, and how well they fit.
+"""How well a model's masks fit the validation split's instances, by every prompt, and how well it knows.
 
-The protocol of EfficientViT-SAM's evaluation: of the three masks the one with the highest predicted IoU counts, it is
-compared with the truth at the photograph's own size, and the mean is over instances, not over images. What differs:
-boxes and areas are those of the mask itself, not the annotation's ``bbox`` and ``area``; annotations are looked up by
-image instead of scanned for each, prompts go through the decoder in batches, and each instance counts exactly once (a
-sampler that pads to the number of workers may count some twice).
+Means are over instances, not over images, and each instance counts exactly once. What differs from EfficientViT-SAM's
+evaluation, whose prompts these are: boxes and areas are those of the mask itself, not the annotation's ``bbox`` and
+``area``; annotations are looked up by image instead of scanned for each; and a sampler that pads to the number of
+workers, which counts some instances twice, has no place here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, UnidentifiedImageError
 
-from pipeline import masks
+from pipeline import masks, metrics
 from pipeline.data import coco
-from pipeline.data.coco import Photograph
+from pipeline.data.coco import Instance, Photograph
 from pipeline.errors import InputError
-from pipeline.metrics import band_means, iou
-from pipeline.progress import progress
-from pipeline.runtime import Predictor
+from pipeline.evaluate.images import Result, Run, read_rgb
+from pipeline.evaluate.prompting import PROMPTS, SAME_PROMPTS, Answer, ask
+from pipeline.metrics import Bin
 
-PROMPTS = ("box", "click")
 REMEDY = "Run `dvc repro --force --single-item prepare`."
+AT_ONCE = 64
+"""Instances of an image whose masks are held in memory."""
+BOUNDARY_SHARE = 0.02
+"""Width of a boundary, as a share of the image's diagonal (Cheng et al. 2021)."""
+DIGITS = 6
+
+Kept = Mapping[int, Mapping[str, masks.Rle]]
+"""A model's masks by annotation id and prompt."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +41,35 @@ class Scores:
     """What came out, per instance."""
 
     instances: list[dict[str, Any]]
-    """Ids, ``area``, and per prompt ``<prompt>_iou`` and ``<prompt>_predicted_iou``."""
+    """Ids, ``area``, and per prompt ``<prompt>_iou`` and ``<prompt>_predicted_iou``; for box and click also
+    ``_boundary_iou`` and, where a teacher's masks were given, ``_agreement``."""
     predictions: list[dict[str, Any]]
-    """Ids and per prompt the mask as RLE, of the instances of the first images."""
+    """Ids and for box and click the mask as RLE, of the instances of the first images."""
 
     def metrics(self) -> dict[str, float]:
-        """Mean IoU per prompt, over all instances and by COCO's bands; how many there were."""
+        """Means over all instances and by COCO's bands, calibration errors, and how many instances there were."""
         areas = [instance["area"] for instance in self.instances]
         means: dict[str, float] = {"instances": float(len(self.instances))}
-        for prompt in PROMPTS:
-            means |= band_means(f"{prompt}_miou", [i[f"{prompt}_iou"] for i in self.instances], areas)
-        return means
+        for prompt in self._prompts():
+            means |= metrics.band_means(f"{prompt}_miou", self._values(f"{prompt}_iou"), areas)
+        for name in (f"{prompt}_{what}" for prompt in SAME_PROMPTS for what in ("boundary_iou", "agreement")):
+            if values := self._values(name):
+                means[name] = float(np.mean(values))
+        bins = self.calibration()
+        return means | {f"{p}_calibration_error": metrics.calibration_error(bins[p]) for p in SAME_PROMPTS}
 
+    def calibration(self) -> dict[str, list[Bin]]:
+        """Predicted against true IoU, by prompt and tenths."""
+        return {
+            prompt: metrics.calibration(self._values(f"{prompt}_predicted_iou"), self._values(f"{prompt}_iou"))
+            for prompt in self._prompts()
+        }
 
-@dataclass(frozen=True)
-class _Prediction:
-    mask: Bool[np.ndarray, "h w"]
-    predicted_iou: float
+    def _prompts(self) -> list[str]:
+        return [prompt for prompt in PROMPTS if f"{prompt}_iou" in self.instances[0]]
+
+    def _values(self, key: str) -> list[float]:
+        return [instance[key] for instance in self.instances if key in instance]
 
 
 def photographs(prepare: Path) -> list[Photograph]:
@@ -72,72 +92,116 @@ def read_image(prepare: Path, photograph: Photograph) -> UInt8[np.ndarray, "h w 
         InputError: The file is missing, damaged or not of the size that its masks have.
     """
     path = prepare / "validation" / "images" / photograph.file_name
+    return read_rgb(path, (photograph.height, photograph.width), REMEDY)
+
+
+def read_kept(path: Path) -> Kept:
+    """A teacher's masks, as its evaluation has left them.
+
+    Raises:
+        InputError: They are missing or damaged.
+    """
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path} cannot be read ({error}). {REMEDY}") from None
-    size = (photograph.height, photograph.width)
-    if pixels.shape[:2] != size:
-        raise InputError(f"{path} is {pixels.shape[:2]} pixels (H, W), its masks are {size}. {REMEDY}")
-    return pixels
+        return {entry["annotation_id"]: {p: entry[p] for p in SAME_PROMPTS} for entry in json.loads(path.read_text())}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): run `dvc repro --force --single-item evaluate_teacher`."
+        ) from None
 
 
 def evaluate_accuracy(
-    predictor: Predictor, prepare: Path, validation: Sequence[Photograph], *, prompts_batch: int, pictures: int
+    run: Run,
+    prepare: Path,
+    validation: Sequence[Photograph],
+    *,
+    pictures: int,
+    fed: bool,
+    teacher: Kept | None = None,
+    keep_all: bool = False,
 ) -> Scores:
-    """Ask for every instance of the validation split by box and by click.
+    """Ask for every instance of the validation split in every way.
 
     Args:
-        predictor: The model.
+        run: The model, and what it shares with other evaluators.
         prepare: The dataset.
         validation: From `photographs`. Images without instances are not encoded.
-        prompts_batch: Prompts decoded at once.
         pictures: Of how many images with instances, counted from the first, masks are kept.
+        fed: Ask also with the mask before given as a prompt.
+        teacher: The teacher's masks, to compare with.
+        keep_all: Keep the masks of all images.
 
     Raises:
-        InputError: An image is missing or damaged.
+        InputError: An image is missing or damaged, or the teacher's masks lack an instance.
     """
     asked = [photograph for photograph in validation if photograph.instances]
-    scores = Scores([], [])
-    for number, photograph in enumerate(progress(asked, "evaluate", "image")):
-        predictor.set_image(read_image(prepare, photograph))
-        for start in range(0, len(photograph.instances), prompts_batch):
-            batch = photograph.instances[start : start + prompts_batch]
-            truths = [masks.decode(instance.rle) for instance in batch]
-            answers = {"box": _by_box(predictor, truths), "click": _by_click(predictor, truths)}
-            for k, (instance, truth) in enumerate(zip(batch, truths, strict=True)):
-                ids = {"image_id": photograph.id, "annotation_id": instance.id}
-                found = {prompt: answers[prompt][k] for prompt in PROMPTS}
-                scores.instances.append(ids | {"area": masks.area(instance.rle)} | _scored(found, truth))
-                if number < pictures:
-                    scores.predictions.append(ids | {p: masks.encode(found[p].mask) for p in PROMPTS})
-    predictor.reset_image()
-    return scores
+    keep = {photograph.id for photograph in asked} if keep_all else {photograph.id for photograph in asked[:pictures]}
+
+    def work(photograph: Photograph) -> Result:
+        return _one_image(run, photograph, fed=fed, teacher=teacher, keep=photograph.id in keep)
+
+    results = run.each_image("prompts", asked, partial(read_image, prepare), work)
+    instances = [instance for result in results for instance in result["instances"]]
+    return Scores(instances, [kept for result in results for kept in result["predictions"]])
 
 
-def _by_box(predictor: Predictor, truths: Sequence[Bool[np.ndarray, "h w"]]) -> list[_Prediction]:
-    boxes = np.array([masks.box(truth) for truth in truths], np.float32)
-    answer = predictor.predict_batch(boxes=boxes, multimask_output=True)
-    return list(_best(answer.masks, answer.iou_predictions))
+def _one_image(run: Run, photograph: Photograph, *, fed: bool, teacher: Kept | None, keep: bool) -> Result:
+    """All instances of the image that is set, some at a time so that memory stays bounded."""
+    result: Result = {"instances": [], "predictions": []}
+    for start in range(0, len(photograph.instances), AT_ONCE):
+        group = photograph.instances[start : start + AT_ONCE]
+        truths = list(run.pool.map(_truth, group))
+        scored: list[list[Future[Result]]] = [[] for _ in group]
+
+        def answered(
+            i: int, answer: Answer, truths: Sequence[Any] = truths, scored: Any = scored, s: int = start
+        ) -> None:
+            instance = photograph.instances[s + i]
+            scored[i].append(run.pool.submit(_score, answer, truths[i], _teachers(teacher, instance, answer), keep))
+
+        ask(run.predictor, truths, run.pool, run.prompts_batch, fed, answered)
+        for instance, futures in zip(group, scored, strict=True):
+            ids = {"image_id": photograph.id, "annotation_id": instance.id}
+            values: Result = {}
+            for future in futures:
+                values |= future.result()
+            kept = {p: values.pop(f"{p}_mask") for p in SAME_PROMPTS if f"{p}_mask" in values}
+            result["instances"].append(ids | {"area": masks.area(instance.rle)} | values)
+            if kept:
+                result["predictions"].append(ids | kept)
+    return result
 
 
-def _by_click(predictor: Predictor, truths: Sequence[Bool[np.ndarray, "h w"]]) -> list[_Prediction]:
-    clicks = np.array([[masks.center(truth)] for truth in truths], np.float32)
-    labels = np.ones(clicks.shape[:2], np.int64)
-    answer = predictor.predict_batch(clicks, labels, multimask_output=True)
-    return list(_best(answer.masks, answer.iou_predictions))
+def _truth(instance: Instance) -> Bool[np.ndarray, "h w"]:
+    return np.ascontiguousarray(masks.decode(instance.rle))
 
 
-def _best(
-    found: Bool[np.ndarray, "p c h w"], predicted_ious: np.ndarray[Any, np.dtype[np.floating[Any]]]
-) -> Iterator[_Prediction]:
-    """Of each prompt's masks the one the model thinks best."""
-    for candidates, values in zip(found, predicted_ious, strict=True):
-        chosen = int(np.argmax(values))
-        yield _Prediction(candidates[chosen], float(values[chosen]))
+def _teachers(teacher: Kept | None, instance: Instance, answer: Answer) -> masks.Rle | None:
+    """The teacher's mask for the same prompt, where one can be compared with."""
+    if teacher is None or answer.prompt not in SAME_PROMPTS:
+        return None
+    if instance.id not in teacher:
+        raise InputError(
+            f"the teacher's masks lack annotation {instance.id}: "
+            "run `dvc repro --force --single-item evaluate_teacher`."
+        )
+    return teacher[instance.id][answer.prompt]
 
 
-def _scored(found: Mapping[str, _Prediction], truth: Bool[np.ndarray, "h w"]) -> dict[str, float]:
-    scores = {f"{prompt}_iou": iou(answer.mask, truth) for prompt, answer in found.items()}
-    return scores | {f"{prompt}_predicted_iou": round(a.predicted_iou, 6) for prompt, a in found.items()}
+def _score(answer: Answer, truth: Bool[np.ndarray, "h w"], teacher: masks.Rle | None, keep: bool) -> Result:
+    """The figures of one answer; its RLE as ``<prompt>_mask`` where it is to be kept."""
+    name, mask = answer.prompt, answer.mask
+    if not np.isfinite(answer.predicted_iou):
+        raise InputError(f"the model predicts an IoU of {answer.predicted_iou}: its weights are damaged; make it anew.")
+    values: Result = {
+        f"{name}_iou": metrics.iou(mask, truth),
+        f"{name}_predicted_iou": round(answer.predicted_iou, DIGITS),
+    }
+    if name in SAME_PROMPTS:
+        width = max(1, round(BOUNDARY_SHARE * float(np.hypot(*truth.shape))))
+        edges = (masks.boundary(mask, width), masks.boundary(truth, width))
+        values[f"{name}_boundary_iou"] = metrics.iou(*edges)
+        if teacher is not None:
+            values[f"{name}_agreement"] = metrics.iou(mask, masks.decode(teacher))
+        if keep:
+            values[f"{name}_mask"] = masks.encode(mask)
+    return values

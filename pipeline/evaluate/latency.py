@@ -25,6 +25,8 @@ class LatencyConfig(Config):
     """Samples of each part; 0 measures neither latency nor memory, so that the result repeats byte for byte."""
     max_foreign_load: Annotated[float, Field(ge=0, le=1)]
     """Share of the processors that other processes may use while a sample is taken."""
+    batch: Annotated[int, Field(ge=1)]
+    """Images encoded at once for the throughput."""
     threads: Annotated[int, Field(ge=1)]
     """Processor threads the model may use."""
 
@@ -45,7 +47,8 @@ def measure_latency(
 
     Returns:
         ``encoder``: one forward pass. ``decoder``: one box. ``end_to_end``: `Predictor.set_image` and
-        `Predictor.predict` of the box, with resizing before and after.
+        `Predictor.predict` of the box, with resizing before and after. ``throughput``: the same on ``batch`` images at
+        once, a box on each.
     """
     predictor = Predictor(segmenter)
     side, frame = segmenter.input_size, segmenter.image_size
@@ -57,12 +60,19 @@ def measure_latency(
         predictor.set_image(image)
         predictor.predict(box=box, multimask_output=True)
 
+    def throughput() -> None:
+        predictor.set_images([image] * config.batch)
+        for index in range(config.batch):
+            predictor.select(index)
+            predictor.predict(box=box, multimask_output=True)
+
     with torch.inference_mode():
         embedding = segmenter.encode(pixels)
         parts: Mapping[str, Callable[[], object]] = {
             "encoder": _finished(lambda: segmenter.encode(pixels)),
             "decoder": _finished(lambda: segmenter.decode(embedding, coords, labels, None)),
             "end_to_end": end_to_end,  # returns arrays of the host, so it has finished
+            "throughput": throughput,
         }
         return {
             name: measure(part, warmup=config.warmup, runs=config.runs, max_foreign_load=config.max_foreign_load)

@@ -5,7 +5,7 @@ pixels. What it adds: `Predictor.set_images` encodes several images in one batch
 prompts, and prompts are decoded in groups, so that memory stays bounded however many there are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,14 @@ class Prediction(NamedTuple):
     iou_predictions: Float[np.ndarray, "*p c"]
     low_res_masks: Float[np.ndarray, "*p c m m"]
     """Logits, good as ``mask_input`` of a further call."""
+
+
+class Best(NamedTuple):
+    """What `Predictor.predict_best` returns."""
+
+    masks: Bool[np.ndarray, "p h w"]
+    iou_predictions: Float[np.ndarray, " p"]
+    low_res_masks: Float[np.ndarray, "p m m"]
 
 
 class Predictor:
@@ -177,23 +185,58 @@ class Predictor:
         prompts = prepare(*arrays, size=self.original_size, segmenter=self.segmenter, batched=True)
         return self._predict(prompts, multimask_output, return_logits)
 
+    def predict_best(
+        self,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        boxes: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
+    ) -> Best:
+        """Of each of P prompts' three masks the one with the highest predicted IoU, of equal ones the first.
+
+        The masks are those of `predict_batch`; what is not chosen is not upscaled, which is most of the time beside
+        the decoder's.
+
+        Raises:
+            InputError: A prompt's shape or value is wrong.
+            RuntimeError: No image is set.
+        """
+        self._require_image()
+        arrays = (point_coords, point_labels, boxes, mask_input)
+        prompts = prepare(*arrays, size=self.original_size, segmenter=self.segmenter, batched=True)
+        count, side = len(prompts.point_coords), 4 * self.segmenter.embedding_size
+        masks = np.empty((count, 1, *self.original_size), dtype=bool)
+        ious, low_res = np.empty(count, np.float32), np.empty((count, side, side), np.float32)
+        for part, logits, scores in self._decode(prompts):
+            values = scores[:, 1:].cpu().numpy()
+            chosen, rows = values.argmax(axis=1), np.arange(len(values))
+            best = logits[torch.from_numpy(rows), torch.from_numpy(1 + chosen)][:, None]
+            ious[part], low_res[part] = values[rows, chosen], best[:, 0].cpu().numpy()
+            self._upscale(best, masks[part])
+        return Best(masks[:, 0], ious, low_res)
+
     def _predict(self, prompts: Prompts, multimask_output: bool, return_logits: bool) -> Prediction:
         count, tokens = len(prompts.point_coords), slice(1, 4) if multimask_output else slice(0, 1)
         channels, side = tokens.stop - tokens.start, 4 * self.segmenter.embedding_size
-        embedding, size = self._require_image(), self.original_size
-        masks = np.empty((count, channels, *size), dtype=np.float32 if return_logits else bool)
+        masks = np.empty((count, channels, *self.original_size), dtype=np.float32 if return_logits else bool)
         ious = np.empty((count, channels), dtype=np.float32)
         low_res = np.empty((count, channels, side, side), dtype=np.float32)
-        for start in range(0, count, PROMPTS_AT_ONCE):
-            part = slice(start, start + PROMPTS_AT_ONCE)
-            mask_input = None if prompts.mask_input is None else prompts.mask_input[part]
-            logits, scores = self.segmenter.decode(
-                embedding, prompts.point_coords[part], prompts.point_labels[part], mask_input
-            )
+        for part, logits, scores in self._decode(prompts):
             logits = logits[:, tokens]
             ious[part], low_res[part] = scores[:, tokens].cpu().numpy(), logits.cpu().numpy()
             self._upscale(logits, masks[part])
         return Prediction(masks, ious, low_res)
+
+    def _decode(self, prompts: Prompts) -> Iterator[tuple[slice, Float[Tensor, "p 4 m m"], Float[Tensor, "p 4"]]]:
+        """Logits and predicted IoUs of a few prompts at a time, with the places of these among all."""
+        embedding = self._require_image()
+        for start in range(0, len(prompts.point_coords), PROMPTS_AT_ONCE):
+            part = slice(start, start + PROMPTS_AT_ONCE)
+            mask_input = None if prompts.mask_input is None else prompts.mask_input[part]
+            yield (
+                part,
+                *self.segmenter.decode(embedding, prompts.point_coords[part], prompts.point_labels[part], mask_input),
+            )
 
     def _upscale(self, logits: Float[Tensor, "p c m m"], masks: np.ndarray) -> None:
         """Write the original frame's masks, or logits, of a few prompts into ``masks``."""

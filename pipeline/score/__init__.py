@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.score.precision import average_precision
-from pipeline.score.results import read_results
+from pipeline.score.results import Detection, most_certain, read_detections, read_results
 from pipeline.score.truth import Truth, read_truth
 
-__all__ = ["Truth", "average_precision", "read_results", "read_truth", "score"]
+__all__ = [
+    "Detection",
+    "Truth",
+    "average_precision",
+    "most_certain",
+    "read_detections",
+    "read_results",
+    "read_truth",
+    "score",
+]
 
 _DIGITS = 6
 

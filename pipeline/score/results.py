@@ -1,14 +1,17 @@
 """Detections in COCO's results format, read whole and checked whole."""
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipeline import masks
 from pipeline.errors import InputError
 from pipeline.score.truth import Box, Record, Truth, refusal
+
+DetectionT = TypeVar("DetectionT")
 
 LVIS_DETECTIONS = 300
 """Detections of an image that LVIS counts, those with the highest scores."""
@@ -86,13 +89,14 @@ def _record(detection: Detection, truth: Truth, by_box: bool) -> Record:
     return record
 
 
+def most_certain(detections: Sequence[DetectionT], score: Callable[[DetectionT], float]) -> list[DetectionT]:
+    """Of one image's detections those that LVIS counts, the most certain first; of equal scores the earlier."""
+    return sorted(detections, key=lambda detection: -score(detection))[:LVIS_DETECTIONS]
+
+
 def _most_certain(records: list[Record]) -> list[Record]:
-    """Of each image the detections that LVIS counts; of equal scores the earlier."""
+    """Of each image the detections that LVIS counts."""
     of_image: dict[int, list[Record]] = defaultdict(list)
     for record in records:
         of_image[record["image_id"]].append(record)
-    return [
-        record
-        for found in of_image.values()
-        for record in sorted(found, key=lambda record: -record["score"])[:LVIS_DETECTIONS]
-    ]
+    return [record for found in of_image.values() for record in most_certain(found, lambda record: record["score"])]

@@ -23,7 +23,8 @@ class Truth:
     """Images, categories and annotations; the last with compressed RLE, or with a box alone where boxes are scored."""
 
     images: Mapping[int, Record]
-    """By id: ``id``, ``height``, ``width``; for LVIS also the categories that were not found or not all found."""
+    """By id: ``id``, ``height``, ``width``, ``file_name`` and ``coco_url`` or None; for LVIS also the categories that
+    were not found or not all found."""
     categories: Mapping[int, Record]
     """By id: ``id``; for LVIS also ``frequency``."""
     annotations: list[Record]
@@ -44,6 +45,8 @@ class _Image(_Record):
     id: int
     height: int = Field(ge=1)
     width: int = Field(ge=1)
+    file_name: str | None = None
+    coco_url: str | None = None
     neg_category_ids: list[int] = []
     not_exhaustive_category_ids: list[int] = []
 

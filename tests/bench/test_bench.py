@@ -33,6 +33,7 @@ SETTINGS = Settings(
     max_foreign_load=1.0,
     prompts=(1, 3),
     images=2,
+    photographs=None,
     tokens=(64,),
     weights=None,
 )
@@ -156,6 +157,16 @@ def test_the_decoder_is_measured_in_segment_anythings_order_and_in_ours(capsys):
     assert [row["batch"] for row in measured] == [1, 3] * 4
 
 
+def test_evaluation_is_compared_with_the_published_one_call_by_call(capsys):
+    asked = ("--runtimes", "torch", "--precisions", "fp32", "--images", "1", "--json")
+    measured = json.loads(_bench(capsys, "evaluate", *asked)[0])["rows"]
+    _check_rows(measured)
+    assert [row["name"].removeprefix(f"{NANO} ") for row in measured] == ["reference", "evaluate"]
+    assert measured[0]["largest_difference"] == 0
+    assert measured[1]["gmacs"] < 0.5 * measured[0]["gmacs"]
+    assert len({row["batch"] for row in measured}) == 1
+
+
 def test_our_order_of_products_needs_fewer_of_them():
     sam = build(NANO)
     assert macs_per_prompt(sam, ours, 1) < 0.7 * macs_per_prompt(sam, published, 1)
@@ -190,7 +201,7 @@ def test_a_table_is_printed_with_the_baseline_though_only_another_precision_was_
     ("arguments", "says"),
     [
         (("encoder", "--students", "vit_b"), "unknown student 'vit_b': there is efficientvit_sam_nano,"),
-        (("decode",), "unknown subject 'decode': there is attention, encoder, decoder, training."),
+        (("decode",), "unknown subject 'decode': there is attention, encoder, decoder, training, evaluate."),
         (("encoder", "--runtimes", "tensorflow"), "unknown runtime 'tensorflow': there is torch, onnxruntime,"),
         (("encoder", "--precisions", "fp8"), "unknown precision 'fp8': there is fp32, bf16, fp16, int8."),
         (("attention", "--tokens", "0"), "--tokens must be at least 1, not 0."),

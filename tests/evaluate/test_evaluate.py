@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -11,8 +12,11 @@ from pipeline import masks
 from pipeline.artifact import Card, Contents, digest, write_json
 from pipeline.errors import InputError
 from pipeline.evaluate import EvaluateConfig, _cost, evaluate, evaluate_teacher, memory
-from pipeline.evaluate.accuracy import evaluate_accuracy, photographs
+from pipeline.evaluate.accuracy import evaluate_accuracy, photographs, read_kept
+from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.memory import measuring_memory
+from pipeline.evaluate.prompting import PROMPTS
+from pipeline.evaluate.ranks import Ranks
 from pipeline.log import silent
 from pipeline.metrics import iou
 from pipeline.models import build
@@ -81,10 +85,10 @@ def dataset(tmp_path):
     return _dataset(tmp_path / "prepare", [((256, 256), boxes), ((256, 256), []), ((128, 256), [(4, 8, 60, 64)])])
 
 
-def _scores(dataset, segmenter, prompts_batch=2, pictures=1):
-    return evaluate_accuracy(
-        Predictor(segmenter), dataset, photographs(dataset), prompts_batch=prompts_batch, pictures=pictures
-    )
+def _scores(dataset, segmenter, prompts_batch=2, pictures=1, fed=False, kept=None, **more):
+    with ThreadPoolExecutor(2) as pool:
+        run = Run(Predictor(segmenter), pool, prompts_batch, Ranks(), Done(kept))
+        return evaluate_accuracy(run, dataset, photographs(dataset), pictures=pictures, fed=fed, **more)
 
 
 @pytest.mark.parametrize("prompts_batch", [1, 2, 5, 64])
@@ -94,7 +98,7 @@ def test_every_instance_counts_exactly_once_and_every_image_is_encoded_once(data
     assert Counter(s["annotation_id"] for s in scores.instances) == Counter(range(1, 7))
     assert scores.metrics()["instances"] == 6
     assert segmenter.encoded == 2  # the image without instances is not
-    assert sum(segmenter.batches) == 2 * 6
+    assert sum(segmenter.batches) == 6 * 6  # a box and five rounds of clicks
     assert max(segmenter.batches) <= prompts_batch
 
 
@@ -140,6 +144,89 @@ def test_a_one_pixel_instance_is_asked_for_and_scored(tmp_path):
     assert 0.0 <= score["box_iou"] <= 1.0
 
 
+def test_crowd_regions_are_no_instances_and_categories_may_have_none(dataset):
+    path = dataset / "validation" / "instances.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    content["categories"].append({"id": 9, "name": "never seen"})
+    write_json(path, content)
+    assert Counter(s["annotation_id"] for s in _scores(dataset, BoxFiller()).instances) == Counter(range(2, 7))
+
+
+def test_an_id_that_occurs_twice_is_refused(dataset):
+    path = dataset / "validation" / "instances.json"
+    content = json.loads(path.read_text())
+    content["annotations"][1]["id"] = 1
+    write_json(path, content)
+    with pytest.raises(InputError, match=r"instances\.json: annotation id 1 occurs 2 times"):
+        photographs(dataset)
+
+
+def test_500_instances_of_one_image_are_each_counted_once(tmp_path):
+    boxes = [(x, y, x + 8, y + 8) for y in range(0, 200, 10) for x in range(0, 250, 10)]
+    dataset = _dataset(tmp_path / "prepare", [((256, 256), boxes)])
+    segmenter = BoxFiller()
+    scores = _scores(dataset, segmenter, prompts_batch=64)
+    assert Counter(s["annotation_id"] for s in scores.instances) == Counter(range(1, 501))
+    assert segmenter.encoded == 1
+    assert sum(segmenter.batches) == 6 * 500
+
+
+def test_masks_of_whole_images_and_of_borders_have_boundaries_and_clicks(tmp_path):
+    boxes = [(0, 0, 64, 64), (0, 0, 1, 64), (63, 0, 64, 64), (0, 63, 64, 64), (0, 0, 1, 1)]
+    dataset = _dataset(tmp_path / "prepare", [((64, 64), boxes)])
+    for score in _scores(dataset, BoxFiller(), fed=True).instances:
+        assert all(0 <= score[f"{p}_iou"] <= 1 for p in PROMPTS)
+        assert 0 <= score["box_boundary_iou"] <= 1
+
+
+def test_a_model_that_predicts_no_number_is_refused(dataset):
+    class Broken(BoxFiller):
+        def decode(self, *arguments):
+            logits, scores = super().decode(*arguments)
+            return logits, scores * float("nan")
+
+    with pytest.raises(InputError, match="predicts an IoU of nan: its weights are damaged"):
+        _scores(dataset, Broken())
+
+
+def test_agreement_with_itself_is_1_and_a_missing_mask_is_refused(dataset, tmp_path):
+    write_json(tmp_path / "masks.json", _scores(dataset, BoxFiller(), keep_all=True).predictions)
+    teacher = read_kept(tmp_path / "masks.json")
+    assert len(teacher) == 6
+    metrics = _scores(dataset, BoxFiller(), teacher=teacher).metrics()
+    assert metrics["box_agreement"] == 1
+    assert metrics["click_agreement"] == 0  # of two empty masks, as pycocotools has it
+    del teacher[3]
+    with pytest.raises(InputError, match="teacher's masks lack annotation 3"):
+        _scores(dataset, BoxFiller(), teacher=teacher)
+
+
+def test_masks_fed_back_are_asked_for_beside_the_others(dataset):
+    segmenter = BoxFiller()
+    metrics = _scores(dataset, segmenter, fed=True).metrics()
+    assert sum(segmenter.batches) == 10 * 6
+    for prompt in PROMPTS:
+        assert f"{prompt}_miou" in metrics
+        assert f"{prompt}_miou_small" in metrics
+    assert metrics["box_calibration_error"] == pytest.approx(abs(0.8 - metrics["box_miou"]))
+
+
+def test_a_broken_off_evaluation_does_only_what_is_left_and_has_the_same_figures(dataset, tmp_path):
+    class Breaking(BoxFiller):
+        def encode(self, images):
+            if self.encoded == 1:
+                raise KeyboardInterrupt
+            return super().encode(images)
+
+    whole = _scores(dataset, BoxFiller(), pictures=5)
+    with pytest.raises(KeyboardInterrupt):
+        _scores(dataset, Breaking(), pictures=5, kept=tmp_path / "kept")
+    segmenter = BoxFiller()
+    assert _scores(dataset, segmenter, pictures=5, kept=tmp_path / "kept") == whole
+    assert segmenter.encoded == 1
+
+
 def test_a_split_without_instances_is_refused(tmp_path):
     dataset = _dataset(tmp_path / "prepare", [((64, 64), [])])
     with pytest.raises(InputError, match=r"instances\.json has no instance"):
@@ -168,8 +255,9 @@ def checkpoint(tmp_path_factory):
 
 
 def _config(runs=0):
-    latency = {"warmup": 0, "runs": runs, "max_foreign_load": 1.0, "threads": 1}
-    return EvaluateConfig.model_validate({"prompts_batch": 8, "pictures": 1, "latency": latency})
+    latency = {"warmup": 0, "runs": runs, "max_foreign_load": 1.0, "batch": 2, "threads": 1}
+    protocols = {"feed_back": True, "detections": {}, "sginw": None}
+    return EvaluateConfig.model_validate({"prompts_batch": 8, "pictures": 1, "latency": latency} | protocols)
 
 
 def _evaluate_teacher(dataset, checkpoint, out, runs=0):
@@ -238,6 +326,7 @@ def test_another_students_engine_is_refused(dataset, checkpoint, tmp_path):
             _config(),
             prepare=dataset,
             build_engine=checkpoint,
+            evaluate_teacher=checkpoint,
             student=NANO,
             precision="int8",
             out=tmp_path,

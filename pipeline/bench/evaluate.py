@@ -1,0 +1,196 @@
+"""Time of one instance in the evaluation by a box and 1, 3 and 5 clicks: the published way and ours.
+
+The baseline is `pipeline.evaluate.reference`: segment-anything's predictor and decoder, prompt by prompt, ten of them.
+Ours is what the stage ``evaluate`` runs: six prompts, in batches. Images are encoded beforehand, and the encoder's time
+is in neither; comparing masks with the truth is in both.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from PIL import Image
+from torch import Tensor
+
+from pipeline import masks, metrics
+from pipeline.bench.candidate import Candidate, Subject
+from pipeline.bench.decoder import macs_per_prompt, ours, published
+from pipeline.bench.engines import Exported, files_mib, model, refuses, weights_mib
+from pipeline.bench.settings import CUDA, Combination, Settings
+from pipeline.data import coco
+from pipeline.data.scenes import render
+from pipeline.evaluate import reference
+from pipeline.evaluate.prompting import Answer, ask
+from pipeline.geometry import to_input
+from pipeline.models.cost import count_parameters
+from pipeline.models.sam import Sam
+from pipeline.runtime import Predictor, Segmenter, load
+
+_BYTES_AT_ONCE = 1 << 24
+"""Of the largest tensor in the decoder: with more, memory is given back to the system and fetched again in every call,
+which takes longer than a batch saves."""
+_PROMPTS = {"reference": 10, "evaluate": 6}
+"""Decoded for one instance: 1 + 1 + 3 + 5, and 1 + 5."""
+
+Mask = Bool[np.ndarray, "h w"]
+Ious = dict[tuple[int, int, str], float]
+"""By image, instance and prompt."""
+
+
+@dataclass(frozen=True)
+class _Example:
+    """An image and what is on it."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    truths: list[Mask]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to evaluate, and what it found the last time."""
+
+    run: Callable[[Ious], object]
+    found: Ious = field(default_factory=dict)
+
+    def __call__(self) -> None:
+        self.run(self.found)
+
+
+class _Encoded:
+    """A segmenter whose images were encoded before."""
+
+    def __init__(self, segmenter: Segmenter, embeddings: Tensor) -> None:
+        self.image_size, self.input_size = segmenter.image_size, segmenter.input_size
+        self.embedding_size, self.decode = segmenter.embedding_size, segmenter.decode
+        self._embeddings = embeddings
+
+    def encode(self, images: Tensor) -> Tensor:
+        """All of them, whatever is asked."""
+        return self._embeddings
+
+
+def _refuses(runtime: str, precision: str) -> str | None:
+    if runtime in CUDA or precision == "int8":
+        return "evaluation is measured on processors, and the decoder is never lowered to int8"
+    if (runtime, precision) == ("torch", "bf16"):
+        return "the runtime torch decodes in fp32; take openvino"
+    return refuses(runtime, precision)
+
+
+def _build(
+    settings: Settings, student: str, combinations: Sequence[Combination], directory: Path, stack: ExitStack
+) -> list[Candidate]:
+    sam = model(settings, student)
+    examples = _examples(settings, sam.input_size)
+    with torch.inference_mode():
+        inputs = [to_input(example.pixels, sam.input_size)[None] for example in examples]
+        embeddings = torch.cat([sam.image_encoder(pixels) for pixels in inputs])
+    pool = stack.enter_context(ThreadPoolExecutor(settings.threads))
+    exported = Exported(sam, student, combinations, directory)
+    slow = _Way(_reference(sam, embeddings, examples))
+    ways = [("reference", ("torch", "fp32"), slow, weights_mib(sam.prompt_encoder, sam.mask_decoder))]
+    for runtime, precision in combinations:
+        if runtime == "torch":
+            segmenter, size_mib = load(sam), ways[0][3]
+        else:
+            segmenter, files = exported.engine(runtime, precision, settings.threads)
+            size_mib = files_mib(files, "decoder")
+        way = _Way(_ours(_Encoded(segmenter, embeddings), examples, pool))
+        ways.append(("evaluate", (runtime, precision), way, size_mib))
+    batch = _at_once(sam.embedding_size)
+    per_prompt = {"reference": macs_per_prompt(sam, published, 1), "evaluate": macs_per_prompt(sam, ours, batch)}
+    return [
+        Candidate(
+            name=f"{student} {name}",
+            runtime=runtime,
+            precision=precision,
+            call=way,
+            batch=sum(len(example.truths) for example in examples),
+            divide=True,
+            parameters=count_parameters(sam.prompt_encoder) + count_parameters(sam.mask_decoder),
+            gmacs=_PROMPTS[name] * per_prompt[name] / 1e9,
+            size_mib=size_mib,
+            group=student,
+            figures=_difference(way, slow),
+        )
+        for name, (runtime, precision), way, size_mib in ways
+    ]
+
+
+def _reference(sam: Sam, embeddings: Tensor, examples: Sequence[_Example]) -> Callable[[Ious], object]:
+    predictor = reference.predictor_of(sam)
+
+    def run(found: Ious) -> None:
+        with torch.inference_mode():
+            for k, example in enumerate(examples):
+                height, width = example.pixels.shape[:2]
+                reference.set_embedding(predictor, embeddings[k : k + 1], (height, width))
+                for i, truth in enumerate(example.truths):
+                    for answer in reference.answers(predictor, truth, fed=False):
+                        found[k, i, answer.prompt] = metrics.iou(answer.mask, truth)
+
+    return run
+
+
+def _ours(segmenter: Segmenter, examples: Sequence[_Example], pool: ThreadPoolExecutor) -> Callable[[Ious], object]:
+    predictor = Predictor(segmenter)
+    predictor.set_images([example.pixels for example in examples])
+    batch = _at_once(segmenter.embedding_size)
+
+    def run(found: Ious) -> None:
+        coming = dict[tuple[int, int, str], Future[float]]()
+        with torch.inference_mode():
+            for k, example in enumerate(examples):
+
+                def answered(i: int, answer: Answer, k: int = k, truths: Sequence[Mask] = example.truths) -> None:
+                    coming[k, i, answer.prompt] = pool.submit(metrics.iou, answer.mask, truths[i])
+
+                predictor.select(k)
+                ask(predictor, example.truths, pool, batch, False, answered)
+        found |= {key: value.result() for key, value in coming.items()}
+
+    return run
+
+
+def _at_once(embedding_size: int) -> int:
+    """Prompts in a batch: the decoder's largest tensor has 32 channels on the raster of its masks, in fp32."""
+    return max(1, _BYTES_AT_ONCE // (32 * 4 * (4 * embedding_size) ** 2))
+
+
+def _difference(way: _Way, slow: _Way) -> Callable[[float], Mapping[str, float]]:
+    """The largest difference of one instance's IoU, and the share of them that differ by more than 1e-6."""
+
+    def figures(median_ms: float) -> Mapping[str, float]:
+        gaps = np.array([abs(value - slow.found[key]) for key, value in way.found.items()])
+        return {"largest_difference": float(gaps.max()), "different_share": float((gaps > 1e-6).mean())}
+
+    return figures
+
+
+def _examples(settings: Settings, side: int) -> list[_Example]:
+    """The first photographs that show something, or drawn scenes."""
+    if settings.photographs is None:
+        scenes = [render(np.random.default_rng(number), side) for number in range(settings.images)]
+        return [_Example(scene.image, [mask for mask in scene.masks if mask.any()]) for scene in scenes]
+    found = coco.read(settings.photographs / "instances.json", min_area_px=1).photographs
+    shown = [photograph for photograph in found if photograph.instances][: settings.images]
+    return [
+        _Example(
+            np.asarray(Image.open(settings.photographs / "images" / photograph.file_name).convert("RGB")),
+            [np.ascontiguousarray(masks.decode(instance.rle)) for instance in photograph.instances],
+        )
+        for photograph in shown
+    ]
+
+
+SUBJECT = Subject(
+    says="milliseconds per instance of the evaluation by a box and 1, 3 and 5 clicks: published, and ours",
+    unit="one instance, the encoder left out",
+    refuses=_refuses,
+    build=_build,
+)
