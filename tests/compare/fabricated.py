@@ -152,6 +152,7 @@ def _measured(rng, directory, annotations, wrong, agreement):
         metrics |= {
             f"{name}_ar100": 0.5 - wrong,
             f"{name}_ar1000": 0.6 - wrong,
+            f"{name}_miou": 0.7 - wrong,
             f"{name}_masks": 17.5,
             f"{name}_s": seconds,
         }
