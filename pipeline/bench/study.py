@@ -6,6 +6,7 @@ go to a file as they are found; those that are in it already are not measured ag
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,8 @@ from pipeline.config import read_params, section
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.evaluate.accuracy import evaluate_accuracy, photographs
+from pipeline.evaluate.images import Done, Run
+from pipeline.evaluate.ranks import Ranks
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
 from pipeline.progress import progress
@@ -145,9 +148,9 @@ def _measure(config: QuantizeConfig, rows: Sequence[Row], checkpoint: Path, data
             segmenter: Segmenter = TorchSegmenter(sam)
             if row.method != "fp32":
                 segmenter = _simulated(config.model_copy(update={"seed": row.seed}), row, sam, shards, encoder, ranges)
-            scores = evaluate_accuracy(
-                Predictor(segmenter), dataset, photographs(dataset), prompts_batch=_PROMPTS_BATCH, pictures=0
-            )
+            with ThreadPoolExecutor() as pool:
+                run = Run(Predictor(segmenter), pool, _PROMPTS_BATCH, Ranks(), Done(None))
+                scores = evaluate_accuracy(run, dataset, photographs(dataset), pictures=0, fed=False)
             figures = scores.metrics()
             yield vars(row) | {name: figures[name] for name in ("box_miou", "click_miou")}
 
