@@ -59,14 +59,14 @@ QUANTIZE = Stage(
     says="Export a student to ONNX and lower its encoder's precision",
     needs=(PREPARE, ALIGN),
     over=("student", "precision"),
-    code=(*_RUNTIME, _MASKS, "pipeline/data"),
+    code=(*_RUNTIME, "pipeline/data", "pipeline/metrics.py"),
 )
 BUILD_ENGINE = Stage(
     run="pipeline.build_engine:build_engine",
     says="Compile the ONNX models for an inference engine",
     needs=(PREPARE, ALIGN, QUANTIZE),
     over=("student", "precision"),
-    code=(*_RUNTIME, _MASKS, "pipeline/data"),
+    code=(*_RUNTIME, "pipeline/data"),
     gpu=True,
 )
 EVALUATE_TEACHER = Stage(
