@@ -177,6 +177,6 @@ def _simulated(
         )  # fmt: skip
     else:
         known = ranges.get((row.method, row.seed))
-        scales = find_scales(config, encoder, chosen, material, weight_bits, bits, known)
+        scales = find_scales(config, model, chosen, material, weight_bits, bits, known)
         ranges[row.method, row.seed] = scales
     return SimulatedSegmenter(sam, model, chosen, scales, split)

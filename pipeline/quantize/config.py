@@ -44,7 +44,7 @@ class QuantizeConfig(Config):
     search: SearchConfig
     """For ``method: search``."""
     quantize_attention: bool
-    """Also lower products of two activations (attention), not only those with weights."""
+    """Also lower products of two activations (attention with softmax), not only those with weights."""
     keep: list[str]
     """Layers that stay in floating point, by name or pattern: ``neck.*``. The sensitivity report suggests some."""
     decoder: Literal["fp32", "fp16", "int8"]

@@ -12,13 +12,13 @@ import onnx
 
 from pipeline.quantize.calibration import Material, Reader, agreement, gate
 from pipeline.quantize.config import QuantizeConfig
-from pipeline.quantize.export import save
+from pipeline.quantize.export import ENCODER, save
+from pipeline.quantize.keys import centre_keys
 from pipeline.quantize.layers import Layer, chosen_layers, weights
 from pipeline.quantize.modelopt import modelopt
 from pipeline.quantize.onnxruntime import onnxruntime
 from pipeline.quantize.qdq import Scales, largest, weight_scales, write_qdq
 from pipeline.quantize.search import search
-from pipeline.quantize.sensitivity import write_sensitivity
 
 Calibrator = Callable[[QuantizeConfig, Path, Sequence[Layer], Reader], dict[str, float]]
 CALIBRATORS: Mapping[str, Calibrator] = {"modelopt": modelopt, "onnxruntime": onnxruntime}
@@ -48,20 +48,25 @@ def lower(
     """Replace ``encoder`` by a form of any width up to 8 bits; otherwise see `int8`."""
     with TemporaryDirectory(dir=encoder.parent, prefix=f".{precision}-") as directory:
         lowered, model = Path(directory) / encoder.name, onnx.load(encoder)
+        shifted = list[str]()
+        if config.quantize_attention and config.method == "search":
+            model, shifted = centre_keys(model, material)
         chosen = chosen_layers(model, attention=config.quantize_attention, keep=config.keep)
-        scales = find_scales(config, encoder, chosen, material, weight_bits, activation_bits)
+        scales = find_scales(config, model, chosen, material, weight_bits, activation_bits)
         figures = save(write_qdq(model, chosen, scales), lowered)
         figures |= agreement(encoder, lowered, material)
         gate(config, precision, figures)
         if config.sensitivity_images:
+            from pipeline.quantize.sensitivity import write_sensitivity  # brings matplotlib, half a second
+
             write_sensitivity(encoder.parent, model, chosen, scales, material, images=config.sensitivity_images)
         lowered.replace(encoder)
-    return figures | {"quantized_nodes": float(len(chosen))}
+    return figures | {"quantized_nodes": float(len(chosen)), "shifted_keys": float(len(shifted))}
 
 
 def find_scales(
     config: QuantizeConfig,
-    encoder: Path,
+    model: onnx.ModelProto,
     chosen: Sequence[Layer],
     material: Material,
     weight_bits: int,
@@ -72,7 +77,6 @@ def find_scales(
 
     The tools' are for 8 bits; fewer share their ranges, so those of another width may be handed over as ``known``.
     """
-    model = onnx.load(encoder)
     if config.method == "search":
         return search(
             config.search,
@@ -85,8 +89,8 @@ def find_scales(
         )
     if known is None:
         reader = Reader(material.feeds, material.chosen)
-        with TemporaryDirectory(dir=encoder.parent, prefix=".calibrate-") as directory:
-            source = Path(directory) / encoder.name
+        with TemporaryDirectory(prefix="calibrate-") as directory:
+            source = Path(directory) / ENCODER
             onnx.save(model, source)
             known = Scales(CALIBRATORS[config.method](config, source, chosen, reader), {})
     values = weights(model, chosen)

@@ -74,7 +74,7 @@ def chosen_layers(model: ModelProto, *, attention: bool, keep: Sequence[str]) ->
 
     Args:
         model: In fp32.
-        attention: Also products of two activations.
+        attention: Also products of two activations, but for those of linear attention: sums without a bound.
         keep: Patterns of names, such as ``neck.*``, that stay in floating point.
 
     Raises:
@@ -85,10 +85,12 @@ def chosen_layers(model: ModelProto, *, attention: bool, keep: Sequence[str]) ->
         if not any(fnmatchcase(layer.name, pattern) for layer in every):
             known = ", ".join(layer.name for layer in every[:3])
             raise InputError(f"quantize.keep names {pattern!r}, which fits no layer: there is {known}, and so on.")
+    linear = {node.name for node in linear_attention(model)}
     return [
         layer
         for layer in every
-        if (attention or layer.weight) and not any(fnmatchcase(layer.name, pattern) for pattern in keep)
+        if (layer.weight or (attention and layer.node not in linear))
+        and not any(fnmatchcase(layer.name, pattern) for pattern in keep)
     ]
 
 

@@ -1,6 +1,6 @@
 """TinySAM's quantizer: scales of weights and activations searched in turn, by what the task minds.
 
-Source: Shu et al. 2023, "TinySAM" (arXiv 2312.13789, section 3.3): uniform symmetric rounding, 100 candidates from 0.01
+Source: Shu et al. 2023, "TinySAM" (arXiv 2312.13789): uniform symmetric rounding, 100 candidates from 0.01
 to 1.2 of the largest magnitude, 3 rounds of alternating search, distance of layer outputs weighted by a Hessian of the
 task's loss. No code of it was published. What differs: weights have a scale for each output channel, as engines take
 them, each searched by itself; the distance is taken on sampled rows (`pipeline.quantize.rows`); a tensor that several

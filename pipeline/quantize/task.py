@@ -1,6 +1,6 @@
 """How much the task minds a change of each value in the encoder: squared gradients of its loss.
 
-Source: TinySAM (arXiv 2312.13789, section 3.3), whose distance between rounded and unrounded outputs is weighted by a
+Source: TinySAM (arXiv 2312.13789), whose distance between rounded and unrounded outputs is weighted by a
 Hessian from the loss ``KL(masks) + KL(predicted IoUs)`` against fp32; PTQ4ViT (Yuan et al. 2022) approximates the
 Hessian by squared gradients. What differs: at the fp32 model itself the gradient of a KL divergence from it is zero, so
 masks and IoUs are drawn from what the model predicts and the log-likelihood of the draw is differentiated. The square

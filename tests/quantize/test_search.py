@@ -14,6 +14,7 @@ from pipeline.quantize.calibration import Material
 from pipeline.quantize.export import save
 from pipeline.quantize.graph import Graph
 from pipeline.quantize.int8 import find_scales
+from pipeline.quantize.keys import centre_keys, keys
 from pipeline.quantize.layers import chosen_layers, layers
 from pipeline.quantize.qdq import largest, write_qdq
 from pipeline.quantize.rounding import fake, kinds
@@ -62,7 +63,7 @@ def test_an_unknown_operator_cannot_be_simulated(encoder):  # noqa: F811
 def test_simulation_gives_what_the_qdq_file_gives(small, encoder, material, tmp_path, bits, attention):  # noqa: F811
     model = onnx.load(encoder)
     chosen = chosen_layers(model, attention=attention, keep=[])
-    scales = find_scales(CONFIG, encoder, chosen, material, *bits)
+    scales = find_scales(CONFIG, model, chosen, material, *bits)
     save(write_qdq(model, chosen, scales), tmp_path / "encoder.onnx")
     (expected,) = open_session(tmp_path / "encoder.onnx").run(None, {"image": images().numpy()})
     found = SimulatedSegmenter(small, model, chosen, scales).encode(images()).numpy()
@@ -164,7 +165,7 @@ def test_the_search_loses_less_than_the_largest_magnitude(small, encoder, materi
     exact = SimulatedSegmenter(small, model, [], found).encode(pixels)
     losses = [
         float((SimulatedSegmenter(small, model, chosen, scales).encode(pixels) - exact).square().mean())
-        for scales in (found, find_scales(CONFIG, encoder, chosen, material, *bits))
+        for scales in (found, find_scales(CONFIG, model, chosen, material, *bits))
     ]
     assert losses[0] < losses[1] * (1.05 if bits == (8, 8) else 0.8)
 
@@ -175,6 +176,35 @@ def test_scales_of_the_search_become_plain_qdq(small, encoder, tmp_path):  # noq
     assert figures["embedding_cosine"] > 0.99
     assert figures["quantize_linear_nodes"] > 0
     assert path.stat().st_size < 0.5 * encoder.stat().st_size
+
+
+def bimodal_keys(model):
+    """The model with a bias of +4 or -4 on each channel of what attends, which its softmax does not see."""
+    name, node = next(iter(keys(model).items()))
+    signs = np.where(np.arange(64) % 2, 4, -4).astype(np.float32).reshape(1, 64, 1)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(signs, "signs"))
+    made = next(i for i, n in enumerate(model.graph.node) if n.name == node.name)
+    node.input[1] = "moved"
+    model.graph.node.insert(made, onnx.helper.make_node("Add", [name, "signs"], ["moved"], name="move"))
+    return model
+
+
+def test_bimodal_keys_are_centred_and_the_function_stays(encoder, material):  # noqa: F811
+    plain = onnx.load(encoder)
+    assert centre_keys(plain, material)[1] == []
+    model = bimodal_keys(onnx.load(encoder))
+    centred, names = centre_keys(model, material)
+    assert names == ["moved"]
+    results = [Graph(m)(images(), keep={"moved", "moved_centred"}) for m in (plain, model, centred)]
+    outputs = [result[plain.graph.output[0].name] for result in results]
+    assert (outputs[1] - outputs[0]).abs().max() < 1e-3
+    assert (outputs[2] - outputs[0]).abs().max() < 1e-3
+    assert results[2]["moved_centred"].abs().max() < results[2]["moved"].abs().max() / 2
+
+
+def test_the_sign_trick_would_change_nothing_on_a_symmetric_grid():
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    assert torch.equal(fake(-x, torch.tensor(0.03), 8), -fake(x, torch.tensor(0.03), 8))
 
 
 def test_the_sensitivity_report_names_layers_groups_and_what_to_keep(small, encoder, tmp_path):  # noqa: F811
