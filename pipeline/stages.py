@@ -57,7 +57,7 @@ QUANTIZE = Stage(
     says="Export a student to ONNX and lower its encoder's precision",
     needs=(PREPARE, ALIGN),
     over=("student", "precision"),
-    code=(*_RUNTIME, _MASKS, "pipeline/data"),
+    code=(*_RUNTIME, _MASKS, "pipeline/data", "pipeline/metrics.py"),
 )
 BUILD_ENGINE = Stage(
     run="pipeline.build_engine:build_engine",
