@@ -160,13 +160,10 @@ def gate(config: QuantizeConfig, precision: str, figures: Mapping[str, float]) -
 @contextmanager
 def quiet() -> Iterator[None]:
     """Quantizers print, and advise what the export has already done: keep both off the screen."""
-    loggers = [logging.getLogger(name) for name in ("", "modelopt", "modelopt.onnx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # ModelOpt sets the levels of its loggers anew
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
