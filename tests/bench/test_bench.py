@@ -202,7 +202,7 @@ def test_a_table_is_printed_with_the_baseline_though_only_another_precision_was_
     ("arguments", "says"),
     [
         (("encoder", "--students", "vit_b"), "unknown student 'vit_b': there is efficientvit_sam_nano,"),
-        (("decode",), "unknown subject 'decode': there is attention, encoder, decoder, training, evaluate, everything."),
+        (("decode",), "unknown subject 'decode': there is attention, encoder, decoder, training, evaluate,"),
         (("encoder", "--runtimes", "tensorflow"), "unknown runtime 'tensorflow': there is torch, onnxruntime,"),
         (("encoder", "--precisions", "fp8"), "unknown precision 'fp8': there is fp32, bf16, fp16, int8."),
         (("attention", "--tokens", "0"), "--tokens must be at least 1, not 0."),
