@@ -201,6 +201,7 @@ def save(model: onnx.ModelProto, path: Path) -> dict[str, float]:
     Raises:
         InputError: It breaks a rule of `pipeline.quantize.rules`.
     """
+    _share_integers(model.graph)
     normalise(model)
     check_onnx(model, path.name)
     path.write_bytes(model.SerializeToString(deterministic=True))
@@ -210,6 +211,21 @@ def save(model: onnx.ModelProto, path: Path) -> dict[str, float]:
         "dequantize_linear_nodes": float(kinds.count("DequantizeLinear")),
     }
     return counts if any(counts.values()) else {}
+
+
+def _share_integers(graph: onnx.GraphProto) -> None:
+    """Store equal whole numbers once: TinyViT's blocks each have the same offsets, a tenth of an int8 file."""
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    instead: dict[str, str] = {}
+    for constant in list(graph.initializer):
+        if constant.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64) and constant.raw_data:
+            name = first.setdefault((constant.data_type, tuple(constant.dims), constant.raw_data), constant.name)
+            if name != constant.name:
+                instead[constant.name] = name
+                graph.initializer.remove(constant)
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = instead.get(name, name)
 
 
 def normalise(model: onnx.ModelProto) -> None:
