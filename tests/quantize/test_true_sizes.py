@@ -17,7 +17,7 @@ from tests.reference.published import photograph, rebuilt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("student", ["efficientvit_sam_l0"])
+@pytest.mark.parametrize("student", ["efficientvit_sam_l0", "efficientvit_sam_xl0"])
 def test_int8_of_true_sizes_keeps_the_embedding(student, tmp_path):
     sam = rebuilt(student)
     config = CONFIG.model_copy(update={"calibration_images": 4, "holdout_images": 2})
