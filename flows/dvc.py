@@ -140,14 +140,19 @@ class Stages:
             raise _failure("dvc status", lines)
         return code == 0
 
-    def push(self, targets: Sequence[str], say: Callable[[str], None]) -> None:
-        """Put results, and what they were made from, into DVC's remote.
+    def push(self, targets: Sequence[str], say: Callable[[str], None], *, run_cache: bool) -> None:
+        """Put results into DVC's remote.
+
+        Args:
+            targets: Whose.
+            say: Called with each line of output.
+            run_cache: Put there also what they were made from, so that `repro` with ``pull`` finds them elsewhere.
 
         Raises:
             StoppedError: The others ended.
             StageFailedError: The remote cannot be reached.
         """
-        self._move(["push", "--run-cache", *targets], say)
+        self._move(["push", *(["--run-cache"] if run_cache else []), *targets], say)
 
     def fetch(self, targets: Sequence[str], say: Callable[[str], None]) -> None:
         """Take the results that dvc.lock names from DVC's remote.

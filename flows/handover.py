@@ -1,10 +1,13 @@
 """Hand a stage to a worker on another machine, wait for it, and try another worker when one dies."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, State, StateType
@@ -22,6 +25,9 @@ DEPLOYMENT = f"stage/{POOL}"
 WORKERS = 3
 """How many workers may die with one stage before it fails."""
 _POLL_S = 2.0
+_SERVER_MAY_BE_GONE_S = 300.0
+_FAILURE = re.compile(r"(?:Flow run encountered an exception: )?(\w+): (.*)", re.DOTALL)
+"""How Prefect tells a failed run's exception."""
 _LATE_S = 60.0
 
 
@@ -65,7 +71,7 @@ def hand_over(stages: dvc.Stages, target: str, needs: Sequence[str], parent: str
         StageFailedError: It failed, or one worker after the other died.
         StoppedError: The flow ended.
     """
-    stages.push(needs, say)
+    stages.push(needs, say, run_cache=False)
     for number in range(1, WORKERS + 1):
         run: FlowRun = run_deployment(  # type: ignore[assignment]  # its annotation allows for callers that await it
             DEPLOYMENT,
@@ -87,11 +93,11 @@ def hand_over(stages: dvc.Stages, target: str, needs: Sequence[str], parent: str
             return
         reason = str(state.message or state.name)
         if state.type is StateType.FAILED:
-            refused = any(f"{kind}: " in reason for kind in ("BadInputError", "InputError"))
-            text = reason.split("Error: ", 1)[-1]
-            raise (dvc.BadInputError if refused else dvc.StageFailedError)(text)
+            told = _FAILURE.match(reason)
+            kind, text = told.groups() if told else ("", reason)
+            raise (dvc.BadInputError if kind in ("BadInputError", "InputError") else dvc.StageFailedError)(text)
         if state.type is StateType.CANCELLED:
-            raise dvc.StageFailedError(f"{target}: somebody cancelled it on the worker")
+            raise dvc.StoppedError(f"{target}: somebody cancelled it on the worker")
         say(f"the worker that had {target} is lost ({reason}); it goes to another")
     raise dvc.StageFailedError(f"{target}: {WORKERS} workers died with it")
 
@@ -99,19 +105,30 @@ def hand_over(stages: dvc.Stages, target: str, needs: Sequence[str], parent: str
 def _wait(
     client: SyncPrefectClient, run: UUID, target: str, stages: dvc.Stages, say: Callable[[str], None]
 ) -> State[object]:
-    """Follow a run to its end, whatever end it is."""
-    chosen, seen, late = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])), 0, time.monotonic() + _LATE_S
-    while True:
-        state = client.read_flow_run(run).state
-        for entry in client.read_logs(chosen, offset=seen, limit=200):
-            say(f"worker: {entry.message}")
-            seen += 1
-        if state is not None and state.is_final():
-            return state
-        if stages.ended:
+    """Follow a run to its end, whatever end it is; cancel it when this ends before."""
+    chosen, seen = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])), 0
+    late, heard = time.monotonic() + _LATE_S, time.monotonic()
+    try:
+        while True:
+            try:
+                state = client.read_flow_run(run).state
+                for entry in client.read_logs(chosen, offset=seen, limit=200):
+                    say(f"worker: {entry.message}")
+                    seen += 1
+                heard = time.monotonic()
+            except httpx.HTTPError:
+                if time.monotonic() > heard + _SERVER_MAY_BE_GONE_S:
+                    raise
+                state = None
+            if state is not None and state.is_final():
+                return state
+            if stages.ended:
+                raise dvc.StoppedError(f"{target}: stopped, because the flow ended")
+            if state is not None and state.is_scheduled() and time.monotonic() > late:
+                say(f"no worker has taken {target} yet: start one with `python -m flows.worker {POOL}` on its machine")
+                late = time.monotonic() + _LATE_S
+            time.sleep(_POLL_S)
+    except BaseException:
+        with suppress(Exception):
             client.set_flow_run_state(run, Cancelling())
-            raise dvc.StoppedError(f"{target}: stopped, because the flow ended")
-        if state is not None and state.is_scheduled() and time.monotonic() > late:
-            say(f"no worker has taken {target} yet: start one with `python -m flows.worker {POOL}` on its machine")
-            late = time.monotonic() + _LATE_S
-        time.sleep(_POLL_S)
+        raise

@@ -16,6 +16,8 @@ CLONE = "SAM_DISTILLERY_CLONE"
 _OURS = (str(PARAMS), str(DVC_LOCK))
 """Files that runs change and that a hand-over brings along."""
 _LOCK = Path(".dvc/tmp/worker.lock")
+_HANDED = Path(".dvc/tmp/handed")
+"""There while a hand-over's files lie in the clone: what a killed one left may be thrown away, a person's may not."""
 
 
 def enter() -> dict[str, str]:
@@ -33,12 +35,32 @@ def commit() -> str:
     Raises:
         InputError: Files under git differ from it, so that another machine could not have them.
     """
-    if changed := _changed():
+    if changed := [name for name in _changed() if name not in _OURS]:
         raise InputError(
             f"{', '.join(changed)} differ from the last commit, and a worker elsewhere has only what is committed: "
             "commit and push them."
         )
+    if not _git("branch", "--remotes", "--contains", "HEAD"):
+        raise InputError("the last commit is in no remote branch, where workers could fetch it: push it.")
     return _git("rev-parse", "HEAD")
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keep the clone for one release or one hand-over at a time.
+
+    Raises:
+        InputError: It is in use.
+    """
+    _LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with _LOCK.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{Path.cwd()} is in use by another release or worker: give each a clone of its own."
+            ) from None
+        yield
 
 
 @contextmanager
@@ -53,24 +75,25 @@ def at(wanted: str, params: str, lock: str) -> Iterator[None]:
     Raises:
         InputError: The clone is in use or has changes of its own, or no remote of it has the commit.
     """
-    _LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with _LOCK.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{Path.cwd()} is in use by another run: give each worker a clone of its own.") from None
+    with held():
+        if _HANDED.exists():
+            _reset()
         if changed := _changed():
             raise InputError(
-                f"the worker's clone {Path.cwd()} has changes in {', '.join(changed)}: undo or commit them."
+                f"the worker's clone {Path.cwd()} has changes in {', '.join(changed)}: undo or commit them, "
+                "or give the worker a clone of its own."
             )
-        _reset()
-        _check_out(wanted)
-        PARAMS.write_text(params)
-        DVC_LOCK.write_text(lock) if lock else DVC_LOCK.unlink(missing_ok=True)
+        branch = _git("rev-parse", "--abbrev-ref", "HEAD")
+        _HANDED.touch()
         try:
+            _check_out(wanted)
+            PARAMS.write_text(params)
+            DVC_LOCK.write_text(lock) if lock else DVC_LOCK.unlink(missing_ok=True)
             yield
         finally:
             _reset()
+            if branch != "HEAD":
+                _git("checkout", "--quiet", branch)
 
 
 def _check_out(wanted: str) -> None:
@@ -88,8 +111,10 @@ def _has(wanted: str) -> bool:
 
 
 def _changed() -> list[str]:
-    status = _git("status", "--porcelain", "--untracked-files=no").splitlines()
-    return [name for line in status if (name := line.split(maxsplit=1)[1]) not in _OURS]
+    """Files that differ from the commit; of those that git does not know, the ones that DVC would count as code."""
+    known = _git("status", "--porcelain", "--untracked-files=no").splitlines()
+    new = _git("status", "--porcelain", "--untracked-files=all", "--", "pipeline", "flows", *_OURS).splitlines()
+    return list(dict.fromkeys(line.split(maxsplit=1)[1] for line in (*known, *new)))
 
 
 def _reset() -> None:
@@ -99,6 +124,7 @@ def _reset() -> None:
             _git("checkout", "--quiet", "--", name)
         else:
             Path(name).unlink(missing_ok=True)
+    _HANDED.unlink(missing_ok=True)
 
 
 def _git(*arguments: str) -> str:

@@ -15,12 +15,12 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task
 
-from flows import dvc, handover
+from flows import dvc, handover, place
 from pipeline import promote, tracking
 from pipeline.config import read_params
 from pipeline.errors import InputError
 from pipeline.process import exit_code, raise_on_signals
-from pipeline.stage import ARTIFACTS, Keys, Stage, listed
+from pipeline.stage import ARTIFACTS, RESTORE_ONLY, Keys, Stage, listed
 from pipeline.stages import STAGES
 
 RETRIES = 1
@@ -64,7 +64,8 @@ def repro_elsewhere(
     say = get_run_logger().info
     if not stages.is_up_to_date(target):
         handover.hand_over(stages, target, needs, parent, say)
-    stages.repro(target, environment, say, pull=True)
+    # Should the result not have come back after all, it must not be made here unasked.
+    stages.repro(target, {**environment, RESTORE_ONLY: "1"}, say, pull=True)
 
 
 @task(cache_policy=NO_CACHE)
@@ -95,8 +96,13 @@ def release(students: list[str] | None = None, at_once: int = 1, on_gpu: Sequenc
             reached.
     """
     params = chosen(read_params(), students)
-    check_handed(on_gpu)
     check_engine(params, on_gpu)
+    with place.held():
+        check_handed(on_gpu)
+        return _release(params, at_once, on_gpu)
+
+
+def _release(params: dict[str, Any], at_once: int, on_gpu: Sequence[str]) -> list[dict[str, Any]]:
     order = [stage.target(keys) for stage in STAGES for keys in stage.repetitions(params)]
     with tracking.parent_run("release") as parent, dvc.lock_in_order(order), dvc.Stages(at_once) as stages:
         submitted = _submit(params, parent.run, stages, at_once, on_gpu)
@@ -184,10 +190,10 @@ def check_engine(params: Mapping[str, Any], on_gpu: Sequence[str]) -> None:
         InputError: It is not.
     """
     asked = params.get("build_engine", {}).get("engine") == "tensorrt"
-    if asked and "build_engine" not in on_gpu and find_spec("tensorrt") is None:
+    if asked and not {"build_engine", "evaluate"} <= {*on_gpu} and find_spec("tensorrt") is None:
         raise InputError(
-            "build_engine.engine is tensorrt, which is not installed here: hand the stage to a machine that has it, "
-            "with `--on-gpu build_engine` and a worker there (docs/gpu.md), or choose engine openvino."
+            "build_engine.engine is tensorrt, which is not installed here: hand the stages that need it to a machine "
+            "that has it, with `--on-gpu build_engine,evaluate` and a worker there (docs/gpu.md), or choose openvino."
         )
 
 

@@ -37,7 +37,7 @@ def stage(target: str, needs: list[str], commit: str, params: str, lock: str, pa
         if needs:
             stages.fetch(needs, say)
         stages.repro(target, {PARENT_RUN: parent} if shared else {}, say)
-        stages.push([target], say)
+        stages.push([target], say, run_cache=True)
 
 
 @flow(name="check")

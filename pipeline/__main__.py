@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import process, telemetry
 from pipeline.acts import ACTS
 from pipeline.errors import GateError, InputError
-from pipeline.stage import ARTIFACTS, Stage, dvc_yaml, kept_by_dvc, refuse_unknown_sections
+from pipeline.stage import ARTIFACTS, RESTORE_ONLY, Stage, dvc_yaml, kept_by_dvc, refuse_unknown_sections
 from pipeline.stages import STAGES
 
 
@@ -69,6 +69,11 @@ def _run_stage(stage: Stage, keys: Mapping[str, str]) -> None:
     from pipeline.config import read_params
     from pipeline.log import silent
 
+    if os.environ.get(RESTORE_ONLY):
+        raise InputError(
+            f"the result of {stage.target(keys)} did not come back from the worker: code or parameters changed "
+            "while it ran, or DVC's remote lost it. Run the release again."
+        )
     params = read_params()
     refuse_unknown_sections(STAGES, params)
     config = stage.config(params, keys)  # before MLflow is imported: a spelling mistake is told at once

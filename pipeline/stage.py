@@ -25,6 +25,9 @@ DRAFTS = ARTIFACTS / ".drafts"
 """Where stages write before they rename: outside every directory that is an input of another stage."""
 DVC_LOCK = Path("dvc.lock")
 
+RESTORE_ONLY = "PIPELINE_RESTORE_ONLY"
+"""Environment variable: a stage that is started refuses, as its result was to come from DVC's remote."""
+
 Keys = Mapping[str, str]
 """Which one of a repeated stage: ``{"student": "efficientvit_sam_nano", "precision": "int8"}``."""
 

@@ -84,6 +84,7 @@ EVALUATE = Stage(
     needs=(PREPARE, BUILD_ENGINE, EVALUATE_TEACHER),
     over=("student", "precision"),
     code=_MEASURING,
+    gpu=True,
     alone=True,
     shared=True,
 )

@@ -55,7 +55,7 @@ def test_a_clone_is_brought_to_a_commit_with_the_callers_parameters_and_cleaned_
         assert (alone.root / "note.txt").read_text() == "new"
         assert (alone.root / "params.yaml").read_text() == "students: []\n"
         assert (alone.root / "dvc.lock").read_text() == "schema: '2.0'\n"
-        with pytest.raises(InputError, match="in use by another run"), place.at(wanted, "", ""):
+        with pytest.raises(InputError, match="in use by another release or worker"), place.at(wanted, "", ""):
             pass
     assert (alone.root / "params.yaml").read_text() == before
     assert not (alone.root / "dvc.lock").exists()
@@ -63,10 +63,20 @@ def test_a_clone_is_brought_to_a_commit_with_the_callers_parameters_and_cleaned_
 
 def test_what_a_killed_run_left_in_the_parameters_goes_but_a_persons_changes_stay(fleet, alone):
     head = git(alone.root, "rev-parse", "HEAD")
-    (alone.root / "params.yaml").write_text("left behind")
+    params = alone.root / "params.yaml"
+    params.write_text("left behind")
+    (alone.root / ".dvc/tmp").mkdir(exist_ok=True)
+    (alone.root / ".dvc/tmp/handed").touch()
     with place.at(head, "students: []\n", ""):
         pass
-    assert "left behind" not in (alone.root / "params.yaml").read_text()
+    assert "left behind" not in params.read_text()
+    assert git(alone.root, "rev-parse", "--abbrev-ref", "HEAD") != "HEAD"  # on its branch, not beside it
+    before = params.read_text()
+    params.write_text("mine")
+    with pytest.raises(InputError, match=r"changes in params\.yaml"), place.at(head, "students: []\n", ""):
+        pass
+    assert params.read_text() == "mine"
+    params.write_text(before)
     code = alone.root / "pipeline/log.py"
     code.write_text("mine")
     with pytest.raises(InputError, match=r"changes in pipeline/log\.py"), place.at(head, "students: []\n", ""):
@@ -74,6 +84,25 @@ def test_what_a_killed_run_left_in_the_parameters_goes_but_a_persons_changes_sta
     assert code.read_text() == "mine"
     with pytest.raises(InputError, match=r"pipeline/log\.py differ from the last commit"):
         place.commit()
+
+
+def test_a_worker_could_not_have_what_is_new_or_not_pushed(alone):
+    new = alone.root / "pipeline/new.py"
+    new.write_text("")
+    with pytest.raises(InputError, match=r"pipeline/new\.py differ"):
+        place.commit()
+    git(alone.root, "add", "--all")
+    git(alone.root, "commit", "--quiet", "--message", "new")
+    with pytest.raises(InputError, match="in no remote branch, where workers could fetch it: push it"):
+        place.commit()
+    git(alone.root, "push", "--quiet", "origin", "HEAD:refs/heads/new")
+    assert place.commit() == git(alone.root, "rev-parse", "HEAD")
+
+
+def test_a_stage_whose_result_was_to_come_back_is_not_run_instead(built):
+    done = built.verb("prepare", PIPELINE_RESTORE_ONLY="1")
+    assert done.returncode == 2
+    assert "the result of prepare did not come back from the worker" in done.stderr
 
 
 def test_what_cannot_be_handed_over_is_refused_before_anything_runs(alone, monkeypatch):
@@ -88,9 +117,11 @@ def test_what_cannot_be_handed_over_is_refused_before_anything_runs(alone, monke
 def test_tensorrt_that_is_not_here_is_refused_before_anything_runs(monkeypatch):
     monkeypatch.setattr("flows.release.find_spec", lambda name: None)
     params = {"build_engine": {"engine": "tensorrt"}}
-    with pytest.raises(InputError, match="tensorrt, which is not installed here: hand the stage to a machine"):
+    with pytest.raises(InputError, match="tensorrt, which is not installed here: hand the stages that need it"):
         check_engine(params, [])
-    check_engine(params, ["build_engine"])
+    with pytest.raises(InputError, match="--on-gpu build_engine,evaluate"):
+        check_engine(params, ["build_engine"])
+    check_engine(params, ["build_engine", "evaluate"])
     check_engine({"build_engine": {"engine": "openvino"}}, [])
 
 

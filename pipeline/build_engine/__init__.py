@@ -17,6 +17,7 @@ from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.runtime import ENGINES as RUNTIMES
 from pipeline.runtime import load
+from pipeline.runtime.loading import DEVICES
 
 SPLIT = "calibration"
 
@@ -29,9 +30,6 @@ ENGINES: Mapping[str, Callable[[BuildEngineConfig, Path, Path], None]] = {
 }
 """Engine to function: it gets the config, the directory of ONNX files, and the directory to write to. The same name
 is a key of `pipeline.runtime.ENGINES`, which runs what is written here."""
-
-DEVICES = {"tensorrt": "cuda"}
-"""Where engines run that do not run on a processor."""
 
 
 def build_engine(

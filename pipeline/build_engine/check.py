@@ -56,7 +56,7 @@ def check(
             raise _not_finite(config, "image_embedding", exported / "encoder.onnx", _arrays(feeds))
         cosine = torch.nn.functional.cosine_similarity(found.flatten().double(), expected.flatten().double(), dim=0)
         cosines.append(float(cosine))
-        if cosines[-1] < config.min_cosine:
+        if not cosines[-1] >= config.min_cosine:  # NaN too
             place = first_out_of_range(exported / "encoder.onnx", _arrays(feeds))
             raise _too_far(config, "embedding_cosine", cosines[-1], "min_cosine", place)
         corners = _boxes(sample, engine.image_size)
@@ -131,4 +131,4 @@ def _too_far(config: BuildEngineConfig, name: str, value: float, rule: str, plac
 
 
 def _place(place: str | None) -> str:
-    return f"The first to leave fp16's range: {place}. " if place else "In ONNX Runtime no tensor leaves fp16's range. "
+    return f"The first to leave its range: {place}. " if place else "In ONNX Runtime no tensor leaves its range. "

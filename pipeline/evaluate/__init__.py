@@ -23,6 +23,7 @@ import torch
 from jaxtyping import UInt8
 from pydantic import Field
 
+import pipeline
 from pipeline import masks
 from pipeline.artifact import CARD, METRICS, Card, Contents, file_sha256, write_json, write_metrics
 from pipeline.config import Config
@@ -141,6 +142,9 @@ def _evaluate(
     timed, spent = config.latency.runs > 0, dict[str, float]()
     identity = [
         config.model_dump_json(exclude={"latency"}),
+        str(config.latency.threads),
+        # What a killed run of other code left must not be mixed with this one's.
+        *(file_sha256(path) for path in sorted(Path(pipeline.__file__).parent.rglob("*.py"))),
         *(file_sha256(path) for path in files(config.detections, config.sginw)),
     ]
     kept = checkpoint_of(

@@ -55,7 +55,12 @@ def _int8(config: QuantizeConfig, decoder: Path, lowered: Path, session: Inferen
     model = onnx.load(decoder)
     values = {c.name: len(c.dims) for c in model.graph.initializer}
     # Products folded with a weight of each head have three axes, which engines do not take with scales per channel.
-    chosen = [layer for layer in chosen_layers(model, attention=False, keep=()) if values[str(layer.weight)] in (2, 4)]
+    chosen = [
+        layer
+        for layer in chosen_layers(model, attention=False, keep=())
+        # What reads a mask prompt stays as it is: calibration has none.
+        if values[str(layer.weight)] in (2, 4) and "mask_downscaling" not in str(layer.weight)
+    ]
     copy = lowered.with_name("source.onnx")
     onnx.save(model, copy)
     method = CALIBRATORS.get(config.method, CALIBRATORS["onnxruntime"])

@@ -1,5 +1,6 @@
 """Ranges by ONNX Runtime's static quantizer: the light tool, always there."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ METHODS = {
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def onnxruntime(config: QuantizeConfig, source: Path, lowered: Sequence[Layer], reader: Reader) -> dict[str, float]:
@@ -52,4 +55,9 @@ def onnxruntime(config: QuantizeConfig, source: Path, lowered: Sequence[Layer], 
                 "CalibStridedMinMax": 1,
             },
         )
-    return read_scales(onnx.load(out))
+    scales = read_scales(onnx.load(out))
+    for name in (name for name, scale in scales.items() if scale == 1.0):  # its answer to a range of nothing
+        _LOGGER.warning(
+            "%s is 0 up to the percentile, so it is rounded to whole numbers: see the sensitivity report", name
+        )
+    return scales

@@ -20,7 +20,7 @@ def recorded(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
         call()  # libraries choose their algorithms and take their memory before the recording
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on with the decoder
         result = call()
 
     def replay() -> Tensor:
@@ -43,7 +43,7 @@ class Graphs:
 
     def __call__(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
         """The embedding of a batch, in memory of its own."""
-        with self._lock:
+        with self._lock, torch.cuda.device(images.device):
             known = self._recordings.get(tuple(images.shape))
             if known is None:
                 place = images.clone()

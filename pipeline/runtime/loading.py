@@ -34,10 +34,13 @@ ENGINES: Mapping[str, Callable[[Path, Card, str, int | None], Segmenter]] = {
     "tensorrt": _tensorrt,
 }
 
+DEVICES: Mapping[str, str] = {"tensorrt": "cuda"}
+"""Where engines run that do not run on a processor."""
+
 
 def load(
     source: Path | str | Sam,
-    device: str = "cpu",
+    device: str | None = None,
     threads: int | None = None,
     *,
     precision: str = "fp32",
@@ -48,7 +51,8 @@ def load(
     Args:
         source: Directory of a checkpoint, ONNX or engine artifact, or a SAM, which is moved to ``device`` and
             switched to evaluation.
-        device: ``cpu``, ``cuda`` ... Engines say which ones they know.
+        device: ``cpu``, ``cuda`` ... Engines say which ones they know. None: the processor, or ``cuda`` for engines
+            that run nowhere else.
         threads: How many CPU threads one call may use; None leaves the choice to the runtime. PyTorch has one such
             number per process, so there it is set for everything.
         precision: Of PyTorch's image encoder: fp32, bf16 or fp16. ONNX and engine artifacts have theirs.
@@ -61,9 +65,10 @@ def load(
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, or None for the runtime's own choice, not {threads}.")
     if isinstance(source, Sam):
-        return _pytorch(source, device, threads, precision, execution)
+        return _pytorch(source, device or "cpu", threads, precision, execution)
     directory = Path(source)
     card = Card.read(directory)
+    device = device or DEVICES.get(str(card.load.get("engine")), "cpu")
     if card.kind == "checkpoint":
         return _pytorch(load_checkpoint(directory), device, threads, precision, execution)
     if (precision, execution) != ("fp32", "eager"):

@@ -84,7 +84,8 @@ class TensorRtSegmenter:
 
     def encode(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
         """See `pipeline.runtime.Segmenter.encode`."""
-        return self._encoder({"image": images.to(self._device)})["image_embedding"].float()
+        with torch.cuda.device(self._device):  # contexts belong to the device that is current when they are made
+            return self._encoder({"image": images.to(self._device)})["image_embedding"].float()
 
     def decode(
         self,
@@ -103,7 +104,8 @@ class TensorRtSegmenter:
             "mask_input": empty,
             "has_mask_input": torch.tensor([float(mask_input is not None)]),
         }
-        outputs = self._decoder({name: tensor.to(self._device) for name, tensor in feeds.items()})
+        with torch.cuda.device(self._device):
+            outputs = self._decoder({name: tensor.to(self._device) for name, tensor in feeds.items()})
         return outputs["low_res_logits"].float(), outputs["iou_predictions"].float()
 
 
@@ -152,10 +154,9 @@ class _Engine:
             context = self._idle.get_nowait()
         except Empty:
             context = self._engine.create_execution_context()
-        try:
-            return self._execute(context, feeds)
-        finally:
-            self._idle.put(context)
+        results = self._execute(context, feeds)
+        self._idle.put(context)  # one that failed may still be at work, and is not used again
+        return results
 
     def _execute(self, context: Any, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
         # Held until the end of this function: their memory must outlive the launch.
