@@ -131,6 +131,7 @@ def test_a_stage_that_fails_takes_those_beside_it_with_it(world, here):
     assert left in ([], [os.getpid()])
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_stages_that_run_at_once(world):
     add_students(world, "never", "other")
     world.edit("other: {steps: 3, lr: 0.001, end: well}", "other: {steps: 3, lr: 0.001, end: never}")
