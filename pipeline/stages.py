@@ -54,12 +54,19 @@ ALIGN = Stage(
     code=(*_TRAINING, _MASKS),
     gpu=True,
 )
+EXPORT = Stage(
+    run="pipeline.export:export",
+    says="Export a student to ONNX files in fp32, and compare these with PyTorch",
+    needs=(ALIGN,),
+    over=("student",),
+    code=_RUNTIME,
+)
 QUANTIZE = Stage(
     run="pipeline.quantize:quantize",
-    says="Export a student to ONNX and lower its encoder's precision",
-    needs=(PREPARE, ALIGN),
+    says="Lower the precision of an exported student's encoder",
+    needs=(PREPARE, ALIGN, EXPORT),
     over=("student", "precision"),
-    code=(*_RUNTIME, "pipeline/data", "pipeline/metrics.py"),
+    code=(*_RUNTIME, "pipeline/data", "pipeline/export", "pipeline/metrics.py"),
 )
 BUILD_ENGINE = Stage(
     run="pipeline.build_engine:build_engine",
@@ -108,6 +115,7 @@ STAGES = (
     EMBED,
     DISTILL,
     ALIGN,
+    EXPORT,
     QUANTIZE,
     BUILD_ENGINE,
     EVALUATE_TEACHER,

@@ -15,24 +15,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.bench.candidate import Candidate, Subject
-from pipeline.bench.engines import Exported, files_mib, model, refuses, weights_mib
-from pipeline.bench.settings import CUDA, Combination, Settings
+from pipeline.bench.engines import Exported, files_mib, model, refuses_int8_too, weights_mib
+from pipeline.bench.settings import Combination, Settings
 from pipeline.models.cost import count_parameters
 from pipeline.models.decoder import decode
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
 
 Decoder = Callable[[Sam, Tensor, Tensor], object]
 """Reads an embedding ``(1, 256, g, g)`` and boxes ``(P, 4)`` in the prompt frame."""
-
-
-def _refuses(runtime: str, precision: str) -> str | None:
-    if runtime in CUDA:
-        return "the decoder is measured on processors"
-    if precision == "int8":
-        return "the decoder is never lowered to int8"
-    if (runtime, precision) == ("torch", "bf16"):
-        return "the runtime torch decodes in fp32; take openvino"
-    return refuses(runtime, precision)
 
 
 def _build(
@@ -125,6 +115,6 @@ def _bound(call: Callable[[Tensor, Tensor], object], embedding: Tensor, boxes: T
 SUBJECT = Subject(
     says="milliseconds per prompt of the decoder: segment_anything's and ours, box by box and in batches",
     unit="one prompt",
-    refuses=_refuses,
+    refuses=refuses_int8_too,
     build=_build,
 )

@@ -7,10 +7,11 @@ from pathlib import Path
 from torch import nn
 
 from pipeline.artifact import Card, write_json
-from pipeline.bench.settings import Combination, Settings
+from pipeline.bench.settings import CUDA, Combination, Settings
 from pipeline.build_engine import ENGINES, BuildEngineConfig
 from pipeline.data.shards import MANIFEST, Manifest, Shards, write_split
 from pipeline.errors import InputError
+from pipeline.export import DECODER, ENCODER, export_decoder, export_encoder
 from pipeline.models import build
 from pipeline.models.sam import Sam
 from pipeline.models.students import TEACHERS, load_checkpoint
@@ -18,13 +19,10 @@ from pipeline.prepare.procedural import SceneItem
 from pipeline.quantize import PRECISIONS as LOWER
 from pipeline.quantize import QuantizeConfig, SearchConfig
 from pipeline.quantize.calibration import SPLIT, Material
-from pipeline.quantize.export import DECODER, ENCODER, export_decoder, export_encoder
 from pipeline.runtime import ENGINES as RUNTIMES
 from pipeline.runtime import Segmenter
 
 _QUANTIZE = QuantizeConfig(
-    opset=18,
-    max_difference=1.0,  # fresh weights have no scale to hold a difference against
     calibration_images=4,
     holdout_images=1,
     seed=0,
@@ -38,6 +36,9 @@ _QUANTIZE = QuantizeConfig(
     sensitivity_images=0,
     min_cosine=-1.0,
 )
+_OPSET = 18
+_MAX_DIFFERENCE = 1.0
+"""Between an exported file and PyTorch: fresh weights have no scale to hold it against."""
 _JPEG_QUALITY = 92
 
 
@@ -49,6 +50,20 @@ def refuses(runtime: str, precision: str) -> str | None:
         ("torch", "int8"): "PyTorch runs no QDQ graph; take onnxruntime or openvino",
         ("onnxruntime", "bf16"): "ONNX Runtime computes in fp32 on CPUs; take openvino",
     }.get((runtime, precision))
+
+
+def refuses_decoding(runtime: str, precision: str) -> str | None:
+    """`refuses` where the decoder is measured, too."""
+    if runtime in CUDA:
+        return "the decoder is measured on processors"
+    if (runtime, precision) == ("torch", "bf16"):
+        return "the runtime torch decodes in fp32; take openvino"
+    return refuses(runtime, precision)
+
+
+def refuses_int8_too(runtime: str, precision: str) -> str | None:
+    """`refuses_decoding` where nothing but the decoder is measured."""
+    return "the decoder is never lowered to int8" if precision == "int8" else refuses_decoding(runtime, precision)
 
 
 def model(settings: Settings, student: str) -> Sam:
@@ -122,14 +137,13 @@ class Exported:
     def _export(self) -> None:
         fp32 = self._onnx["fp32"] = self._directory / "fp32"
         fp32.mkdir()
-        tolerance, side = _QUANTIZE.max_difference, self._sam.input_size
-        export_encoder(self._sam, fp32 / ENCODER, opset=_QUANTIZE.opset, tolerance=tolerance)
-        export_decoder(self._sam, fp32 / DECODER, opset=_QUANTIZE.opset, tolerance=tolerance)
+        export_encoder(self._sam, fp32 / ENCODER, opset=_OPSET, tolerance=_MAX_DIFFERENCE)
+        export_decoder(self._sam, fp32 / DECODER, opset=_OPSET, tolerance=_MAX_DIFFERENCE)
         if self._int8:
             lowered = self._onnx["int8"] = self._directory / "int8"
             shutil.copytree(fp32, lowered)
             asked = _QUANTIZE.calibration_images + _QUANTIZE.holdout_images
-            images = scenes(self._directory / "images", SPLIT, asked, side)
+            images = scenes(self._directory / "images", SPLIT, asked, self._sam.input_size)
             LOWER["int8"](_QUANTIZE, lowered / ENCODER, Material(_QUANTIZE, self._sam, images))
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from pipeline import masks, metrics
 from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.decoder import macs_per_prompt, ours, published
-from pipeline.bench.engines import Exported, files_mib, model, refuses, weights_mib
-from pipeline.bench.settings import CUDA, Combination, Settings
+from pipeline.bench.engines import Exported, files_mib, model, refuses_int8_too, weights_mib
+from pipeline.bench.settings import Combination, Settings
 from pipeline.data import coco
 from pipeline.data.scenes import render
 from pipeline.evaluate import reference
@@ -77,14 +77,6 @@ class _Encoded:
     def encode(self, images: Tensor) -> Tensor:
         """All of them, whatever is asked."""
         return self._embeddings
-
-
-def _refuses(runtime: str, precision: str) -> str | None:
-    if runtime in CUDA or precision == "int8":
-        return "evaluation is measured on processors, and the decoder is never lowered to int8"
-    if (runtime, precision) == ("torch", "bf16"):
-        return "the runtime torch decodes in fp32; take openvino"
-    return refuses(runtime, precision)
 
 
 def _build(
@@ -200,6 +192,6 @@ def _examples(settings: Settings, side: int) -> list[_Example]:
 SUBJECT = Subject(
     says="milliseconds per instance of the evaluation by a box and 1, 3 and 5 clicks: published, and ours",
     unit="one instance, the encoder left out",
-    refuses=_refuses,
+    refuses=refuses_int8_too,
     build=_build,
 )

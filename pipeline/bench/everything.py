@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.decoder import Decoder, macs_per_prompt, ours, published
-from pipeline.bench.engines import Exported, files_mib, model, refuses, weights_mib
-from pipeline.bench.settings import CUDA, Combination, Settings
+from pipeline.bench.engines import Exported, files_mib, model, refuses_decoding, weights_mib
+from pipeline.bench.settings import Combination, Settings
 from pipeline.data.scenes import render
 from pipeline.models.cost import count_parameters, macs
 from pipeline.models.sam import Sam
@@ -35,14 +35,6 @@ IMAGE_PX = 512
 PASS_IOU, PASS_STABILITY, COVERED = 0.5, 0.75, 0.7
 OWN = ("output_mode", "coarse_stride", "confident_logit")
 """Settings that segment-anything's generator does not know, or that are given to it by hand."""
-
-
-def _refuses(runtime: str, precision: str) -> str | None:
-    if runtime in CUDA:
-        return "everything mode is measured on processors"
-    if (runtime, precision) == ("torch", "bf16"):
-        return "the runtime torch decodes in fp32; take openvino"
-    return refuses(runtime, precision)
 
 
 def _build(
@@ -176,6 +168,6 @@ def _ours(
 SUBJECT = Subject(
     says="everything mode of one image: segment_anything's own generator, ours dense and hierarchical",
     unit="one image",
-    refuses=_refuses,
+    refuses=refuses_decoding,
     build=_build,
 )

@@ -22,12 +22,12 @@ from pipeline.errors import InputError
 from pipeline.evaluate.accuracy import evaluate_accuracy, photographs
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.ranks import Ranks
+from pipeline.export import ENCODER, ExportConfig, export_encoder
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
 from pipeline.progress import progress
 from pipeline.quantize import QuantizeConfig
 from pipeline.quantize.calibration import SPLIT, Material
-from pipeline.quantize.export import ENCODER, export_encoder
 from pipeline.quantize.int8 import find_scales
 from pipeline.quantize.layers import chosen_layers
 from pipeline.quantize.qdq import Scales
@@ -93,14 +93,15 @@ def study(
         for name in names:
             if name not in known:
                 raise InputError(f"unknown {what} {name!r}: there is {', '.join(known)}.")
-    config = section(read_params(), "quantize", QuantizeConfig)
+    params = read_params()
+    config, exporting = section(params, "quantize", QuantizeConfig), section(params, "export", ExportConfig)
     found = {_key(row): row for row in _read(out)}
     for seed in seeds:
         for student in students:
             asked = [Row(student, "fp32", "fp32", 0, False)]
             asked += [Row(student, method, width, seed, attention) for width in widths for method in methods]
             wanted = [row for row in asked if row not in found]
-            for measured in _measure(config, wanted, checkpoints / student, dataset) if wanted else ():
+            for measured in _measure(config, exporting, wanted, checkpoints / student, dataset) if wanted else ():
                 found[_key(measured)] = measured
                 with out.open("a") as stream:
                     stream.write(json.dumps(measured, sort_keys=True) + "\n")
@@ -135,14 +136,16 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def _measure(config: QuantizeConfig, rows: Sequence[Row], checkpoint: Path, dataset: Path) -> Iterator[dict[str, Any]]:
+def _measure(
+    config: QuantizeConfig, exporting: ExportConfig, rows: Sequence[Row], checkpoint: Path, dataset: Path
+) -> Iterator[dict[str, Any]]:
     student = rows[0].student
     if Card.read(checkpoint).model != student:
         raise InputError(f"{checkpoint} holds no checkpoint of {student}: run `dvc repro align@{student}`.")
     sam, shards = load_checkpoint(checkpoint), Shards(dataset, SPLIT)
     with TemporaryDirectory(prefix="study-") as directory:
         encoder = Path(directory) / ENCODER
-        export_encoder(sam, encoder, opset=config.opset, tolerance=config.max_difference)
+        export_encoder(sam, encoder, opset=exporting.opset, tolerance=exporting.max_difference)
         ranges = dict[tuple[str, int], Scales]()
         for row in progress(rows, f"study {student}", "row"):
             segmenter: Segmenter = TorchSegmenter(sam)

@@ -1,17 +1,18 @@
-"""The verb ``quantize``: a student as ONNX files, its encoder in the precision asked for."""
+"""The verb ``quantize``: a student's ONNX files, the encoder brought into the precision asked for."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline.artifact import Card, Contents, write_metrics
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
+from pipeline.export import DECODER, ENCODER
 from pipeline.log import Log
 from pipeline.models.students import load_checkpoint
 from pipeline.quantize.calibration import SPLIT, Material
 from pipeline.quantize.config import QuantizeConfig, SearchConfig
 from pipeline.quantize.decoder import lower_decoder
-from pipeline.quantize.export import DECODER, ENCODER, export_decoder, export_encoder
 from pipeline.quantize.fp16 import fp16
 from pipeline.quantize.fp32 import fp32
 from pipeline.quantize.int8 import int8
@@ -34,51 +35,53 @@ returns figures."""
 
 
 def quantize(
-    config: QuantizeConfig, *, prepare: Path, align: Path, student: str, precision: str, out: Path, log: Log
+    config: QuantizeConfig,
+    *,
+    prepare: Path,
+    align: Path,
+    export: Path,
+    student: str,
+    precision: str,
+    out: Path,
+    log: Log,
 ) -> Contents:
-    """Export one student, and lower its encoder to one precision.
+    """Lower an exported student to one precision.
 
     Args:
         config: See `QuantizeConfig`.
         prepare: A dataset; its calibration split alone is read.
-        align: The student's checkpoint.
+        align: The student's checkpoint, for the loss of its task.
+        export: The student as ONNX files.
         student: Its name.
         precision: A key of `PRECISIONS`.
         out: Gets ``encoder.onnx``, ``decoder.onnx`` and ``metrics.json``.
         log: Told the figures.
 
     Raises:
-        InputError: The precision is unknown, the checkpoint is another model's, or a check on the result fails.
+        InputError: The precision is unknown, an artifact is another model's, or a check on the result fails.
     """
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}: there is {', '.join(PRECISIONS)}.")
-    card = Card.read(align)
-    if card.kind != "checkpoint" or card.model != student:
+    source = Card.read(export)
+    if (source.kind, source.model, source.precision) != ("onnx", student, "fp32"):
         raise InputError(
-            f"{align} holds a {card.kind} of {card.model}, not a checkpoint of {student}: run `dvc repro`."
+            f"{export} holds {source.kind} {source.model} {source.precision}, not onnx {student} fp32: run `dvc repro`."
         )
-    sam = load_checkpoint(align)
-    material = Material(config, sam, Shards(prepare, SPLIT))
+    material = Material(config, load_checkpoint(align), Shards(prepare, SPLIT))
     encoder, decoder = out / ENCODER, out / DECODER
-    metrics = export_encoder(sam, encoder, opset=config.opset, tolerance=config.max_difference)
-    metrics |= export_decoder(sam, decoder, opset=config.opset, tolerance=config.max_difference)
-    log(metrics)
-    metrics |= PRECISIONS[precision](config, encoder, material)
+    for file in (encoder, decoder):
+        shutil.copyfile(export / file.name, file)
+    metrics = PRECISIONS[precision](config, encoder, material)
     metrics |= lower_decoder(config, decoder, encoder, material)
     sizes = {"encoder_bytes": float(encoder.stat().st_size), "decoder_bytes": float(decoder.stat().st_size)}
     metrics |= sizes | {"size_mib": sum(sizes.values()) / 2**20}
     log(metrics)
     write_metrics(out, metrics)
-    load: dict[str, str | int | float | bool] = {
-        "image_size": sam.image_size,
-        "input_size": sam.input_size,
-        "embedding_size": sam.embedding_size,
-    }
     return Contents(
         kind="onnx",
         model=student,
-        options=card.options,
+        options=source.options,
         precision=precision,
-        load=load,
+        load=source.load,
         calibration=material.card() if precision != "fp32" or config.decoder != "fp32" else None,
     )

@@ -23,12 +23,8 @@ class SearchConfig(Config):
 
 
 class QuantizeConfig(Config):
-    """How students are exported, and how int8 ranges are found."""
+    """How encoders are lowered, and how int8 ranges are found."""
 
-    opset: int = Field(ge=18, le=23)
-    """Version of ONNX's operators."""
-    max_difference: float = Field(gt=0)
-    """Largest absolute difference between an exported file and PyTorch that passes."""
     calibration_images: int = Field(ge=1)
     """Images of the calibration split that ranges of activations are taken from."""
     holdout_images: int = Field(ge=1)

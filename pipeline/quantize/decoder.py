@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnxruntime import InferenceSession
 
+from pipeline.export.form import save
 from pipeline.progress import progress
 from pipeline.quantize.calibration import Material, Reader
 from pipeline.quantize.config import QuantizeConfig
-from pipeline.quantize.export import save
 from pipeline.quantize.fp16 import narrowed
 from pipeline.quantize.int8 import CALIBRATORS
 from pipeline.quantize.layers import chosen_layers, weights

@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 import onnx
 from onnx import ModelProto
 
+from pipeline.export.form import save
 from pipeline.quantize.calibration import Feeds, Material, agreement, gate
 from pipeline.quantize.config import QuantizeConfig
-from pipeline.quantize.export import save
 from pipeline.quantize.layers import linear_attention
 from pipeline.quantize.modelopt import autocast
 

@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 
 import onnx
 
+from pipeline.export import ENCODER
+from pipeline.export.form import save
 from pipeline.quantize.calibration import Material, Reader, agreement, gate
 from pipeline.quantize.config import QuantizeConfig
-from pipeline.quantize.export import ENCODER, save
 from pipeline.quantize.keys import centre_keys
 from pipeline.quantize.layers import Layer, chosen_layers, weights
 from pipeline.quantize.modelopt import modelopt
@@ -37,7 +38,7 @@ def int8(config: QuantizeConfig, encoder: Path, material: Material) -> dict[str,
         Figures of agreement on held-out images, and counts of lowered nodes.
 
     Raises:
-        InputError: A rule of `pipeline.quantize.rules` is broken, or the result is too far from fp32.
+        InputError: A rule of `pipeline.export.rules` is broken, or the result is too far from fp32.
     """
     return lower(config, "int8", encoder, material, weight_bits=8, activation_bits=8)
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pipeline.export.form import save
 from pipeline.quantize.calibration import Material, agreement, gate
 from pipeline.quantize.config import QuantizeConfig
-from pipeline.quantize.export import save
 from pipeline.quantize.fp16 import narrowed
 from pipeline.quantize.int8 import int8
 

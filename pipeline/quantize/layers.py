@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from pipeline.errors import InputError
-from pipeline.quantize.rules import LOWERED, output_axis
+from pipeline.export.rules import LOWERED, output_axis
 
 
 @dataclass(frozen=True)

@@ -41,20 +41,30 @@ def missing_package(package: str, error: ImportError) -> InputError:
     return InputError(f"this artifact runs on {package}, which cannot be imported ({error}): `pip install {package}`.")
 
 
-def decoder_feeds(
+def decoder_tensors(
     image_embedding: Float[Tensor, "1 256 g g"],
     point_coords: Float[Tensor, "p n 2"],
     point_labels: Float[Tensor, "p n"],
     mask_input: Float[Tensor, "p 1 m m"] | None,
-) -> dict[str, Any]:
+) -> dict[str, Tensor]:
     """Inputs of the exported decoder by name; one without a mask prompt gets zeros and the flag that ignores them."""
     side = 4 * image_embedding.shape[-1]
     mask = torch.zeros(len(point_coords), 1, side, side) if mask_input is None else mask_input
-    tensors = {
+    return {
         "image_embedding": image_embedding,
         "point_coords": point_coords,
         "point_labels": point_labels,
         "mask_input": mask,
         "has_mask_input": torch.tensor([float(mask_input is not None)]),
     }
+
+
+def decoder_feeds(
+    image_embedding: Float[Tensor, "1 256 g g"],
+    point_coords: Float[Tensor, "p n 2"],
+    point_labels: Float[Tensor, "p n"],
+    mask_input: Float[Tensor, "p 1 m m"] | None,
+) -> dict[str, Any]:
+    """`decoder_tensors` as float32 arrays, for runtimes that read these."""
+    tensors = decoder_tensors(image_embedding, point_coords, point_labels, mask_input)
     return {name: np.ascontiguousarray(tensor.cpu().float().numpy()) for name, tensor in tensors.items()}

@@ -180,9 +180,7 @@ class Predictor:
             InputError: A prompt's shape or value is wrong.
             RuntimeError: No image is set.
         """
-        self._require_image()
-        arrays = (point_coords, point_labels, boxes, mask_input)
-        prompts = prepare(*arrays, size=self.original_size, segmenter=self.segmenter, batched=True)
+        prompts = self._batch(point_coords, point_labels, boxes, mask_input)
         return self._predict(prompts, multimask_output, return_logits)
 
     def predict_best(
@@ -201,9 +199,7 @@ class Predictor:
             InputError: A prompt's shape or value is wrong.
             RuntimeError: No image is set.
         """
-        self._require_image()
-        arrays = (point_coords, point_labels, boxes, mask_input)
-        prompts = prepare(*arrays, size=self.original_size, segmenter=self.segmenter, batched=True)
+        prompts = self._batch(point_coords, point_labels, boxes, mask_input)
         count, side = len(prompts.point_coords), 4 * self.segmenter.embedding_size
         masks = np.empty((count, 1, *self.original_size), dtype=bool)
         ious, low_res = np.empty(count, np.float32), np.empty((count, side, side), np.float32)
@@ -214,6 +210,10 @@ class Predictor:
             ious[part], low_res[part] = values[rows, chosen], best[:, 0].cpu().numpy()
             self._upscale(best, masks[part])
         return Best(masks[:, 0], ious, low_res)
+
+    def _batch(self, *arrays: ArrayLike | None) -> Prompts:
+        self._require_image()
+        return prepare(*arrays, size=self.original_size, segmenter=self.segmenter, batched=True)
 
     def _predict(self, prompts: Prompts, multimask_output: bool, return_logits: bool) -> Prediction:
         count, tokens = len(prompts.point_coords), slice(1, 4) if multimask_output else slice(0, 1)

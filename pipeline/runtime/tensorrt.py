@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.artifact import Card
 from pipeline.errors import InputError
-from pipeline.runtime.exported import missing_package, present, sizes
+from pipeline.runtime.exported import decoder_tensors, missing_package, present, sizes
 
 SIDECAR = "engine.json"
 """Beside the engines: what they were built with, for which GPU, and how fine each layer computes."""
@@ -95,15 +95,7 @@ class TensorRtSegmenter:
         mask_input: Float[Tensor, "p 1 m m"] | None = None,
     ) -> tuple[Float[Tensor, "p 4 m m"], Float[Tensor, "p 4"]]:
         """See `pipeline.runtime.Segmenter.decode`."""
-        side = 4 * image_embedding.shape[-1]
-        empty = torch.zeros(len(point_coords), 1, side, side) if mask_input is None else mask_input
-        feeds = {
-            "image_embedding": image_embedding,
-            "point_coords": point_coords,
-            "point_labels": point_labels,
-            "mask_input": empty,
-            "has_mask_input": torch.tensor([float(mask_input is not None)]),
-        }
+        feeds = decoder_tensors(image_embedding, point_coords, point_labels, mask_input)
         with torch.cuda.device(self._device):
             outputs = self._decoder({name: tensor.to(self._device) for name, tensor in feeds.items()})
         return outputs["low_res_logits"].float(), outputs["iou_predictions"].float()

@@ -13,10 +13,10 @@ from pipeline.build_engine import ENGINES, BuildEngineConfig, build_engine
 from pipeline.build_engine.check import check
 from pipeline.data.shards import Sample, Shards
 from pipeline.errors import InputError
+from pipeline.export.sam import export_decoder, export_encoder
 from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
-from pipeline.quantize.export import export_decoder, export_encoder
 from pipeline.runtime import ENGINES as RUNTIMES
 from pipeline.runtime import load
 

@@ -6,10 +6,10 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from pipeline.errors import InputError
+from pipeline.export.sam import export_decoder
 from pipeline.quantize import PRECISIONS
 from pipeline.quantize.calibration import Material
 from pipeline.quantize.decoder import lower_decoder
-from pipeline.quantize.export import export_decoder
 from pipeline.quantize.layers import layers, linear_attention
 from pipeline.runtime.onnxruntime import open_session
 from tests.quantize.test_quantize import CONFIG, Pictures, encoder, lowered, small  # noqa: F401 - fixtures

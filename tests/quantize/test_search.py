@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
+from pipeline.export.form import save
 from pipeline.quantize.calibration import Material
-from pipeline.quantize.export import save
 from pipeline.quantize.graph import Graph
 from pipeline.quantize.int8 import find_scales
 from pipeline.quantize.keys import centre_keys, keys

@@ -10,15 +10,16 @@ import torch
 
 from pipeline.artifact import Card, Contents
 from pipeline.data.shards import Shards
+from pipeline.export import ExportConfig, export
+from pipeline.export.rules import FORBIDDEN, LOWERED
 from pipeline.log import silent
 from pipeline.models import STUDENTS, build
 from pipeline.models.sam import save_checkpoint
 from pipeline.models.students import load_checkpoint
-from pipeline.quantize import QuantizeConfig, SearchConfig, quantize
+from pipeline.quantize import QuantizeConfig, SearchConfig
 from pipeline.quantize.calibration import Material
 from pipeline.quantize.int8 import int8
 from pipeline.quantize.layers import products
-from pipeline.quantize.rules import FORBIDDEN, LOWERED
 from pipeline.runtime import load
 from pipeline.runtime.onnxruntime import open_session
 
@@ -26,7 +27,7 @@ NANOS = [name for name in STUDENTS if name.endswith("_nano")]
 OPTIONS = {"sam_lightening_nano": {"attention": [[[128, 2]], [[100, 2]], [[128, 2], [256, 1]], [[64, 1]]]}}
 """Where a family has them, others than its own: with the wrong ones a file would hold another function."""
 CONFIG = QuantizeConfig(
-    opset=18, max_difference=1e-3, calibration_images=3, holdout_images=2, seed=0, method="onnxruntime",
+    calibration_images=3, holdout_images=2, seed=0, method="onnxruntime",
     calibration="max", percentile=99.99,
     search=SearchConfig(candidates=100, lowest=0.01, highest=1.2, rounds=3, rows=512),
     quantize_attention=False, keep=[], decoder="fp32",
@@ -58,13 +59,10 @@ def artifacts(request, tmp_path_factory):
     options = OPTIONS.get(student, {})
     save_checkpoint(build(student, options, seed=1), places["align"])
     Card.seal(places["align"], Contents(kind="checkpoint", model=student, options=options), {})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.quantize.Shards", Pictures)
-        contents = quantize(
-            CONFIG, prepare=root, align=places["align"], student=student, precision="fp32", out=places["fp32"],
-            log=silent,
-        )  # fmt: skip
-    Card.seal(places["fp32"], contents, {})
+    settings = ExportConfig(opset=18, max_difference=1e-3)
+    Card.seal(
+        places["fp32"], export(settings, align=places["align"], student=student, out=places["fp32"], log=silent), {}
+    )
     lowered = places["int8"] / "encoder.onnx"
     shutil.copyfile(places["fp32"] / "encoder.onnx", lowered)
     int8(CONFIG, lowered, Material(CONFIG, load_checkpoint(places["align"]), Pictures(root, "calibration")))

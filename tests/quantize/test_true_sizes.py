@@ -5,9 +5,10 @@ import onnx
 import pytest
 
 from pipeline.bench.engines import scenes
+from pipeline.export.form import save
+from pipeline.export.sam import export_encoder
 from pipeline.geometry import to_input
 from pipeline.quantize.calibration import Material
-from pipeline.quantize.export import export_encoder, save
 from pipeline.quantize.int8 import find_scales
 from pipeline.quantize.layers import chosen_layers
 from pipeline.quantize.qdq import write_qdq

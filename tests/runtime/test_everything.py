@@ -19,10 +19,10 @@ from pipeline.bench.everything import Counted, PublishedEncoder
 from pipeline.build_engine import ENGINES, BuildEngineConfig
 from pipeline.data.scenes import render
 from pipeline.errors import InputError
+from pipeline.export.sam import DECODER, ENCODER, export_decoder, export_encoder
 from pipeline.geometry import masks_to_original, upscaling
 from pipeline.models import build
 from pipeline.models.sam import load_weights
-from pipeline.quantize.export import DECODER, ENCODER, export_decoder, export_encoder
 from pipeline.runtime import EverythingSettings, Predictor, everything, load
 from pipeline.runtime.everything.grid import coarse_points, crops, point_grid
 from pipeline.runtime.everything.upscaling import Upscaling

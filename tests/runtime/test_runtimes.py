@@ -14,30 +14,16 @@ from hypothesis import strategies as st
 from pipeline.artifact import Card, Contents
 from pipeline.bench.engines import scenes
 from pipeline.build_engine import BuildEngineConfig, build_engine
-from pipeline.data.shards import Shards
 from pipeline.errors import InputError
+from pipeline.export import ExportConfig, export
 from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
-from pipeline.quantize import QuantizeConfig, SearchConfig, quantize
 from pipeline.runtime import Predictor, Segmenter, load
 
 STUDENT = "efficientvit_sam_nano"
 ENGINES = ("openvino", "onnxruntime")
 """Those that run on a processor."""
-QUANTIZE = QuantizeConfig(
-    opset=18, max_difference=1e-3, calibration_images=1, holdout_images=1, seed=0, calibration="max", percentile=99.9,
-    search=SearchConfig(candidates=100, lowest=0.01, highest=1.2, rounds=3, rows=512),
-    quantize_attention=False, method="onnxruntime", keep=[], decoder="fp32",
-    sensitivity_images=0, min_cosine=0.0,
-)  # fmt: skip
-
-
-class NoImages(Shards):
-    """Stands for a split that nobody reads."""
-
-    def __init__(self, directory, split):
-        self.split = split
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +36,8 @@ def artifacts(tmp_path_factory):
     scenes(places.pop("images"), "calibration", 1, 96)
     save_checkpoint(build(STUDENT, seed=1), places["checkpoint"])
     Card.seal(places["checkpoint"], Contents(kind="checkpoint", model=STUDENT), {})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.quantize.Shards", NoImages)
-        patch.setitem(quantize.__globals__, "PRECISIONS", {"fp32": lambda *_: {}})
-        contents = quantize(
-            QUANTIZE, prepare=root, align=places["checkpoint"], student=STUDENT, precision="fp32", out=places["onnx"],
-            log=silent,
-        )  # fmt: skip
+    settings = ExportConfig(opset=18, max_difference=1e-3)
+    contents = export(settings, align=places["checkpoint"], student=STUDENT, out=places["onnx"], log=silent)
     Card.seal(places["onnx"], contents, {})
     for engine in ENGINES:
         config = BuildEngineConfig(

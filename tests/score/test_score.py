@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lvis
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -106,7 +107,6 @@ def test_figures_are_pycocotools_with_crowd_regions_equal_scores_and_an_unused_c
 @pytest.mark.parametrize("iou_type", ["segm", "bbox"])
 @pytest.mark.parametrize("with_boxes", [True, False])
 def test_figures_on_lvis_are_those_of_the_lvis_package(tmp_path, monkeypatch, iou_type, with_boxes):
-    lvis = pytest.importorskip("lvis", reason="lvis is a development dependency: `make setup`")
     monkeypatch.setattr(np, "float", float, raising=False)  # which lvis calls, and numpy 2 does not have
     gt = json.loads((DATA / "lvis_v05/lvis_val_100.json").read_text())
     results = _lvis_detections(gt, with_boxes or iou_type == "bbox")

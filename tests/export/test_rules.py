@@ -6,9 +6,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 
 from pipeline.errors import InputError
+from pipeline.export.rules import DOCUMENTED, FORBIDDEN, check_onnx
 from pipeline.quantize.layers import layers
 from pipeline.quantize.qdq import Scales, weight_scales, write_qdq
-from pipeline.quantize.rules import DOCUMENTED, FORBIDDEN, check_onnx
 
 rng = np.random.default_rng(0)
 CONSTANTS = {

@@ -3,7 +3,7 @@
 The encoder reads ``image (batch, 3, S, S)``, as `pipeline.geometry.to_input` makes it, and gives ``image_embedding``.
 The decoder reads one embedding and any number of prompts with any number of points; without a box the caller appends
 segment-anything's padding point. Resizing photographs and masks stays outside (`pipeline.geometry`), where all runtimes
-share it. The same weights give the same bytes: names of nodes are made anew, and no source line or path stays.
+share it.
 """
 
 import copy
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
+from pipeline.export.form import save
 from pipeline.models.decoder import decode
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
 from pipeline.models.sam_lightening import Projection
-from pipeline.quantize.rules import check_onnx
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 Axes = Mapping[str, tuple[str | int, ...]]
@@ -86,7 +86,7 @@ def export_encoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dic
         ``encoder_max_difference`` and ``encoder_nodes``.
 
     Raises:
-        InputError: The graph breaks a rule of `pipeline.quantize.rules`, or does not give PyTorch's result.
+        InputError: The graph breaks a rule of `pipeline.export.rules`, or does not give PyTorch's result.
     """
     side, grid = sam.input_size, sam.embedding_size
     inputs: Axes = {"image": ("batch", 3, side, side)}
@@ -175,8 +175,8 @@ def _export(
     stem = path.stem
     if not difference <= tolerance:
         raise InputError(
-            f"{path.name} differs from PyTorch by {difference:.3g}, more than quantize.max_difference {tolerance:g}: "
-            "try another quantize.opset, or look for weights that are not finite."
+            f"{path.name} differs from PyTorch by {difference:.3g}, more than export.max_difference {tolerance:g}: "
+            "try another export.opset, or look for weights that are not finite."
         )
     return {f"{stem}_max_difference": difference, f"{stem}_nodes": float(len(model.graph.node))}
 
@@ -185,62 +185,11 @@ def write(model: onnx.ModelProto, path: Path, inputs: Axes, outputs: Axes) -> No
     """Bring an exported model into its one form, check it, and write it.
 
     Raises:
-        InputError: It breaks a rule of `pipeline.quantize.rules`.
+        InputError: It breaks a rule of `pipeline.export.rules`.
     """
     _name_axes(model.graph.input, inputs)
     _name_axes(model.graph.output, outputs)
     save(model, path)
-
-
-def save(model: onnx.ModelProto, path: Path) -> dict[str, float]:
-    """Bring a model into its one form, check it, and write it.
-
-    Returns:
-        Counts of QuantizeLinear and DequantizeLinear, where there are any.
-
-    Raises:
-        InputError: It breaks a rule of `pipeline.quantize.rules`.
-    """
-    _share_integers(model.graph)
-    normalise(model)
-    check_onnx(model, path.name)
-    path.write_bytes(model.SerializeToString(deterministic=True))
-    kinds = [node.op_type for node in model.graph.node]
-    counts = {
-        "quantize_linear_nodes": float(kinds.count("QuantizeLinear")),
-        "dequantize_linear_nodes": float(kinds.count("DequantizeLinear")),
-    }
-    return counts if any(counts.values()) else {}
-
-
-def _share_integers(graph: onnx.GraphProto) -> None:
-    """Store equal whole numbers once: TinyViT's blocks each have the same offsets, a tenth of an int8 file."""
-    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
-    instead: dict[str, str] = {}
-    for constant in list(graph.initializer):
-        if constant.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64) and constant.raw_data:
-            name = first.setdefault((constant.data_type, tuple(constant.dims), constant.raw_data), constant.name)
-            if name != constant.name:
-                instead[constant.name] = name
-                graph.initializer.remove(constant)
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = instead.get(name, name)
-
-
-def normalise(model: onnx.ModelProto) -> None:
-    """Take out of a model what is not its computation, and number its nodes."""
-    model.producer_name, model.producer_version, model.doc_string = "", "", ""
-    del model.metadata_props[:]
-    graph = model.graph
-    graph.name, graph.doc_string = "graph", ""
-    del graph.metadata_props[:], graph.value_info[:]
-    for i, node in enumerate(graph.node):
-        node.name, node.doc_string = f"{node.op_type}_{i}", ""
-        del node.metadata_props[:]
-    for part in (*graph.initializer, *graph.input, *graph.output):
-        part.doc_string = ""
-        del part.metadata_props[:]
 
 
 def _name_axes(values: Any, axes: Axes) -> None:

@@ -101,7 +101,7 @@ def _operators(model: ModelProto, graph: _Graph) -> Iterator[str]:
     if set(versions) != {""} or versions[""] not in OPSETS:
         yield (
             f"operators of {versions}, where ONNX's own of version {OPSETS[0]} to {OPSETS[-1]} are expected: "
-            "change quantize.opset."
+            "change export.opset."
         )
     for node in graph.nodes:
         if node.domain or node.op_type in FORBIDDEN or node.op_type not in DOCUMENTED:

@@ -1,0 +1,54 @@
+"""The verb ``export``: a student as ONNX files in fp32, once for all its precisions."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.artifact import Card, Contents, write_metrics
+from pipeline.config import Config
+from pipeline.errors import InputError
+from pipeline.export.sam import DECODER, ENCODER, export_decoder, export_encoder
+from pipeline.log import Log
+from pipeline.models.students import load_checkpoint
+
+__all__ = ["DECODER", "ENCODER", "ExportConfig", "export", "export_decoder", "export_encoder"]
+
+
+class ExportConfig(Config):
+    """How students are exported."""
+
+    opset: int = Field(ge=18, le=23)
+    """Version of ONNX's operators."""
+    max_difference: float = Field(gt=0)
+    """Largest absolute difference between an exported file and PyTorch that passes."""
+
+
+def export(config: ExportConfig, *, align: Path, student: str, out: Path, log: Log) -> Contents:
+    """Export one student.
+
+    Args:
+        config: Section ``export`` of params.yaml.
+        align: The student's checkpoint.
+        student: Its name.
+        out: Gets ``encoder.onnx``, ``decoder.onnx`` and ``metrics.json``.
+        log: Told the figures.
+
+    Raises:
+        InputError: The checkpoint is another model's, or a file breaks a rule or does not give PyTorch's result.
+    """
+    card = Card.read(align)
+    if card.kind != "checkpoint" or card.model != student:
+        raise InputError(
+            f"{align} holds a {card.kind} of {card.model}, not a checkpoint of {student}: run `dvc repro`."
+        )
+    sam = load_checkpoint(align)
+    metrics = export_encoder(sam, out / ENCODER, opset=config.opset, tolerance=config.max_difference)
+    metrics |= export_decoder(sam, out / DECODER, opset=config.opset, tolerance=config.max_difference)
+    log(metrics)
+    write_metrics(out, metrics)
+    load: dict[str, str | int | float | bool] = {
+        "image_size": sam.image_size,
+        "input_size": sam.input_size,
+        "embedding_size": sam.embedding_size,
+    }
+    return Contents(kind="onnx", model=student, options=card.options, precision="fp32", load=load)

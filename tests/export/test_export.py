@@ -1,0 +1,86 @@
+"""A student as ONNX files: what they hold, and what is refused."""
+
+import json
+
+import onnx
+import pytest
+import torch
+
+from pipeline.artifact import Card, Contents
+from pipeline.errors import InputError
+from pipeline.export import ExportConfig, export, export_encoder
+from pipeline.export import sam as sam_module
+from pipeline.log import silent
+from pipeline.models import build
+from pipeline.models.sam import save_checkpoint
+from tests.quantize.test_quantize import small  # noqa: F401 - a fixture
+
+CONFIG = ExportConfig(opset=18, max_difference=1e-3)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The verb run once on the nano student."""
+    root = tmp_path_factory.mktemp("export")
+    align, out = root / "align", root / "out"
+    align.mkdir()
+    out.mkdir()
+    save_checkpoint(build("efficientvit_sam_nano"), align)
+    Card.seal(align, Contents(kind="checkpoint", model="efficientvit_sam_nano"), {})
+    contents = export(CONFIG, align=align, student="efficientvit_sam_nano", out=out, log=silent)
+    Card.seal(out, contents, {})
+    return out
+
+
+def test_the_verb_leaves_two_models_and_their_figures(exported):
+    names = ["card.json", "decoder.onnx", "encoder.onnx", "metrics.json"]
+    assert sorted(path.name for path in exported.iterdir()) == names
+    card = Card.read(exported)
+    assert (card.kind, card.model, card.precision) == ("onnx", "efficientvit_sam_nano", "fp32")
+    assert card.load == {"image_size": 256, "input_size": 256, "embedding_size": 16}
+    figures = json.loads((exported / "metrics.json").read_text())
+    for part in ("encoder", "decoder"):
+        assert 0 < figures[f"{part}_max_difference"] < 1e-3
+        assert figures[f"{part}_nodes"] == len(onnx.load(exported / f"{part}.onnx").graph.node)
+
+
+def test_no_operator_is_left_that_engines_refuse_and_axes_are_named(exported):
+    for name, dynamic in (("encoder", {"batch"}), ("decoder", {"prompts", "points"})):
+        model = onnx.load(exported / f"{name}.onnx")
+        kinds = {node.op_type for node in model.graph.node}
+        assert not kinds & {"OneHot", "Tile", "NonZero", "ScatterND", "BatchNormalization", "Loop", "If"}
+        assert "LayerNormalization" in kinds
+        axes = {d.dim_param for v in (*model.graph.input, *model.graph.output) for d in v.type.tensor_type.shape.dim}
+        assert axes - {""} == dynamic
+    assert "Sqrt" not in kinds  # channel norms of the decoder are the one operator, too
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_a_file_tells_nothing_but_its_computation(exported, name):
+    data = (exported / f"{name}.onnx").read_bytes()
+    for word in (b"/work", b"site-packages", b".py", b'File "', b"torch.nn"):
+        assert word not in data
+    model = onnx.load_from_string(data)
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert len({node.name for node in model.graph.node}) == len(model.graph.node)
+
+
+def test_export_leaves_the_model_as_it_was(small):  # noqa: F811
+    keys = set(small.state_dict())
+    before = small.prompt_encoder.get_dense_pe()
+    copied = sam_module._for_export(small)
+    assert torch.equal(copied.prompt_encoder.get_dense_pe(), before)
+    assert set(small.state_dict()) == keys
+    assert "dense_position" not in dict(small.prompt_encoder.named_buffers())
+
+
+def test_a_difference_to_pytorch_above_the_limit_fails(small, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(sam_module, "_difference", lambda *_: float("inf"))
+    with pytest.raises(InputError, match=r"differs from PyTorch by inf, more than export.max_difference 0.0001"):
+        export_encoder(small, tmp_path / "encoder.onnx", opset=18, tolerance=1e-4)
+
+
+def test_another_students_checkpoint_is_refused(exported, tmp_path):
+    align = exported.parent / "align"
+    with pytest.raises(InputError, match="not a checkpoint of efficientvit_sam_l0"):
+        export(CONFIG, align=align, student="efficientvit_sam_l0", out=tmp_path, log=silent)
