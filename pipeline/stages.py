@@ -98,7 +98,7 @@ EVALUATE = Stage(
 COMPARE = Stage(
     run="pipeline.compare:compare",
     says="Put teacher and students side by side: leaderboard and report",
-    needs=(PREPARE, EVALUATE_TEACHER, EVALUATE),
+    needs=(PREPARE, QUANTIZE, EVALUATE_TEACHER, EVALUATE),
     code=(*_DATA, _MASKS, "pipeline/metrics.py", "pipeline/provenance.py"),
     plots={
         "Box mIoU": ("box_miou", "name", "bar_horizontal"),

@@ -16,6 +16,7 @@ from pipeline.compare.measures import sections
 from pipeline.compare.plots import draw
 from pipeline.compare.published import beside_measured
 from pipeline.compare.report import Page, render
+from pipeline.compare.sensitivity import sensitivities
 from pipeline.compare.table import leaderboard_text
 from pipeline.config import Config
 from pipeline.data import coco
@@ -37,13 +38,21 @@ class CompareConfig(Config):
 
 
 def compare(
-    config: CompareConfig, *, prepare: Path, evaluate_teacher: Path, evaluate: Path, out: Path, log: Log
+    config: CompareConfig,
+    *,
+    prepare: Path,
+    quantize: Path,
+    evaluate_teacher: Path,
+    evaluate: Path,
+    out: Path,
+    log: Log,
 ) -> Contents:
     """Write ``leaderboard.json``, ``metrics.json``, ``plots.json``, ``plots/*.png`` and ``report.html``.
 
     Args:
         config: Section ``compare`` of params.yaml.
         prepare: The dataset.
+        quantize: The directory with the students' ONNX files, for their sensitivity reports.
         evaluate_teacher: The teacher's evaluation.
         evaluate: The directory with the students' evaluations. Those of another dataset are left out and named.
         out: Empty directory for the artifact.
@@ -62,11 +71,13 @@ def compare(
     shown = [photograph for photograph in validation if photograph.instances]
     worst, best = pictures.extremes(prepare, shown, evaluations, config.extremes)
     dataset = read_metrics(prepare)
+    plots = draw(rows, evaluations, out / "plots")
     page = Page(
         title=config.title,
         rows=rows,
-        plots=draw(rows, evaluations, out / "plots"),
+        plots=plots,
         sections=sections(rows),
+        sensitivities=sensitivities(rows, quantize, out / "plots"),
         published=beside_measured(rows, dataset),
         everything=overlays(prepare, evaluations),
         gallery=pictures.gallery(prepare, shown, evaluations, config.pictures),

@@ -16,6 +16,7 @@ from pipeline.compare.grid import Section
 from pipeline.compare.leaderboard import Row, best
 from pipeline.compare.measures import leaderboard_grid
 from pipeline.compare.pictures import Case, Tile
+from pipeline.compare.sensitivity import Sensitivity
 from pipeline.provenance import Commit
 
 _HERE = Path(__file__).parent
@@ -31,6 +32,7 @@ class Page:
     plots: Sequence[Plot]
     sections: Sequence[Section]
     """Tables after the leaderboard."""
+    sensitivities: Sequence[Sensitivity]
     published: Section | None
     gallery: Sequence[Case]
     everything: Sequence[Sequence[Tile]]
@@ -62,6 +64,7 @@ class Page:
         parts = [("leaderboard", "Leaderboard"), ("plots", "Plots")]
         parts += [(f"measure-{place}", section.title) for place, section in enumerate(self.sections, start=1)]
         for place, title, there in (
+            ("sensitivity", "What rounding costs, by layers", self.sensitivities),
             ("everything", "Everything mode in pictures", self.everything),
             ("pictures", "Pictures", self.gallery),
             ("worst", "Where students fall behind", self.worst),

@@ -122,7 +122,34 @@ def rich_world(place, images=4):
         metrics, instances, predictions = _measured(rng, directory, annotations, wrong, None if teacher else 1 - wrong)
         source, role = ("teacher", "teacher") if teacher else ("build_engine", "student")
         seal(directory, made, source, model, precision, role, metrics | cost, instances, predictions)
+        if precision == "int8":
+            lowered = place / "quantize" / model / precision
+            lowered.mkdir(parents=True)
+            write_json(lowered / "sensitivity.json", sensitivity(np.random.default_rng(1), metrics["box_miou"]))
     return place
+
+
+def sensitivity(rng, miou, layers=12):
+    """A report as `quantize` writes it: later layers are noisier, the last one is suggested to be kept."""
+
+    def figures(gain):
+        return {"box_miou": miou + gain, "click_miou": miou - 0.1 + gain, "embedding_cosine": 0.98 + gain}
+
+    noise = [40.0 - 2.5 * i + float(rng.normal()) for i in range(layers)]
+    rows = [
+        {"name": f"stage.{i // 4}.<layer{i}>", "snr_db": db, "accumulated_snr_db": db - i} for i, db in enumerate(noise)
+    ]
+    counts, edges = np.histogram(rng.normal(size=10_000) ** 3, 64)
+    worst = {"name": rows[-1]["name"], "counts": counts.tolist(), "edges": edges.tolist()}
+    return {
+        "images": 4,
+        "fp32": figures(0.015),
+        "lowered": figures(0.0),
+        "layers": rows,
+        "groups": [{"name": f"stage.{i}", "layers": 4} | figures(0.002 * i - 0.001) for i in range(3)],
+        "worst": [worst | {"range": 20.0, "beyond_range": 0.0123}],
+        "suggested": {"keep": [rows[-1]["name"]]} | figures(0.01),
+    }
 
 
 def _measured(rng, directory, annotations, wrong, agreement):
@@ -193,6 +220,7 @@ def report(place, config):
     compare(
         config,
         prepare=place / "prepare",
+        quantize=place / "quantize",
         evaluate_teacher=place / "evaluate_teacher",
         evaluate=place / "evaluate",
         out=out,

@@ -31,6 +31,7 @@ def _compare(world, name="out", config=CONFIG):
     contents = compare(
         config,
         prepare=world / "prepare",
+        quantize=world / "quantize",
         evaluate_teacher=world / "evaluate_teacher",
         evaluate=world / "evaluate",
         out=out,

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,9 +13,11 @@ from pipeline.compare import published as papers
 from pipeline.compare.leaderboard import front
 from pipeline.compare.measures import quantization, sections, spoken
 from pipeline.compare.published import beside_measured
+from pipeline.compare.sensitivity import sensitivities
+from pipeline.errors import InputError
 from pipeline.models import STUDENTS, TEACHERS
 from pipeline.provenance import commit
-from tests.compare.fabricated import report, rich_world
+from tests.compare.fabricated import report, rich_world, sensitivity
 
 EXTRA_PLOTS = {"clicks.png", "clicks_fed.png", "box_calibration.png", "click_calibration.png"}
 
@@ -43,6 +46,7 @@ def test_every_measure_has_its_section_table_and_plot(rich):
         "With a detector&#39;s boxes",
         "Everything mode",
         "What quantization costs",
+        "What rounding costs, by layers",
         "Everything mode in pictures",
         "Pictures",
         "Where students fall behind",
@@ -198,3 +202,41 @@ def test_the_same_data_and_model_are_not_marked_as_others(rich):
     grids = {g.title: g for g in beside_measured([rows[0], official], {"validation_images": 5000.0}).grids}
     boxes = grids["mIoU with clicks, COCO"]
     assert boxes.lines[-1].cells[0].marks == ""
+
+
+def test_layers_that_suffer_from_rounding_are_shown_with_what_keeping_them_gives(rich):
+    out, rows, page = rich
+    part = page.partition('<section id="sensitivity">')[2].partition("</section>")[0]
+    lowered = [row for row in rows if row["precision"] == "int8"]
+    assert re.findall(r"<summary>([^<]+)<small>4 images", part) == [f"{row['model']} int8" for row in lowered]
+    assert part.count("quantize.keep: [stage.2.&lt;layer11&gt;]") == len(lowered)
+    for row in lowered:
+        stem = f"sensitivity_{row['model']}_int8"
+        assert (out / "plots" / f"{stem}_layers.png").is_file()
+        assert (out / "plots" / f"{stem}_worst.png").is_file()
+    assert part.count("<svg") == 2 * len(lowered)
+    assert "1.2 % of the values lie outside its range" in part
+
+
+def test_the_table_of_sensitivity_says_how_far_each_line_is_from_rounding_all(tmp_path):
+    folder = tmp_path / "s" / "int8"
+    folder.mkdir(parents=True)
+    (folder / "sensitivity.json").write_text(json.dumps(sensitivity(np.random.default_rng(0), 0.7)))
+    rows = [{"model": "s", "precision": p, "role": "student"} for p in ("fp32", "int8")]
+    (found,) = sensitivities(rows, tmp_path, tmp_path)
+    named = {line.cells[0].text: line.cells[1:] for line in found.grid.lines}
+    assert [cell.text for cell in named["nothing rounded"]] == ["0", "0.715", "0.615", "0.995"]
+    assert [cell.text for cell in named["all rounded"]] == ["12", "0.700", "0.600", "0.980"]
+    assert [cell.tone for cell in named["all but stage.0"]] == ["", "worse", "worse", "worse"]
+    kept = named["all but those suggested to keep"]
+    assert [cell.text for cell in kept] == ["11", "0.710", "0.610", "0.990"]
+    assert [(cell.below, cell.tone) for cell in kept[1:]] == [("+0.010", "better")] * 3
+
+
+@pytest.mark.parametrize("damage", ["{", "{}", '{"worst": []}'])
+def test_a_damaged_sensitivity_report_is_refused_by_name(tmp_path, damage):
+    folder = tmp_path / "s" / "int8"
+    folder.mkdir(parents=True)
+    (folder / "sensitivity.json").write_text(damage)
+    with pytest.raises(InputError, match=r"sensitivity.json cannot be read .*: make it anew"):
+        sensitivities([{"model": "s", "precision": "int8", "role": "student"}], tmp_path, tmp_path)

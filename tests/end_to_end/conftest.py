@@ -25,7 +25,7 @@ def tiny(params):
         recipe["optimizer"] |= {"steps": steps, "warmup_steps": 2, "cooldown_steps": 2}
     params["embed"]["batch"] = 4
     # A student that learned nothing may come out of int8 as it likes.
-    params["quantize"] |= {"calibration_images": 2, "holdout_images": 2, "min_cosine": 0.0}
+    params["quantize"] |= {"calibration_images": 2, "holdout_images": 2, "min_cosine": 0.0, "sensitivity_images": 1}
     params["build_engine"] |= {"min_cosine": 0.0, "min_mask_agreement": 0.0, "threads": 1}
     params["evaluate"] |= {"pictures": 2}
     params["evaluate"]["everything"] |= {"images": 1, "pictures": 1, "points_per_side": 4}

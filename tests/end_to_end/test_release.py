@@ -43,6 +43,7 @@ def test_one_command_runs_every_stage_to_the_leaderboard_and_the_report(released
             assert (released.root / row["artifact"] / "card.json").is_file()
     report = (released.root / "artifacts/compare/report.html").read_text()
     assert "efficientvit_sam_nano" in report
+    assert '<section id="sensitivity">' in report
     assert "<img" in report
 
 
