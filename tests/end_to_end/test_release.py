@@ -8,14 +8,8 @@ import yaml
 
 ENGINES = [f"efficientvit_sam_nano-{precision}" for precision in ("fp32", "int8")]
 TARGETS = sorted(
-    [
-        "prepare",
-        "teacher",
-        "embed",
-        "distill@efficientvit_sam_nano",
-        "align@efficientvit_sam_nano",
-        "export@efficientvit_sam_nano",
-    ]
+    ["prepare", "teacher", "embed", "evaluate_teacher", "compare"]
+    + [f"{stage}@efficientvit_sam_nano" for stage in ("distill", "align", "export")]
     + [f"{stage}@{engine}" for stage in ("quantize", "build_engine", "evaluate") for engine in ENGINES]
 )
 
