@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+
+Clock = Callable[[Callable[[], object]], float]
+"""Calls a function once and gives the seconds it took."""
 
 _STAT = Path("/proc/stat")
 _TICKS_PER_S = 100
@@ -48,16 +52,34 @@ class _Window:
         return self.foreign_load is not None and self.foreign_load <= max_foreign_load
 
 
+def wall(function: Callable[[], object]) -> float:
+    """Time by the processor's clock. ``function`` must have finished its work when it returns."""
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def cuda_events(function: Callable[[], object]) -> float:
+    """Time between two events on the current CUDA stream, around what ``function`` puts on it; waits for the second."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    function()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
 class Stopwatch:
     """Gathers durations of one function in one turn or several, so that others can be measured in between.
 
     Args:
-        function: Must have finished its work when it returns (a GPU synchronised).
+        function: What is timed.
         max_foreign_load: Share of all processors that other processes may use, in [0, 1].
+        clock: `wall` or `cuda_events`.
     """
 
-    def __init__(self, function: Callable[[], object], *, max_foreign_load: float) -> None:
-        self._function = function
+    def __init__(self, function: Callable[[], object], *, max_foreign_load: float, clock: Clock = wall) -> None:
+        self._function, self._clock = function, clock
         self._max_foreign_load = max_foreign_load
         self._windows = list[_Window]()
         self._accepted, self._taken = 0, 0
@@ -65,7 +87,7 @@ class Stopwatch:
     def gather(self, goal: int) -> None:
         """Call until ``goal`` samples in all, those of earlier turns among them, fell into quiet windows."""
         while self._accepted < goal and self._taken < _PATIENCE * goal:
-            window = _window(self._function, goal - self._accepted)
+            window = _window(self._function, goal - self._accepted, self._clock)
             self._windows.append(window)
             self._taken += len(window.durations_s)
             self._accepted += len(window.durations_s) if window.quiet(self._max_foreign_load) else 0
@@ -83,14 +105,17 @@ class Stopwatch:
         return _summary(quiet if guarded else self._windows, guarded)
 
 
-def measure(function: Callable[[], object], *, warmup: int, runs: int, max_foreign_load: float) -> Timing:
+def measure(
+    function: Callable[[], object], *, warmup: int, runs: int, max_foreign_load: float, clock: Clock = wall
+) -> Timing:
     """Time calls of ``function`` until ``runs`` of them fell into quiet windows.
 
     Args:
-        function: Must have finished its work when it returns (a GPU synchronised).
+        function: What is timed.
         warmup: Calls before the first that is timed.
         runs: Samples wanted, at least 1.
         max_foreign_load: Share of all processors that other processes may use, in [0, 1].
+        clock: `wall` or `cuda_events`.
 
     Raises:
         ValueError: ``runs`` is less than 1.
@@ -99,19 +124,17 @@ def measure(function: Callable[[], object], *, warmup: int, runs: int, max_forei
         raise ValueError(f"a measurement needs at least 1 run, not {runs}")
     for _ in range(warmup):
         function()
-    stopwatch = Stopwatch(function, max_foreign_load=max_foreign_load)
+    stopwatch = Stopwatch(function, max_foreign_load=max_foreign_load, clock=clock)
     stopwatch.gather(runs)
     return stopwatch.timing(runs)
 
 
-def _window(function: Callable[[], object], at_most: int) -> _Window:
+def _window(function: Callable[[], object], at_most: int, clock: Clock) -> _Window:
     """Call until the window is full, and at least once."""
     durations = list[float]()
     busy, own, begin = _busy(), time.process_time(), time.perf_counter()
     while len(durations) < at_most and (not durations or time.perf_counter() - begin < _WINDOW_S):
-        started = time.perf_counter()
-        function()
-        durations.append(time.perf_counter() - started)
+        durations.append(clock(function))
     wall = time.perf_counter() - begin
     own, after = time.process_time() - own, _busy()
     if busy is None or after is None:

@@ -2,9 +2,10 @@ import time
 from itertools import count
 
 import pytest
+import torch
 
 from pipeline import timing
-from pipeline.timing import measure
+from pipeline.timing import cuda_events, measure, wall
 
 
 def test_on_a_quiet_machine_exactly_the_samples_asked_for_count(monkeypatch):
@@ -69,3 +70,28 @@ def test_percentiles_are_in_order():
 def test_no_runs_are_refused():
     with pytest.raises(ValueError, match="at least 1 run"):
         measure(lambda: None, warmup=0, runs=0, max_foreign_load=1.0)
+
+
+def test_durations_are_those_of_the_clock(monkeypatch):
+    monkeypatch.setattr(timing, "_busy", lambda: (0.0, 2))
+    calls = []
+
+    def clock(function):
+        function()
+        return 0.25 * len(calls)
+
+    result = measure(lambda: calls.append(1), warmup=0, runs=3, max_foreign_load=0.1, clock=clock)
+    assert (len(calls), result.median_ms, result.samples) == (3, 500.0, 3)
+
+
+@pytest.mark.gpu
+def test_events_see_work_that_goes_on_after_the_call_has_returned():
+    square = torch.randn(8192, 8192, device="cuda")
+    square @ square
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    alone = cuda_events(lambda: square @ square)
+    assert 0.5 * alone < time.perf_counter() - begin
+    torch.cuda.synchronize()
+    assert wall(lambda: square @ square) < 0.1 * alone
+    torch.cuda.synchronize()

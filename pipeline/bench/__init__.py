@@ -111,7 +111,7 @@ def compare(subject: str, settings: Settings) -> Report:
                 place = directory / (name or subject)
                 place.mkdir()
                 candidates += what.build(settings, name, own, place, stack)
-            timings = measure_in_turns([candidate.call for candidate in candidates], settings)
+            timings = measure_in_turns([(candidate.call, candidate.clock) for candidate in candidates], settings)
             return Report(subject, what.unit, settings, rows(candidates, timings), left_out)
     finally:
         torch.set_num_threads(threads)

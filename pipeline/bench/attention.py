@@ -17,6 +17,7 @@ from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.engines import refuses
 from pipeline.bench.settings import CUDA, Combination, Settings
 from pipeline.models.attention import Pair, dilated_attention, fewer_scores
+from pipeline.timing import cuda_events, wall
 
 HEADS, HEAD_DIM = 6, 64
 PAIRS: tuple[Pair, ...] = ((1024, 1), (1024, 2), (1024, 3), (512, 2), (256, 2))
@@ -41,7 +42,8 @@ def _build(
             name=name,
             runtime=runtime,
             precision=precision,
-            call=cuda.waiting(call) if runtime in CUDA else call,
+            call=call,
+            clock=cuda_events if runtime in CUDA else wall,
             batch=1,
             parameters=0,
             gmacs=2 * HEADS * HEAD_DIM * tokens**2 / formula / 1e9,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.bench.settings import Combination, Settings
+from pipeline.timing import Clock, wall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,7 @@ class Candidate:
     runtime: str
     precision: str
     call: Callable[[], object]
+    clock: Clock = wall
     batch: int
     """Images or prompts in one call."""
     divide: bool = False

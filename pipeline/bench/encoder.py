@@ -19,6 +19,7 @@ from pipeline.bench.engines import Exported, files_mib, model, refuses, weights_
 from pipeline.bench.settings import CUDA, Combination, Settings
 from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
+from pipeline.timing import cuda_events, wall
 
 _BATCHES = {runtime: (1, 16) for runtime in CUDA}
 """A GPU's throughput shows in batches; on processors they are as fast as their images."""
@@ -57,6 +58,7 @@ def _build(
                     runtime=runtime,
                     precision=precision,
                     call=call,
+                    clock=cuda_events if runtime in CUDA else wall,
                     batch=batch,
                     divide=True,
                     parameters=parameters,

@@ -5,19 +5,20 @@ from math import ceil
 
 from pipeline.bench.settings import Settings
 from pipeline.progress import counter
-from pipeline.timing import Stopwatch, Timing
+from pipeline.timing import Clock, Stopwatch, Timing
 
 
-def measure_in_turns(functions: Sequence[Callable[[], object]], settings: Settings) -> list[Timing]:
-    """Time each function in every round; percentiles are over the samples of all rounds.
+def measure_in_turns(functions: Sequence[tuple[Callable[[], object], Clock]], settings: Settings) -> list[Timing]:
+    """Time each function, by its clock, in every round; percentiles are over the samples of all rounds.
 
     A turn begins with calls that do not count: they bring back caches and threads that others used meanwhile.
     """
-    stopwatches = [Stopwatch(function, max_foreign_load=settings.max_foreign_load) for function in functions]
+    limit = settings.max_foreign_load
+    stopwatches = [Stopwatch(function, max_foreign_load=limit, clock=clock) for function, clock in functions]
     with counter("measure", "turn", settings.rounds * len(functions)) as bar:
         for turn in range(settings.rounds):
             goal = ceil(settings.runs * (turn + 1) / settings.rounds)
-            for function, stopwatch in zip(functions, stopwatches, strict=True):
+            for (function, _), stopwatch in zip(functions, stopwatches, strict=True):
                 for _ in range(settings.warmup if turn == 0 else min(1, settings.warmup)):
                     function()
                 stopwatch.gather(goal)

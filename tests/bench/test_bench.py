@@ -19,6 +19,7 @@ from pipeline.bench.turns import measure_in_turns
 from pipeline.errors import InputError
 from pipeline.models import STUDENTS, build
 from pipeline.models.sam import save_checkpoint
+from pipeline.timing import wall
 
 ROOT = Path(__file__).parents[2]
 NANO = "efficientvit_sam_nano"
@@ -230,7 +231,7 @@ def test_help_lists_the_subjects_without_importing_them():
 def test_rows_take_turns_and_their_samples_are_pooled(monkeypatch):
     monkeypatch.setattr(timing, "_busy", lambda: (0.0, 2))
     calls = []
-    results = measure_in_turns([lambda: calls.append("a"), lambda: calls.append("b")], SETTINGS)
+    results = measure_in_turns([(lambda: calls.append("a"), wall), (lambda: calls.append("b"), wall)], SETTINGS)
     # Each turn begins with a call that does not count; two samples in two rounds.
     assert "".join(calls) == "aabb" * 2
     assert [result.samples for result in results] == [2, 2]
@@ -238,7 +239,7 @@ def test_rows_take_turns_and_their_samples_are_pooled(monkeypatch):
 
 def test_rows_of_a_busy_machine_are_marked(monkeypatch):
     monkeypatch.setattr(timing, "_STAT", Path("absent"))
-    timings = measure_in_turns([lambda: None], SETTINGS)
+    timings = measure_in_turns([(lambda: None, wall)], SETTINGS)
     assert not timings[0].guarded
     from pipeline.bench.candidate import Candidate
 
