@@ -15,7 +15,7 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 # Containers often forbid Python to keep what it compiled; then each of a pipeline's many processes starts 6 s later.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow test-browser check setup lock dvc.yaml clean
+.PHONY: help demo test test-slow test-gpu test-browser check setup lock dvc.yaml clean
 
 help:  ## Show this
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ test: setup  ## The default test suite
 
 test-slow: setup  ## The tests that take minutes
 	python -m pytest -m slow
+
+test-gpu: setup  ## The tests that need a GPU, TensorRT among them (docs/gpu.md says what to install)
+	python -m pytest -m gpu
 
 test-browser: setup  ## The report in a real browser: needs chromium and chromium-driver (Debian's names)
 	python -m pytest -m browser tests/compare
