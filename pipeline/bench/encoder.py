@@ -5,7 +5,7 @@ teacher where all students are nano ones.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.bench import cuda
 from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.engines import Exported, files_mib, model, refuses, weights_mib
+from pipeline.bench.peak import peak_macs_per_s
 from pipeline.bench.settings import CUDA, Combination, Settings
 from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
@@ -44,7 +45,7 @@ def _build(
     for runtime, precision in combinations:
         for batch in _BATCHES.get(runtime, (1,)):
             pixels = torch.randn(batch, 3, sam.input_size, sam.input_size, generator=torch.Generator().manual_seed(0))
-            figures = Candidate.figures
+            figures = _peak_share(precision, settings.threads, gmacs)
             if runtime in CUDA:
                 call, size_mib, figures = cuda.encoding(sam.image_encoder, runtime, precision, pixels, gmacs)
             elif runtime == "torch":
@@ -68,6 +69,11 @@ def _build(
                 )
             )
     return candidates
+
+
+def _peak_share(precision: str, threads: int, gmacs: float) -> Callable[[float], Mapping[str, float]]:
+    """``peak_share``: multiply-accumulates in a second as a share of a large product's in the same precision."""
+    return lambda median_ms: {"peak_share": gmacs * 1e9 / (median_ms / 1e3) / peak_macs_per_s(precision, threads)}
 
 
 def _in_torch(
