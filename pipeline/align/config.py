@@ -12,12 +12,10 @@ class AlignConfig(Config):
     """How one student's mask decoder is aligned."""
 
     batch: Annotated[int, Field(ge=1)]
-    """Images in a step."""
+    """Images in a step, over all processes."""
     prompts: Annotated[int, Field(ge=1)]
     """Prompts on each image, half of them boxes, half of them clicks."""
     keep_embeddings: bool
     """Encode each image once and keep what comes out in memory: 2 MiB an image at SAM's size, 128 KiB for nano."""
     device: str
-    autocast_bf16: bool
-    """Forward passes in mixed precision, where the device has instructions for bf16."""
     optimizer: OptimizerConfig

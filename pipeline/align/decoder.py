@@ -22,6 +22,7 @@ from pipeline.geometry import boxes_to_frame, masks_to_frame, to_input
 from pipeline.log import Log
 from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
+from pipeline.ranks import current
 from pipeline.training import autocast, epoch_indices, fit
 
 SINGLE_MASK_EVERY = 4
@@ -43,46 +44,61 @@ class _Example:
 
 
 def align_decoder(
-    sam: Sam, images: Shards, config: AlignConfig, *, log: Log, checkpoint: Path | None
+    sam: Sam, images: Shards, config: AlignConfig, *, device: torch.device, log: Log, checkpoint: Path | None
 ) -> dict[str, float]:
-    """Train ``sam.mask_decoder`` in place; gives the mean loss terms of the weights it ends with.
+    """Train ``sam.mask_decoder`` in place; gives the mean loss terms of the weights it ends with, in the first process.
 
     They are taken on as many batches as a tenth of the steps has, with prompts of their own: what an interrupted run
     has forgotten of its way does not change them. ``images`` must have a mask somewhere.
     """
-    device = torch.device(config.device)
     sam.to(device).eval().requires_grad_(False)
     sam.mask_decoder.requires_grad_(True)
     labelled = [i for i, count in enumerate(images.instances) if count]
     kept: dict[int, _Example] = {}
 
-    def draw(number: int, rng: np.random.Generator) -> Batch:
-        chosen = [labelled[i] for i in epoch_indices(len(labelled), config.batch, number, config.optimizer.seed)]
+    def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> Batch:
+        chosen = [labelled[i] for i in indices]
         examples = [kept.get(i) or _example(sam, images[i], device) for i in chosen]
         if config.keep_embeddings:
             kept.update(zip(chosen, examples, strict=True))
         coverages = [example.coverages.astype(np.float32) / 255 for example in examples]
         boxes = [example.boxes for example in examples]
-        prompts = first_prompts(rng, coverages, boxes, config.prompts, sam.image_size)
+        prompts = first_prompts(rngs, coverages, boxes, config.prompts, sam.image_size)
         return torch.stack([example.embedding for example in examples]), prompts
 
     def step(batch: Batch, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
         embeddings, prompts = batch[0].to(device).float(), batch[1]
         coords, labels = prompts.coords.to(device), prompts.labels.to(device)
         targets, present = prompts.targets.to(device), prompts.present.to(device)
-        with autocast(device, bf16=config.autocast_bf16):
+        with autocast(device, config.optimizer.autocast):
             logits, iou = decode(sam, embeddings, coords, labels)
         logits, iou = logits.float(), iou.float()
         # The single-mask token and the three are trained in turn, as in EfficientViT-SAM.
         answer = slice(1, 4) if number % SINGLE_MASK_EVERY else slice(0, 1)
-        return losses.best_mask(logits[:, :, answer], iou[:, :, answer], targets, present)
+        terms = losses.best_mask(logits[:, :, answer], iou[:, :, answer], targets, present)
+        return terms | {"weight": present.sum()}
 
-    fit(sam.mask_decoder, draw, step, config.optimizer, log=log, name="align", checkpoint=checkpoint)
+    fit(
+        sam.mask_decoder,
+        draw,
+        step,
+        config.optimizer,
+        count=len(labelled),
+        batch=config.batch,
+        log=log,
+        name="align",
+        device=device,
+        checkpoint=checkpoint,
+    )
+    if not current().first:
+        return {}
     reached = list[dict[str, float]]()
     with torch.inference_mode():
         for number in range(-(-config.optimizer.steps // 10)):
-            rng = np.random.default_rng((config.optimizer.seed, number, 2))
-            reached.append({key: float(value) for key, value in step(draw(number, rng), number, rng).items()})
+            rngs = [np.random.default_rng((config.optimizer.seed, number, 2, place)) for place in range(config.batch)]
+            indices = epoch_indices(len(labelled), config.batch, number, config.optimizer.seed)
+            terms = step(draw(indices, number, rngs), number, rngs[0])
+            reached.append({key: float(value) for key, value in terms.items() if key != "weight"})
     sam.to("cpu").requires_grad_(True)
     return {f"train_{key}": float(np.mean([terms[key] for terms in reached])) for key in reached[0]}
 

@@ -80,16 +80,19 @@ def _config(settings: Settings, precision: str) -> DistillConfig:
     optimizer = OptimizerConfig(
         steps=_ENDLESS,
         lr=1e-5,
+        schedule="trapezoid",
         warmup_steps=0,
         cooldown_steps=0,
         weight_decay=0.05,
         clip_norm=1.0,
         ema_decay=0.99,
+        accumulate=1,
+        autocast="bf16" if precision == "bf16" else "none",
+        compile=False,
+        checkpoint_every=_ENDLESS,
         seed=0,
     )
-    return DistillConfig(
-        options={}, batch=settings.images, device="cpu", autocast_bf16=precision == "bf16", optimizer=optimizer
-    )
+    return DistillConfig(options={}, batch=settings.images, device="cpu", optimizer=optimizer)
 
 
 def _embeddings(directory: Path, images: Shards, grid: int) -> Path:
@@ -188,7 +191,7 @@ class Training:
     def _train(self) -> None:
         try:
             sam, images, embeddings, config = self._arguments
-            distill_embeddings(sam, images, embeddings, config, log=silent, checkpoint=None)
+            distill_embeddings(sam, images, embeddings, config, device=torch.device("cpu"), log=silent, checkpoint=None)
         except _Stopped:
             return
         except BaseException as error:  # noqa: BLE001 - handed to the thread that measures

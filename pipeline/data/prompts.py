@@ -5,6 +5,7 @@ uniform in the mask, the next one uniform in the area where prediction and truth
 decoder's low-resolution raster, so a click is a raster cell's place in the prompt frame.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,7 @@ class Prompts:
 
 
 def first_prompts(
-    rng: np.random.Generator,
+    rngs: Sequence[np.random.Generator],
     masks: list[Float[np.ndarray, "_ m m"]],
     boxes: list[Float[np.ndarray, "_ 4"]],
     count: int,
@@ -39,7 +40,7 @@ def first_prompts(
     """Draw ``count`` instances per image, each asked for by a box or by a click with equal chance.
 
     Args:
-        rng: All randomness.
+        rngs: For each image, all its randomness.
         masks: Per image, coverages of its instances on the low-resolution raster, in [0, 1].
         boxes: Per image, its instances' boxes xyxy in the prompt frame.
         count: P. Images with fewer instances repeat some.
@@ -50,7 +51,7 @@ def first_prompts(
     labels = np.full((len(masks), count, 2), PADDING, np.float32)
     targets = np.zeros((len(masks), count, grid, grid), np.float32)
     present = np.zeros((len(masks), count), bool)
-    for i, (instances, corners) in enumerate(zip(masks, boxes, strict=True)):
+    for i, (rng, instances, corners) in enumerate(zip(rngs, masks, boxes, strict=True)):
         if not len(instances):
             continue
         present[i] = True
@@ -88,9 +89,18 @@ def click(rng: np.random.Generator, coverage: Float[np.ndarray, "m m"], side: in
 
 
 def corrective_clicks(
-    rng: np.random.Generator, logits: Float[Tensor, "b p m m"], targets: Float[Tensor, "b p m m"], side: int
+    rngs: Sequence[np.random.Generator],
+    logits: Float[Tensor, "b p m m"],
+    targets: Float[Tensor, "b p m m"],
+    side: int,
 ) -> tuple[Float[Tensor, "b p 1 2"], Float[Tensor, "b p 1"]]:
     """One click per prompt, uniform where prediction and truth differ; padding where they agree everywhere.
+
+    Args:
+        rngs: For each image, all its randomness.
+        logits: Masks that were predicted.
+        targets: Coverages they should have.
+        side: Side of the prompt frame, in pixels.
 
     Returns:
         Coordinates in the prompt frame and labels: foreground where the mask misses, background where it spills.
@@ -102,7 +112,7 @@ def corrective_clicks(
     for i, j in np.ndindex(*wrong.shape[:2]):
         places = np.flatnonzero(wrong[i, j])
         if len(places):
-            row, column = divmod(int(places[rng.integers(len(places))]), wrong.shape[-1])
+            row, column = divmod(int(places[rngs[i].integers(len(places))]), wrong.shape[-1])
             coords[i, j, 0] = (np.array([column, row]) + 0.5) * side / wrong.shape[-1]
             labels[i, j, 0] = FOREGROUND if truth[i, j, row, column] else BACKGROUND
     return torch.from_numpy(coords), torch.from_numpy(labels)

@@ -13,7 +13,8 @@ from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.sam import WEIGHTS, Sam, load_weights, save_checkpoint
-from pipeline.training import checkpoint_of, device_of, has_bf16
+from pipeline.ranks import joined
+from pipeline.training import checkpoint_of, device_of, precision_of
 
 __all__ = ["DistillConfig", "distill"]
 
@@ -42,14 +43,21 @@ def distill(
         raise InputError(f"{embed} was made by another teacher than the one in {teacher}: run `dvc repro embed`.")
     sam = student_of(teacher, student, config.optimizer.seed, config.options)
     inputs = (Card.read(need).digest for need in (prepare, teacher, embed))
-    checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), has_bf16(device), *inputs)
-    distill_embeddings(sam, Shards(prepare, "train"), embeddings, config, log=log, checkpoint=checkpoint)
-    metrics = held_out_error(sam, Shards(prepare, "calibration"), embeddings, config)
+    checkpoint = checkpoint_of(
+        f"distill-{student}", config.model_dump_json(), precision_of(device, config.optimizer.autocast), *inputs
+    )
+    with joined(device) as ranks:
+        images = Shards(prepare, "train")
+        distill_embeddings(sam, images, embeddings, config, device=device, log=log, checkpoint=checkpoint)
+    contents = Contents(kind="checkpoint", model=student, options=config.options, precision="fp32")
+    if not ranks.first:
+        return contents
+    metrics = held_out_error(sam, Shards(prepare, "calibration"), embeddings, config, device=device)
     log(metrics)
     write_metrics(out, metrics)
     save_checkpoint(sam, out)
     checkpoint.unlink(missing_ok=True)
-    return Contents(kind="checkpoint", model=student, options=config.options, precision="fp32")
+    return contents
 
 
 def student_of(teacher: Path, student: str, seed: int, options: Mapping[str, Any]) -> Sam:

@@ -14,8 +14,6 @@ class DistillConfig(Config):
     options: dict[str, JsonValue]
     """What the student's builder takes, see `pipeline.models.build`; ``{}`` where it has no choices."""
     batch: Annotated[int, Field(ge=1)]
-    """Images in a step."""
+    """Images in a step, over all processes."""
     device: str
-    autocast_bf16: bool
-    """Forward passes in mixed precision, where the device has instructions for bf16."""
     optimizer: OptimizerConfig

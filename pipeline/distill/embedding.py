@@ -18,30 +18,47 @@ from pipeline.geometry import to_input, valid_cells
 from pipeline.log import Log
 from pipeline.losses import embedding_mse
 from pipeline.models.sam import Sam
-from pipeline.training import autocast, epoch_indices, fit
+from pipeline.training import autocast, fit
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images ``(B, 3, S, S)``, teacher's embeddings ``(B, 256, g, g)``, valid cells ``(B, g, g)``."""
 
 
 def distill_embeddings(
-    sam: Sam, images: Shards, embeddings: Embeddings, config: DistillConfig, *, log: Log, checkpoint: Path | None
+    sam: Sam,
+    images: Shards,
+    embeddings: Embeddings,
+    config: DistillConfig,
+    *,
+    device: torch.device,
+    log: Log,
+    checkpoint: Path | None,
 ) -> None:
     """Train ``sam.image_encoder`` in place; prompt encoder and mask decoder stay as they are."""
-    encoder = sam.image_encoder.to(config.device)
+    encoder = sam.image_encoder.to(device)
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
-    def draw(number: int, rng: np.random.Generator) -> Batch:
-        indices = epoch_indices(len(images), config.batch, number, config.optimizer.seed)
+    def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> Batch:
         return _batch(sam, images, embeddings, indices)
 
     def step(batch: Batch, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
-        pixels, target, valid = (part.to(config.device) for part in batch)
-        with autocast(torch.device(config.device), bf16=config.autocast_bf16):
+        pixels, target, valid = (part.to(device) for part in batch)
+        with autocast(device, config.optimizer.autocast):
             predicted = encoder(pixels)
-        return {"loss": embedding_mse(predicted.float(), target, valid)}
+        return {"loss": embedding_mse(predicted.float(), target, valid), "weight": valid.sum()}
 
-    fit(encoder, draw, step, config.optimizer, log=log, name="distill", checkpoint=checkpoint)
+    fit(
+        encoder,
+        draw,
+        step,
+        config.optimizer,
+        count=len(images),
+        batch=config.batch,
+        log=log,
+        name="distill",
+        device=device,
+        checkpoint=checkpoint,
+    )
     sam.to("cpu")
 
 
@@ -57,13 +74,15 @@ def _batch(sam: Sam, images: Shards, embeddings: Embeddings, indices: Sequence[i
 
 
 @torch.inference_mode()
-def held_out_error(sam: Sam, images: Shards, embeddings: Embeddings, config: DistillConfig) -> dict[str, float]:
+def held_out_error(
+    sam: Sam, images: Shards, embeddings: Embeddings, config: DistillConfig, *, device: torch.device
+) -> dict[str, float]:
     """Mean squared error and cosine to the teacher's embeddings on images that were not trained on."""
-    encoder = sam.image_encoder.to(config.device).eval()
+    encoder = sam.image_encoder.to(device).eval()
     errors, cosines = [], []
     for start in range(0, len(images), config.batch):
         batch = _batch(sam, images, embeddings, range(start, min(start + config.batch, len(images))))
-        pixels, target, valid = (part.to(config.device) for part in batch)
+        pixels, target, valid = (part.to(device) for part in batch)
         predicted = encoder(pixels).float()
         for one in range(len(pixels)):
             cells = valid[one].flatten()

@@ -22,8 +22,9 @@ STUDENT = "efficientvit_sam_nano"
 
 def recipe(steps=5, device="cpu", keep=True, **optimizer):
     values = {"steps": steps, "lr": 0.001, "warmup_steps": 2, "cooldown_steps": 2, "weight_decay": 0.0}
-    values |= {"clip_norm": 1.0, "ema_decay": 0.5, "seed": 0} | optimizer
-    rest = {"batch": 4, "prompts": 4, "keep_embeddings": keep, "device": device, "autocast_bf16": False}
+    values |= {"schedule": "trapezoid", "clip_norm": 1.0, "ema_decay": 0.5, "seed": 0, "accumulate": 1}
+    values |= {"autocast": "none", "compile": False, "checkpoint_every": 1} | optimizer
+    rest = {"batch": 4, "prompts": 4, "keep_embeddings": keep, "device": device}
     return AlignConfig.model_validate(rest | {"optimizer": values})
 
 
@@ -69,8 +70,7 @@ def test_alignment_lowers_the_loss_and_changes_only_the_mask_decoder(run, inputs
 
 
 def test_an_interrupted_run_ends_with_the_same_artifact_to_the_bit(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY_S", -1)
-    monkeypatch.setattr(training, "LOG_EVERY", 4)
+    monkeypatch.setattr(training.loop, "LOG_EVERY", 4)
 
     def stop(reported, step=None):
         if step == 4:  # the last step: all steps but it are in the saved state
