@@ -53,10 +53,10 @@ class _BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        own = torch.cat([x.float().sum((0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)])
-        total = _total(own)
-        count, mean = total[-1].detach(), total[:-1] / total[-1]
-        centred = x.float() - mean[:, None, None]
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        total = _total(torch.cat([wide.sum((0, 2, 3)), wide.new_full((1,), x.numel() / x.shape[1])]))
+        count, mean = total[-1].detach(), total[:-1] / total[-1].detach()
+        centred = wide - mean[:, None, None]
         variance = _total(centred.square().sum((0, 2, 3))) / count
         self._remember(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         scale = self.weight * (variance + self.eps).rsqrt()

@@ -152,7 +152,7 @@ def _forward(module: nn.Module, step: Step[Any], ranks: Ranks) -> nn.Module:
     if ranks.count == 1:
         return losses
     # Not every step uses every parameter: a mask decoder has heads that take turns.
-    return DistributedDataParallel(losses, find_unused_parameters=True, broadcast_buffers=False)
+    return DistributedDataParallel(losses, find_unused_parameters=True, forward_sync_buffers=False)
 
 
 def _gradients(
