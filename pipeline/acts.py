@@ -72,8 +72,8 @@ ACTS: dict[str, Act] = {
                     "metavar": "SUBJECT",
                     "help": "attention: dense and dilated, by segment and interval; encoder: latency, one image; "
                     "decoder: milliseconds per prompt, segment_anything's and ours; training: one step of "
-                    "distillation; evaluate: milliseconds per instance by box and clicks, published and ours; "
-                    "everything: all masks of one image, by segment_anything's generator and ours",
+                    "distillation beside a bare one; evaluate: milliseconds per instance by box and clicks, published "
+                    "and ours; everything: all masks of one image, by segment_anything's generator and ours",
                 },
             ),
             (
@@ -158,6 +158,15 @@ ACTS: dict[str, Act] = {
                 },
             ),
             (
+                "--steps",
+                {
+                    "type": int,
+                    "metavar": "N",
+                    "default": 60,
+                    "help": "training: steps at one go, in which memory and waiting are watched (default: 60)",
+                },
+            ),
+            (
                 "--points",
                 {
                     "type": int,
@@ -178,7 +187,7 @@ ACTS: dict[str, Act] = {
         ),
         "The first row is the baseline that the column speedup divides by: for encoder the teacher (SAM ViT-B, or the "
         "bundled one of nano students), for attention dense attention over as many tokens, for evaluate the published "
-        "evaluation call by call, else PyTorch in fp32. All "
+        "evaluation call by call, for training a bare loop beside each student's own, else PyTorch in fp32. All "
         "rows are measured in turns, after warm-up, and only while the machine is quiet; docs/benchmarks.md says what "
         "the columns mean. Example: python -m pipeline bench encoder --students efficientvit_sam_l0 "
         "--runtimes torch,openvino --precisions fp32,int8",

@@ -11,7 +11,7 @@ from pipeline.log import Log
 from pipeline.models.sam import save_checkpoint
 from pipeline.models.students import load_checkpoint
 from pipeline.ranks import joined
-from pipeline.training import checkpoint_of, device_of, precision_of
+from pipeline.training import checkpoint_of, code_digest, device_of, precision_of
 
 __all__ = ["AlignConfig", "align"]
 
@@ -43,9 +43,8 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
         )
     sam = load_checkpoint(distill)
     inputs = (Card.read(need).digest for need in (prepare, distill))
-    checkpoint = checkpoint_of(
-        f"align-{student}", config.model_dump_json(), precision_of(device, config.optimizer.autocast), *inputs
-    )
+    precision = precision_of(device, config.optimizer.autocast)
+    checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), precision, code_digest(), *inputs)
     contents = Contents(kind="checkpoint", model=student, options=card.options, precision="fp32")
     with joined(device) as ranks:
         metrics = align_decoder(sam, images, config, device=device, log=log, checkpoint=checkpoint)

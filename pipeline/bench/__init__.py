@@ -54,6 +54,7 @@ def bench(
     images: int,
     photographs: Path | None,
     tokens: tuple[int, ...],
+    steps: int,
     points: int,
     weights: Path | None,
     as_json: bool,
@@ -76,6 +77,7 @@ def bench(
         images=images,
         photographs=photographs,
         tokens=tokens,
+        steps=steps,
         points=points,
         weights=weights,
     )

@@ -14,7 +14,7 @@ from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.sam import WEIGHTS, Sam, load_weights, save_checkpoint
 from pipeline.ranks import joined
-from pipeline.training import checkpoint_of, device_of, precision_of
+from pipeline.training import checkpoint_of, code_digest, device_of, precision_of
 
 __all__ = ["DistillConfig", "distill"]
 
@@ -43,9 +43,8 @@ def distill(
         raise InputError(f"{embed} was made by another teacher than the one in {teacher}: run `dvc repro embed`.")
     sam = student_of(teacher, student, config.optimizer.seed, config.options)
     inputs = (Card.read(need).digest for need in (prepare, teacher, embed))
-    checkpoint = checkpoint_of(
-        f"distill-{student}", config.model_dump_json(), precision_of(device, config.optimizer.autocast), *inputs
-    )
+    precision = precision_of(device, config.optimizer.autocast)
+    checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), precision, code_digest(), *inputs)
     with joined(device) as ranks:
         images = Shards(prepare, "train")
         distill_embeddings(sam, images, embeddings, config, device=device, log=log, checkpoint=checkpoint)

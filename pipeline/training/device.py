@@ -1,8 +1,12 @@
 """Where a training runs and in which precision."""
 
 import os
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.errors import InputError
 
@@ -47,3 +51,32 @@ def autocast(device: torch.device, name: str) -> torch.autocast:
     """Mixed precision for a forward pass, as `precision_of` finds it: ``name`` is none, bf16 or fp16."""
     dtype = _DTYPES.get(precision_of(device, name))
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def drawing_threads(device: torch.device) -> int:
+    """How many threads draw batches ahead.
+
+    On a processor one, since the step's arithmetic takes all cores anyway; beside a GPU what the cores give, shared by
+    the processes of this machine.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if device.type == "cpu" else min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def pinned(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """``draw`` with its batches in memory that a GPU fetches from by itself, at several times the speed."""
+
+    def drawn(*arguments: Any) -> Any:
+        return _pin(draw(*arguments))
+
+    return drawn
+
+
+def _pin(batch: Any) -> Any:
+    if isinstance(batch, Tensor):
+        return batch if batch.is_cuda else batch.pin_memory()
+    if isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
+        return type(batch)(_pin(part) for part in batch)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{field.name: _pin(getattr(batch, field.name)) for field in fields(batch)})
+    return batch

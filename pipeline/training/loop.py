@@ -27,7 +27,7 @@ from pipeline.training.batch_norm import synchronised
 from pipeline.training.checkpoint import Stateful, restore, save, tell_of_others
 from pipeline.training.compiling import compiled
 from pipeline.training.config import OptimizerConfig, rate
-from pipeline.training.device import precision_of
+from pipeline.training.device import drawing_threads, pinned, precision_of
 from pipeline.training.samples import Draw, Samples, step_generator
 from pipeline.training.watch import Pace, Watch
 
@@ -80,18 +80,19 @@ def fit(
         InputError: The checkpoint is damaged or another version's, or the batch has fewer samples than parts.
     """
     ranks = current()
-    samples = Samples(draw, count, batch, config.accumulate, config.seed, ranks)
+    drawn = pinned(draw) if device.type == "cuda" else draw
+    samples = Samples(drawn, count, batch, config.accumulate, config.seed, ranks)
     optimizer = _optimizer(module, config)
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(device, config.autocast) == "fp16")
     state: dict[str, Stateful] = {"module": module, "optimizer": optimizer, "average": average, "scaler": scaler}
     start = _begin(checkpoint, state, ranks)
-    watch, pace = Watch(checkpoint), Pace(batch)
+    watch, pace = Watch(checkpoint, start), Pace(batch)
     module.train()
     with (
         synchronised(module, ranks),
         compiled(module, config.compile),
-        closing(pace.timed(samples.ahead(start, config.steps))) as batches,
+        closing(pace.timed(samples.ahead(start, config.steps, drawing_threads(device)))) as batches,
     ):
         forward = _forward(module, step, ranks)
         bar = progress(range(start, config.steps), name, "step", total=config.steps, done=start, hidden=not ranks.first)
@@ -117,8 +118,10 @@ def fit(
                 values["lr"] = optimizer.param_groups[0]["lr"]
                 log({f"{name}/{key}": value for key, value in values.items()}, step=number)
                 bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_s']:.1f} images/s", refresh=False)
-            if checkpoint and saved and ranks.first:
-                save(checkpoint, number + 1, state)
+            if checkpoint and saved:
+                if ranks.first:
+                    save(checkpoint, number + 1, state)
+                watch.kept = number + 1
     if config.ema_decay > 0:
         module.load_state_dict(average.module.state_dict())
     module.eval()

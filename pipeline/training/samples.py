@@ -102,7 +102,7 @@ class Samples(Generic[BatchT]):
         generators = [sample_generator(self.seed, number, position) for position in positions]
         return self.draw([indices[position] for position in positions], number, generators)
 
-    def ahead(self, start: int, end: int, threads: int = 1) -> Iterator[BatchT]:
+    def ahead(self, start: int, end: int, threads: int) -> Iterator[BatchT]:
         """All parts of steps ``start`` to ``end``, in order; as many as there are threads are drawn meanwhile."""
         wanted = ((number, positions) for number in range(start, end) for positions in self.positions())
         with ThreadPoolExecutor(threads, "draw") as pool:

@@ -16,10 +16,12 @@ class Watch:
 
     Args:
         checkpoint: Where the last good state is, for the error.
+        kept: How many steps had been done when it was kept; 0 where there is none.
     """
 
-    def __init__(self, checkpoint: Path | None) -> None:
+    def __init__(self, checkpoint: Path | None, kept: int) -> None:
         self._checkpoint = checkpoint
+        self.kept = kept
         self._seen = list[tuple[int, list[str], Tensor]]()
 
     def see(self, number: int, values: Mapping[str, Tensor]) -> None:
@@ -43,9 +45,9 @@ class Watch:
         self._seen.clear()
 
     def _good(self) -> str:
-        if self._checkpoint is None or not self._checkpoint.exists():
+        if self._checkpoint is None or not self.kept:
             return "no state was kept before it"
-        return f"the last good state is in {self._checkpoint}"
+        return f"the last good state, after {self.kept} steps, is in {self._checkpoint}"
 
 
 class Pace:

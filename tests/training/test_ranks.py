@@ -87,7 +87,7 @@ def test_every_sample_is_seen_once_in_an_epoch_whoever_sees_it_and_with_the_same
 
     def seen(ranks, accumulate):
         shares = [Samples(draw, count, batch, accumulate, seed, Ranks(rank, ranks)) for rank in range(ranks)]
-        parts = [[*share.ahead(0, steps)] for share in shares]
+        parts = [[*share.ahead(0, steps, threads=2)] for share in shares]
         each = [part for n in range(steps) for own in parts for part in own[n * accumulate : (n + 1) * accumulate]]
         return [sample for part in each for sample in part]
 
