@@ -1,9 +1,9 @@
-"""Align a student's mask decoder with its own image embeddings, by boxes and clicks."""
+"""Align a student with ground truth, by boxes and clicks: its mask decoder alone, or all of it."""
 
 from pathlib import Path
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.decoder import align_decoder
+from pipeline.align.masks import align_masks
 from pipeline.artifact import Card, Contents, write_metrics
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
@@ -43,7 +43,7 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
     sam = load_checkpoint(distill)
     inputs = (Card.read(need).digest for need in (prepare, distill))
     checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), has_bf16(device), *inputs)
-    metrics = align_decoder(sam, images, config, log=log, checkpoint=checkpoint)
+    metrics = align_masks(sam, images, config, log=log, checkpoint=checkpoint)
     log(metrics)
     write_metrics(out, metrics)
     save_checkpoint(sam, out)

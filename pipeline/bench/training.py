@@ -96,7 +96,7 @@ def _embeddings(directory: Path, images: Shards, grid: int) -> Path:
     """An artifact of random embeddings for all ``images``."""
     generator = torch.Generator().manual_seed(0)
     where = place(directory / "store", "train", {})
-    seal = where.write(torch.randn(len(images), EMBEDDING_CHANNELS, grid, grid, generator=generator).half())
+    seal = where.write({TENSOR: torch.randn(len(images), EMBEDDING_CHANNELS, grid, grid, generator=generator).half()})
     shard = StoredShard(file=where.file, bytes=seal.bytes, sha256=seal.sha256, split=images.split, keys=images.keys)
     manifest = EmbeddingsManifest(
         store=str(where.store), teacher="", dtype="float16", embedding_size=grid, shards=[shard]

@@ -55,7 +55,7 @@ def decode(
     tokens = torch.cat([output_tokens.expand(b, p, -1, -1), sparse], dim=2)
     keys = (image_embeddings.flatten(2).transpose(1, 2))[:, None] + _embed_masks(sam, mask_input, has_mask_input)
     tokens, keys = _two_way(sam, tokens, keys)
-    return _read_out(sam, tokens, keys)
+    return *_read_out(sam, tokens, keys), tokens[:, :, : output_tokens.shape[0]]
 
 
 def _embed_points(sam: Sam, coords: Tensor, labels: Tensor) -> Tensor:
