@@ -173,7 +173,7 @@ def relative_l1(student: Float[Tensor, "*n"], teacher: Float[Tensor, "*n"], dims
 def hard_mask_weight(
     student_logits: Float[Tensor, "*n h w"], teacher_logits: Float[Tensor, "*n h w"], target: Float[Tensor, "*n h w"]
 ) -> Float[Tensor, "*n"]:
-    """``sigmoid(IoU_teacher / (IoU_student + eps) - 1)``: 0.5 where both are as good, up to 1 where only the teacher is.
+    """``sigmoid(IoU_teacher / (IoU_student + eps) - 1)``: 0.5 where both are as good, 1 where only the teacher is.
 
     Source: TinySAM, section 3.1, hard mask weighting.
     """

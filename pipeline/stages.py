@@ -5,7 +5,7 @@ from pipeline.stage import Stage
 _MASKS = "pipeline/masks.py"
 _DATA = ("pipeline/geometry.py", "pipeline/data")
 _MODELS = ("pipeline/geometry.py", "pipeline/models")
-_TRAINING = (*_DATA, "pipeline/models", "pipeline/losses.py", "pipeline/training.py")
+_TRAINING = (*_DATA, "pipeline/models", "pipeline/losses.py", "pipeline/training", "pipeline/ranks.py")
 _RUNTIME = (*_MODELS, _MASKS, "pipeline/runtime")
 _MEASURING = (
     *_RUNTIME,
@@ -13,9 +13,10 @@ _MEASURING = (
     "pipeline/data",
     "pipeline/metrics.py",
     "pipeline/process.py",
+    "pipeline/ranks.py",
     "pipeline/score",
     "pipeline/timing.py",
-    "pipeline/training.py",
+    "pipeline/training",
 )
 
 PREPARE = Stage(
@@ -44,6 +45,7 @@ DISTILL = Stage(
     section="distill.{student}",
     code=_TRAINING,
     gpu=True,
+    shared=True,
 )
 ALIGN = Stage(
     run="pipeline.align:align",
@@ -53,6 +55,7 @@ ALIGN = Stage(
     section="align.{student}",
     code=(*_TRAINING, _MASKS),
     gpu=True,
+    shared=True,
 )
 QUANTIZE = Stage(
     run="pipeline.quantize:quantize",

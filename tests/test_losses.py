@@ -63,13 +63,14 @@ def test_embedding_loss_ignores_padding_and_is_zero_when_equal():
     student, teacher = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)
     valid = torch.tensor([[[True, False], [True, False]]])
     teacher[..., 1] = 7  # padding
-    assert losses.embedding_mse(student, teacher, valid) == 0
+    assert losses.embedding_error(student, teacher, valid, "mse") == 0
     teacher[0, 0, 0, 0] = 2  # one of two channels of one of two valid cells
-    assert losses.embedding_mse(student, teacher, valid) == pytest.approx(4 / 2 / 2)
+    assert losses.embedding_error(student, teacher, valid, "mse").item() == pytest.approx(4 / 2 / 2)
+    assert losses.embedding_error(student, teacher, valid, "l1").item() == pytest.approx(2 / 2 / 2)
 
 
 def test_embedding_gradient_reaches_the_student_only():
     student, teacher = torch.ones(1, 2, 2, 2, requires_grad=True), torch.zeros(1, 2, 2, 2)
-    losses.embedding_mse(student, teacher, torch.ones(1, 2, 2, dtype=torch.bool)).backward()
+    losses.embedding_error(student, teacher, torch.ones(1, 2, 2, dtype=torch.bool), "mse").backward()
     assert student.grad.abs().min() > 0
     assert teacher.grad is None

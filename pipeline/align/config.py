@@ -1,6 +1,6 @@
 """The section ``align.<student>`` of params.yaml."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,7 +31,7 @@ class AlignConfig(Config):
     optimizer: OptimizerConfig
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self) -> "AlignConfig":
         if self.clicks[0] > self.clicks[1]:
             raise ValueError(f"clicks {self.clicks} must be the fewest and the most, in that order")
         if self.keep_embeddings and self.train == "all":

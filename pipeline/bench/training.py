@@ -21,10 +21,10 @@ from pipeline.artifact import write_json
 from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.engines import model, scenes, weights_mib
 from pipeline.bench.settings import Combination, Settings
-from pipeline.data.embeddings import Embeddings, EmbeddingsManifest, StoredShard
+from pipeline.data.embeddings import TENSOR, Embeddings, EmbeddingsManifest, StoredShard
 from pipeline.data.shards import MANIFEST, Shards
-from pipeline.distill import DistillConfig
-from pipeline.distill.embedding import distill_embeddings
+from pipeline.distill import DistillConfig, Task, learn
+from pipeline.distill.config import EmbeddingRecipe
 from pipeline.embed.store import place
 from pipeline.log import silent
 from pipeline.models.cost import count_parameters, macs
@@ -80,16 +80,20 @@ def _config(settings: Settings, precision: str) -> DistillConfig:
     optimizer = OptimizerConfig(
         steps=_ENDLESS,
         lr=1e-5,
+        schedule="trapezoid",
         warmup_steps=0,
         cooldown_steps=0,
         weight_decay=0.05,
         clip_norm=1.0,
         ema_decay=0.99,
+        accumulate=1,
+        autocast="bf16" if precision == "bf16" else "none",
+        compile=False,
+        checkpoint_every=_ENDLESS,
         seed=0,
     )
-    return DistillConfig(
-        options={}, batch=settings.images, device="cpu", autocast_bf16=precision == "bf16", optimizer=optimizer
-    )
+    recipe = EmbeddingRecipe(kind="embedding", distance="mse")
+    return DistillConfig(options={}, recipe=recipe, batch=settings.images, device="cpu", optimizer=optimizer)
 
 
 def _embeddings(directory: Path, images: Shards, grid: int) -> Path:
@@ -99,7 +103,7 @@ def _embeddings(directory: Path, images: Shards, grid: int) -> Path:
     seal = where.write({TENSOR: torch.randn(len(images), EMBEDDING_CHANNELS, grid, grid, generator=generator).half()})
     shard = StoredShard(file=where.file, bytes=seal.bytes, sha256=seal.sha256, split=images.split, keys=images.keys)
     manifest = EmbeddingsManifest(
-        store=str(where.store), teacher="", dtype="float16", embedding_size=grid, shards=[shard]
+        store=str(where.store), teacher="", dtype="float16", embedding_size=grid, taps=[], shards=[shard]
     )
     out = directory / "embeddings"
     out.mkdir()
@@ -188,7 +192,18 @@ class Training:
     def _train(self) -> None:
         try:
             sam, images, embeddings, config = self._arguments
-            distill_embeddings(sam, images, embeddings, config, log=silent, checkpoint=None)
+            learn(
+                Task(
+                    sam=sam,
+                    teacher=Path(),
+                    images=images,
+                    embeddings=embeddings,
+                    config=config,
+                    device=torch.device("cpu"),
+                    log=silent,
+                    checkpoint=None,
+                )
+            )
         except _Stopped:
             return
         except BaseException as error:  # noqa: BLE001 - handed to the thread that measures

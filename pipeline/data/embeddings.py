@@ -6,6 +6,7 @@ what they were made from, and are read through a memory map one image at a time.
 
 from collections import OrderedDict
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float16
@@ -61,7 +62,7 @@ class _Rows(Protocol):
 
 
 class Embeddings:
-    """Embeddings by sample key. Can be pickled; each process opens its own files.
+    """Embeddings by sample key. Threads may share it. Can be pickled; each process opens its own files.
 
     Args:
         directory: The artifact of ``embed``.
@@ -85,6 +86,7 @@ class Embeddings:
         self._shards = manifest.shards
         self._places = {key: (s, row) for s, shard in enumerate(manifest.shards) for row, key in enumerate(shard.keys)}
         self._open: OrderedDict[tuple[int, str], _Rows] = OrderedDict()
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -93,7 +95,10 @@ class Embeddings:
         return key in self._places
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"} | {"_open": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_lock": Lock()}
 
     def get(self, key: str) -> Float16[Tensor, "256 g g"]:
         """The embedding of one sample.
@@ -123,11 +128,12 @@ class Embeddings:
         index, row = self._places[key]
         path = self.store / self._shards[index].file
         try:
-            value: Tensor = self._file(index, path, tensor)[row]
+            with self._lock:
+                value: Tensor = self._file(index, path, tensor)[row].clone()
         except (OSError, SafetensorError) as error:
             what = f"the store {self.store} has no readable {self._shards[index].file} for {key!r}"
             raise InputError(f"{what} ({error}). {REMEDY}") from None
-        return value.clone()
+        return value
 
     def _file(self, index: int, path: Path, tensor: str) -> _Rows:
         """A tensor of a shard's open file; the least recently used is closed when there are too many."""

@@ -40,6 +40,4 @@ def instances_of(sample: Sample, image_size: int, grid: int, *, mirror: bool = F
         if rounded.any():
             coverages.append(rounded)
             boxes.append(boxes_to_frame(np.array(masks.box(mask)), sample.image.shape[:2], image_size))
-    return Instances(
-        np.array(coverages, np.uint8).reshape(-1, grid, grid), np.array(boxes, np.float32).reshape(-1, 4)
-    )
+    return Instances(np.array(coverages, np.uint8).reshape(-1, grid, grid), np.array(boxes, np.float32).reshape(-1, 4))

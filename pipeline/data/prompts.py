@@ -77,8 +77,9 @@ def drawn_prompts(
     groups = list[tuple[list[int], Prompts]]()
     for points in sorted({max(2, n + 1) for n in wanted}):
         places = [place for place, n in enumerate(wanted) if max(2, n + 1) == points]
-        own = [[part[place] for place in places] for part in (rngs, masks, boxes)]
-        groups.append((places, _drawn(*own, count, side, [wanted[place] for place in places], points=points)))
+        picked, instances, corners = ([part[place] for place in places] for part in (rngs, masks, boxes))
+        own = [wanted[place] for place in places]
+        groups.append((places, _drawn(picked, instances, corners, count, side, own, points=points)))  # type: ignore[arg-type]
     return groups
 
 

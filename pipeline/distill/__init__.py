@@ -22,7 +22,7 @@ from pipeline.models.sam import WEIGHTS, Sam, load_weights, save_checkpoint
 from pipeline.ranks import joined
 from pipeline.training import checkpoint_of, device_of, precision_of
 
-__all__ = ["RECIPES", "DistillConfig", "distill", "learn", "student_of"]
+__all__ = ["RECIPES", "DistillConfig", "Task", "distill", "learn", "student_of"]
 
 RECIPES: Mapping[str, Callable[[Task, Any], None]] = {
     "embedding": distill_embeddings,

@@ -53,9 +53,7 @@ def distill_layer_wise(task: Task, recipe: LayerWiseRecipe) -> None:
         with tapped(encoder, ours) as features:
             predicted = task.encode(batch.images.pixels)
         terms = {"embedding": losses.embedding_error(predicted, embeddings, valid, "mse").mean()}
-        weights = layer_weights(
-            number, layers=len(ours), focus=recipe.focus, ramp_steps=recipe.ramp_steps
-        )
+        weights = layer_weights(number, layers=len(ours), focus=recipe.focus, ramp_steps=recipe.ramp_steps)
         layers = torch.zeros((), device=task.device)
         for place, (tap, projection, goal) in enumerate(zip(ours, projections, batch.features, strict=True)):
             with task.autocast():

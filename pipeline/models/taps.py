@@ -26,11 +26,10 @@ def blocks(encoder: nn.Module) -> list[nn.Module]:
     the bundled teacher its attention blocks, whose grid is that of the embedding.
     """
     if isinstance(encoder, efficientvit_sam.ImageEncoder):
-        return [block for stage in encoder.backbone.stages for block in stage.op_list][1:]
+        return [block for stage in encoder.backbone.stages for block in stage.get_submodule("op_list").children()][1:]
     if isinstance(encoder, TinyViT):
-        return [block for layer in encoder.layers for block in layer.blocks]
-    found: nn.Sequential = encoder.blocks  # type: ignore[assignment]
-    return list(found)
+        return [block for layer in encoder.layers for block in layer.get_submodule("blocks").children()]
+    return list(encoder.get_submodule("blocks").children())
 
 
 @contextmanager

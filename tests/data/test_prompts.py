@@ -25,7 +25,7 @@ def boxes_of(masks, side):
 def test_each_prompt_asks_for_its_target(seed, available, count):
     rng = np.random.default_rng(seed)
     masks = some_masks(rng, available)
-    prompts = first_prompts(rng, [masks], [boxes_of(masks, 256)], count, 256)
+    prompts = first_prompts([rng], [masks], [boxes_of(masks, 256)], count, 256)
     assert prompts.present.all()
     for j in range(count):
         target, coords, labels = prompts.targets[0, j], prompts.coords[0, j], prompts.labels[0, j]
@@ -42,14 +42,14 @@ def test_no_instance_comes_twice_before_all_have_come():
     rng = np.random.default_rng(0)
     masks = np.stack([np.full((4, 4), (i + 1) / 10, np.float32) for i in range(5)])
     boxes = np.tile(np.array([0, 0, 64, 64], np.float32), (5, 1))
-    targets = first_prompts(rng, [masks], [boxes], 10, 64).targets[0, :, 0, 0].tolist()
+    targets = first_prompts([rng], [masks], [boxes], 10, 64).targets[0, :, 0, 0].tolist()
     assert len(set(targets[:5])) == len(set(targets[5:])) == 5
 
 
 def test_an_image_without_instances_is_absent_and_harms_nothing():
     empty, some = np.zeros((0, 16, 16), np.float32), some_masks(np.random.default_rng(1), 2)
     boxes = [np.zeros((0, 4), np.float32), boxes_of(some, 256)]
-    prompts = first_prompts(np.random.default_rng(0), [empty, some], boxes, 3, 256)
+    prompts = first_prompts([np.random.default_rng(0)] * 2, [empty, some], boxes, 3, 256)
     assert prompts.present.tolist() == [[False] * 3, [True] * 3]
     assert (prompts.labels[0] == -1).all()
 
@@ -81,7 +81,7 @@ def test_corrective_clicks_say_what_is_missing_and_what_is_too_much():
     logits = torch.where(target > 0, 3.0, -3.0)
     logits[0, 1, 4, 4] = -1  # missed
     logits[0, 2, 0, 7] = 1  # spilled
-    coords, labels = corrective_clicks(np.random.default_rng(0), logits, target, 64)
+    coords, labels = corrective_clicks([np.random.default_rng(0)], logits, target, 64)
     assert labels[0, :, 0].tolist() == [-1, 1, 0]
     assert coords[0, 1, 0].tolist() == [36, 36]
     assert coords[0, 2, 0].tolist() == [60, 4]

@@ -7,7 +7,7 @@ from pipeline import training
 from pipeline.artifact import Card, Contents, digest
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.shards import Shards
-from pipeline.distill import DistillConfig, distill, student_of
+from pipeline.distill import DistillConfig, Task, distill, student_of
 from pipeline.distill.embedding import held_out_error
 from pipeline.embed import EmbedConfig, embed
 from pipeline.errors import InputError
@@ -18,14 +18,30 @@ from pipeline.models.students import load_checkpoint
 from pipeline.prepare import PrepareConfig, prepare
 from pipeline.prepare.sources import Procedural
 
+CPU = torch.device("cpu")
 STUDENT = "efficientvit_sam_nano"
 
 
-def recipe(steps=3, device="cpu", options=None, **optimizer):
+EMBEDDING = {"kind": "embedding", "distance": "mse"}
+
+
+def recipe(steps=3, device="cpu", options=None, kind=EMBEDDING, **optimizer):
     values = {"steps": steps, "lr": 0.003, "warmup_steps": 2, "cooldown_steps": 2, "weight_decay": 0.0}
-    values |= {"clip_norm": 1.0, "ema_decay": 0.5, "seed": 0} | optimizer
-    rest = {"options": options or {}, "batch": 4, "device": device, "autocast_bf16": False}
+    values |= {"schedule": "trapezoid", "clip_norm": 1.0, "ema_decay": 0.5, "seed": 0, "accumulate": 1}
+    values |= {"autocast": "none", "compile": False, "checkpoint_every": 1} | optimizer
+    rest = {"options": options or {}, "recipe": kind, "batch": 4, "device": device}
     return DistillConfig.model_validate(rest | {"optimizer": values})
+
+
+def error(sam, inputs):
+    images, embeddings = Shards(inputs["prepare"], "calibration"), Embeddings(inputs["embed"])
+    return held_out_error(task(sam, inputs, images, embeddings))
+
+
+def task(sam, inputs, images, embeddings, config=None):
+    config = config or recipe()
+    where = {"device": CPU, "log": silent, "checkpoint": None}
+    return Task(sam=sam, teacher=inputs["teacher"], images=images, embeddings=embeddings, config=config, **where)
 
 
 def sealed(directory, kind, model=None):
@@ -45,7 +61,7 @@ def inputs(tmp_path_factory):
     sealed(places["prepare"], "dataset")
     save_checkpoint(build("bundled", seed=1), places["teacher"])
     sealed(places["teacher"], "checkpoint", "bundled")
-    config = EmbedConfig(store=str(root / "store"), batch=4, device="cpu")
+    config = EmbedConfig(store=str(root / "store"), batch=4, device="cpu", taps=[1, 4])
     embed(config, prepare=places["prepare"], teacher=places["teacher"], out=places["embed"], log=silent)
     sealed(places["embed"], "embeddings")
     return places
@@ -68,8 +84,7 @@ def run(tmp_path, inputs, monkeypatch):
 
 def test_distillation_lowers_the_error_on_images_it_never_saw_and_touches_only_the_image_encoder(run, inputs):
     fresh = student_of(inputs["teacher"], STUDENT, seed=0, options={})
-    images, embeddings = Shards(inputs["prepare"], "calibration"), Embeddings(inputs["embed"])
-    before = held_out_error(fresh, images, embeddings, recipe())
+    before = error(fresh, inputs)
     out = run(config=recipe(steps=25))
     after = json.loads((out / "metrics.json").read_text())
     assert after["embedding_mse"] < 0.7 * before["embedding_mse"]
@@ -85,14 +100,12 @@ def test_distillation_lowers_the_error_on_images_it_never_saw_and_touches_only_t
 
 def test_metrics_are_those_of_the_weights_that_are_kept(run, inputs):
     out = run()
-    images, embeddings = Shards(inputs["prepare"], "calibration"), Embeddings(inputs["embed"])
-    again = held_out_error(load_checkpoint(out), images, embeddings, recipe())
+    again = error(load_checkpoint(out), inputs)
     assert json.loads((out / "metrics.json").read_text()) == pytest.approx(again, rel=1e-5)
 
 
 def test_an_interrupted_run_ends_with_the_same_artifact_to_the_bit(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY_S", -1)
-    monkeypatch.setattr(training, "LOG_EVERY", 2)
+    monkeypatch.setattr(training.loop, "LOG_EVERY", 2)
 
     def stop(metrics, step=None):
         if step == 2:
@@ -124,7 +137,7 @@ def test_options_that_the_student_does_not_have_are_refused(run):
 @pytest.mark.parametrize("student", ["tinysam_nano", "sam_lightening_nano"])
 def test_every_family_lowers_the_error_on_images_it_never_saw(run, inputs, student):
     fresh = student_of(inputs["teacher"], student, seed=0, options={})
-    before = held_out_error(fresh, Shards(inputs["prepare"], "calibration"), Embeddings(inputs["embed"]), recipe())
+    before = error(fresh, inputs)
     after = json.loads((run(config=recipe(25), student=student) / "metrics.json").read_text())
     assert after["embedding_mse"] < 0.7 * before["embedding_mse"]
     assert after["embedding_cosine"] > before["embedding_cosine"] + 0.1

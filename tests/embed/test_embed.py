@@ -60,14 +60,14 @@ def teacher(monkeypatch):
 def run(tmp_path, dataset, teacher):
     """Run ``embed`` with the store in ``tmp_path``; gives the artifact's directory."""
 
-    def go(name="out", batch=2, weights=b"first"):
+    def go(name="out", batch=2, weights=b"first", taps=()):
         checkpoint = tmp_path / f"teacher-{weights.decode()}"
         checkpoint.mkdir(exist_ok=True)
         (checkpoint / "model.safetensors").write_bytes(weights)
         Card.seal(checkpoint, Contents(kind="checkpoint", model="bundled"), {})
         out = tmp_path / name
         out.mkdir()
-        config = EmbedConfig(store=str(tmp_path / "store"), batch=batch, device="cpu")
+        config = EmbedConfig(store=str(tmp_path / "store"), batch=batch, device="cpu", taps=[*taps])
         assert embed(config, prepare=dataset, teacher=checkpoint, out=out, log=silent).kind == "embeddings"
         return out
 
@@ -178,7 +178,7 @@ def test_a_store_that_cannot_be_written_is_named(run, tmp_path):
 
 def test_an_unknown_device_is_named(tmp_path, dataset, run, teacher):
     run()
-    config = EmbedConfig(store="s", batch=1, device="abacus")
+    config = EmbedConfig(store="s", batch=1, device="abacus", taps=[])
     with pytest.raises(InputError, match=r"embed\.device is 'abacus'"):
         embed(config, prepare=dataset, teacher=tmp_path / "teacher-first", out=tmp_path, log=silent)
 
