@@ -194,8 +194,8 @@ ACTS: dict[str, Act] = {
                     "type": _names,
                     "metavar": "A,B",
                     "default": ("embedding", "tokens_masks", "hard_prompts", "hard_mask_weight"),
-                    "help": "of embedding, tokens_masks, hard_prompts, hard_mask_weight (TinySAM's ladder, the default), "
-                    "plain, layer_wise",
+                    "help": "of embedding, tokens_masks, hard_prompts, hard_mask_weight (TinySAM's ladder, the "
+                    "default), plain, layer_wise",
                 },
             ),
             (
@@ -227,9 +227,9 @@ ACTS: dict[str, Act] = {
                 },
             ),
         ),
-        "Needs `dvc repro embed`. Trains by section distill.<student> of params.yaml but for its recipe, steps and seed; "
-        "measures box and one-click mIoU on the validation split, before alignment. Example: python -m pipeline recipes "
-        "--students sam_lightening_nano --recipes plain,layer_wise --steps 200",
+        "Needs `dvc repro embed`. Trains by section distill.<student> of params.yaml but for its recipe, steps and "
+        "seed; measures box and one-click mIoU on the validation split, before alignment. Example: python -m pipeline "
+        "recipes --students sam_lightening_nano --recipes plain,layer_wise --steps 200",
     ),
     "study": Act(
         "pipeline.bench.study:study",
