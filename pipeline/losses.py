@@ -67,7 +67,8 @@ def bce_points(
 
     def read(values: Tensor, points: Tensor) -> Tensor:
         """``(b, p, k, h, w)`` at ``(b, p, k, q, 2)``: ``(b, p, k, q)``."""
-        at = F.grid_sample(values.flatten(0, 2)[:, None], 2 * points.flatten(0, 2)[:, None] - 1, align_corners=False)
+        grid = 2 * points.flatten(0, 2)[:, None] - 1
+        at = F.grid_sample(values.flatten(0, 2)[:, None], grid, padding_mode="border", align_corners=False)
         return at[:, 0, 0].unflatten(0, values.shape[:3])
 
     offered, given = (points[:, :, None].expand(-1, -1, k, -1, -1) for points in (offered, given))

@@ -43,7 +43,7 @@ class LayerWiseRecipe(Config):
     """Features of layers beside the image embedding: SAM-Lightening's dynamic layer-wise distillation."""
 
     kind: Literal["layer_wise"]
-    taps: Annotated[list[tuple[int, int]], Field(min_length=1, strict=False)]
+    taps: Annotated[list[Annotated[tuple[int, int], Field(strict=False)]], Field(min_length=1)]
     """Pairs of a teacher's and a student's block, from the image to the embedding; see `pipeline.models.taps`."""
     focus: Annotated[int, Field(ge=0)]
     """How many of the last pairs count from the start."""

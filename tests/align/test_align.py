@@ -150,3 +150,36 @@ def test_a_speck_that_leaves_nothing_on_the_raster_is_no_instance():
     assert found.coverages.shape == (1, 64, 64)
     assert found.coverages.max() == 255
     assert found.boxes.tolist() == [pytest.approx([25.6, 38.4, 102.4, 115.2], abs=0.2)]
+
+
+def test_end_to_end_trains_encoder_and_decoder(run, inputs):
+    changes = {"train": "all", "flip": True, "clicks": [1, 10], "mask_loss": "bce_points"}
+    out = run(config=recipe(2, keep=False, changes=changes))
+    before, after = load_checkpoint(inputs["distill"]).state_dict(), load_checkpoint(out).state_dict()
+    changed = {key.partition(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"image_encoder", "mask_decoder"}
+    assert metrics(out).keys() == {"train_loss", "train_bce", "train_dice", "train_iou"}
+
+
+def test_mirrored_images_have_mirrored_masks_and_boxes():
+    mask = np.zeros((40, 80), bool)
+    mask[5:30, 8:24] = True
+    sample = Sample("x", np.zeros((40, 80, 3), np.uint8), [{"segmentation": masks.encode(mask)}])
+    plain, mirrored = (instances_of(sample, 80, 20, mirror=mirror) for mirror in (False, True))
+    assert np.array_equal(mirrored.coverages, plain.coverages[:, :, ::-1])
+    assert plain.boxes.tolist() == [[8, 5, 24, 30]]
+    assert mirrored.boxes.tolist() == [[56, 5, 72, 30]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"train": "all"}, "embeddings of an encoder that is trained change"),
+        ({"flip": True}, "kept embeddings are of images as they are"),
+        ({"clicks": [3, 1]}, "must be the fewest and the most"),
+        ({"masks": 65}, "less than or equal to 64"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        recipe(changes=changes)
