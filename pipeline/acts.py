@@ -192,6 +192,54 @@ ACTS: dict[str, Act] = {
         "the columns mean. Example: python -m pipeline bench encoder --students efficientvit_sam_l0 "
         "--runtimes torch,openvino --precisions fp32,int8",
     ),
+    "recipes": Act(
+        "pipeline.bench.recipes:compare_recipes",
+        "What each part of a recipe of distillation is worth, for students and seeds",
+        (
+            ("--students", {"type": _names, "required": True, "metavar": "A,B", "help": "students of params.yaml"}),
+            (
+                "--recipes",
+                {
+                    "type": _names,
+                    "metavar": "A,B",
+                    "default": ("embedding", "tokens_masks", "hard_prompts", "hard_mask_weight"),
+                    "help": "of embedding, tokens_masks, hard_prompts, hard_mask_weight (TinySAM's ladder, the "
+                    "default), plain, layer_wise",
+                },
+            ),
+            (
+                "--seeds",
+                {
+                    "type": _counts,
+                    "metavar": "N,N",
+                    "default": (0, 1, 2),
+                    "help": "of fresh weights, order and prompts (default: 0,1,2)",
+                },
+            ),
+            ("--steps", {"type": int, "default": 80, "metavar": "N", "help": "of each training (default: 80)"}),
+            (
+                "--artifacts",
+                {
+                    "type": Path,
+                    "metavar": "DIRECTORY",
+                    "default": Path("artifacts"),
+                    "help": "has the artifacts of prepare, teacher and embed (default: artifacts)",
+                },
+            ),
+            (
+                "--out",
+                {
+                    "type": Path,
+                    "metavar": "FILE",
+                    "default": Path("recipes.jsonl"),
+                    "help": "rows as JSON lines; those in it are not measured again (default: recipes.jsonl)",
+                },
+            ),
+        ),
+        "Needs `dvc repro embed`. Trains by section distill.<student> of params.yaml but for its recipe, steps and "
+        "seed; measures box and one-click mIoU on the validation split, before alignment. Example: python -m pipeline "
+        "recipes --students sam_lightening_nano --recipes plain,layer_wise --steps 200",
+    ),
     "study": Act(
         "pipeline.bench.study:study",
         "What methods of quantization cost in accuracy, for students, widths and calibration seeds",

@@ -1,9 +1,9 @@
-"""Align a student's mask decoder with its own image embeddings, by boxes and clicks."""
+"""Align a student with ground truth, by boxes and clicks: its mask decoder alone, or all of it."""
 
 from pathlib import Path
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.decoder import align_decoder
+from pipeline.align.masks import align_masks
 from pipeline.artifact import Card, Contents, write_metrics
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
@@ -47,7 +47,7 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
     checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), precision, code_digest(), *inputs)
     contents = Contents(kind="checkpoint", model=student, options=card.options, precision="fp32")
     with joined(device) as ranks:
-        metrics = align_decoder(sam, images, config, device=device, log=log, checkpoint=checkpoint)
+        metrics = align_masks(sam, images, config, device=device, log=log, checkpoint=checkpoint)
     if not ranks.first:
         return contents
     log(metrics)

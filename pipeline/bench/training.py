@@ -26,10 +26,10 @@ from pipeline.bench.bare import Bare
 from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.engines import model, scenes, weights_mib
 from pipeline.bench.settings import Combination, Settings
-from pipeline.data.embeddings import Embeddings, EmbeddingsManifest, StoredShard
+from pipeline.data.embeddings import TENSOR, Embeddings, EmbeddingsManifest, StoredShard
 from pipeline.data.shards import MANIFEST, Shards
-from pipeline.distill import DistillConfig
-from pipeline.distill.embedding import distill_embeddings
+from pipeline.distill import DistillConfig, Task, learn
+from pipeline.distill.config import EmbeddingRecipe
 from pipeline.embed.store import place
 from pipeline.models.cost import count_parameters, macs
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
@@ -101,17 +101,18 @@ def _config(settings: Settings, precision: str, *, compiled: bool) -> DistillCon
         "seed": 0,
     }  # fmt: skip
     loop = OptimizerConfig.model_validate(optimizer)
-    return DistillConfig(options={}, batch=settings.images, device="cpu", optimizer=loop)
+    recipe = EmbeddingRecipe(kind="embedding", distance="mse")
+    return DistillConfig(options={}, recipe=recipe, batch=settings.images, device="cpu", optimizer=loop)
 
 
 def _embeddings(directory: Path, images: Shards, grid: int) -> Path:
     """An artifact of random embeddings for all ``images``."""
     generator = torch.Generator().manual_seed(0)
     where = place(directory / "store", "train", {})
-    seal = where.write(torch.randn(len(images), EMBEDDING_CHANNELS, grid, grid, generator=generator).half())
+    seal = where.write({TENSOR: torch.randn(len(images), EMBEDDING_CHANNELS, grid, grid, generator=generator).half()})
     shard = StoredShard(file=where.file, bytes=seal.bytes, sha256=seal.sha256, split=images.split, keys=images.keys)
     manifest = EmbeddingsManifest(
-        store=str(where.store), teacher="", dtype="float16", embedding_size=grid, shards=[shard]
+        store=str(where.store), teacher="", dtype="float16", embedding_size=grid, taps=[], shards=[shard]
     )
     out = directory / "embeddings"
     out.mkdir()
@@ -193,7 +194,18 @@ class Training:
     def _train(self) -> None:
         try:
             sam, images, embeddings, config = self._arguments
-            distill_embeddings(sam, images, embeddings, config, device=self._device, log=self._note, checkpoint=None)
+            learn(
+                Task(
+                    sam=sam,
+                    teacher=Path(),
+                    images=images,
+                    embeddings=embeddings,
+                    config=config,
+                    device=self._device,
+                    log=self._note,
+                    checkpoint=None,
+                )
+            )
         except _Stopped:
             return
         except BaseException as error:  # noqa: BLE001 - handed to the thread that measures
