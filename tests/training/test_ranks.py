@@ -62,6 +62,12 @@ def test_gradients_weights_and_reported_losses_are_those_of_one_process(shared, 
     assert yours["losses"] == []
 
 
+def test_what_diverges_in_one_process_stops_all_at_the_step_that_one_process_would_name(shared, alone):
+    told = alone[False]["diverged"]
+    assert "step 1: loss, half, gradient are not finite" in told
+    assert [found[False]["diverged"] for found in shared] == [told, told]
+
+
 def test_a_batch_in_parts_has_the_gradients_of_the_batch_at_once(alone):
     whole, parts = alone[False]["unequal"], alone[False]["in parts"]
     for key in ("gradients", "weights", "losses"):
