@@ -39,17 +39,17 @@ EMBED = Stage(
 )
 DISTILL = Stage(
     run="pipeline.distill:distill",
-    says="Teach a student's image encoder the teacher's embeddings",
+    says="Teach a student what its teacher knows, by one of the published recipes",
     needs=(PREPARE, TEACHER, EMBED),
     over=("student",),
     section="distill.{student}",
-    code=_TRAINING,
+    code=(*_TRAINING, _MASKS),
     gpu=True,
     shared=True,
 )
 ALIGN = Stage(
     run="pipeline.align:align",
-    says="Align a student's mask decoder with its own embeddings, by boxes and clicks",
+    says="Align a student with ground truth, by boxes and clicks: its decoder or all of it",
     needs=(PREPARE, DISTILL),
     over=("student",),
     section="align.{student}",
