@@ -147,7 +147,9 @@ class _Losses(nn.Module):
         self.module, self.step = module, step
 
     def forward(self, batch: Any, number: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        return dict(self.step(batch, number, rng))
+        terms = self.step(batch, number, rng)
+        # What the loss does not depend on gets no gradient, and must not look as if it did.
+        return {name: value if name == "loss" else value.detach() for name, value in terms.items()}
 
 
 def _forward(module: nn.Module, step: Step[Any], ranks: Ranks) -> nn.Module:

@@ -34,7 +34,7 @@ def shared(tmp_path_factory):
         for rank in range(2)
     ]
     for process in processes:
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=600)
         assert process.returncode == 0, said.decode()
     return [torch.load(out.with_suffix(f".{rank}.pt")) for rank in range(2)]
 
