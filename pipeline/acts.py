@@ -72,8 +72,8 @@ ACTS: dict[str, Act] = {
                     "metavar": "SUBJECT",
                     "help": "attention: dense and dilated, by segment and interval; encoder: latency, one image; "
                     "decoder: milliseconds per prompt, segment_anything's and ours; training: one step of "
-                    "distillation; evaluate: milliseconds per instance by box and clicks, published and ours; "
-                    "everything: all masks of one image, by segment_anything's generator and ours",
+                    "distillation beside a bare one; evaluate: milliseconds per instance by box and clicks, published "
+                    "and ours; everything: all masks of one image, by segment_anything's generator and ours",
                 },
             ),
             (
@@ -158,6 +158,15 @@ ACTS: dict[str, Act] = {
                 },
             ),
             (
+                "--steps",
+                {
+                    "type": int,
+                    "metavar": "N",
+                    "default": 60,
+                    "help": "training: steps at one go, in which memory and waiting are watched (default: 60)",
+                },
+            ),
+            (
                 "--points",
                 {
                     "type": int,
@@ -178,10 +187,58 @@ ACTS: dict[str, Act] = {
         ),
         "The first row is the baseline that the column speedup divides by: for encoder the teacher (SAM ViT-B, or the "
         "bundled one of nano students), for attention dense attention over as many tokens, for evaluate the published "
-        "evaluation call by call, else PyTorch in fp32. All "
+        "evaluation call by call, for training a bare loop beside each student's own, else PyTorch in fp32. All "
         "rows are measured in turns, after warm-up, and only while the machine is quiet; docs/benchmarks.md says what "
         "the columns mean. Example: python -m pipeline bench encoder --students efficientvit_sam_l0 "
         "--runtimes torch,openvino --precisions fp32,int8",
+    ),
+    "recipes": Act(
+        "pipeline.bench.recipes:compare_recipes",
+        "What each part of a recipe of distillation is worth, for students and seeds",
+        (
+            ("--students", {"type": _names, "required": True, "metavar": "A,B", "help": "students of params.yaml"}),
+            (
+                "--recipes",
+                {
+                    "type": _names,
+                    "metavar": "A,B",
+                    "default": ("embedding", "tokens_masks", "hard_prompts", "hard_mask_weight"),
+                    "help": "of embedding, tokens_masks, hard_prompts, hard_mask_weight (TinySAM's ladder, the "
+                    "default), plain, layer_wise",
+                },
+            ),
+            (
+                "--seeds",
+                {
+                    "type": _counts,
+                    "metavar": "N,N",
+                    "default": (0, 1, 2),
+                    "help": "of fresh weights, order and prompts (default: 0,1,2)",
+                },
+            ),
+            ("--steps", {"type": int, "default": 80, "metavar": "N", "help": "of each training (default: 80)"}),
+            (
+                "--artifacts",
+                {
+                    "type": Path,
+                    "metavar": "DIRECTORY",
+                    "default": Path("artifacts"),
+                    "help": "has the artifacts of prepare, teacher and embed (default: artifacts)",
+                },
+            ),
+            (
+                "--out",
+                {
+                    "type": Path,
+                    "metavar": "FILE",
+                    "default": Path("recipes.jsonl"),
+                    "help": "rows as JSON lines; those in it are not measured again (default: recipes.jsonl)",
+                },
+            ),
+        ),
+        "Needs `dvc repro embed`. Trains by section distill.<student> of params.yaml but for its recipe, steps and "
+        "seed; measures box and one-click mIoU on the validation split, before alignment. Example: python -m pipeline "
+        "recipes --students sam_lightening_nano --recipes plain,layer_wise --steps 200",
     ),
     "study": Act(
         "pipeline.bench.study:study",

@@ -1,15 +1,25 @@
 """Losses of mask prediction and distillation: pure functions of tensors, student or prediction first.
 
-Source: SAM, appendix A (focal to dice 20 : 1, mean squared error of the IoU head, the smallest of three masks); EdgeSAM
-for the embedding loss over the un-padded area.
+Source: SAM, appendix A (focal to dice 20 : 1, error of the IoU head, the smallest of three masks); EdgeSAM for the
+embedding loss over the un-padded area; EfficientViT-SAM's code for cross-entropy on uncertain points (PointRend);
+TinySAM (arXiv 2312.13789), section 3.1, for tokens, mask logits and the hard mask weight; SAM-Lightening
+(arXiv 2403.09195) for features of layers. No gradient reaches a teacher or a target.
 """
+
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-FOCAL_WEIGHT, DICE_WEIGHT, IOU_WEIGHT = 20.0, 1.0, 1.0
+MASK_WEIGHTS: Mapping[str, float] = {"focal": 20.0, "bce": 20.0, "dice": 1.0}
+IOU_WEIGHT = 1.0
+UNCERTAIN_SHARE = 0.75
+EPS = 1e-6
+
+MaskLoss = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
+"""Of logits and target, both ``(..., h, w)``: terms ``(...)`` by name, keys of `MASK_WEIGHTS`."""
 
 
 def focal(logits: Float[Tensor, "*n h w"], target: Float[Tensor, "*n h w"], gamma: float = 2.0) -> Float[Tensor, "*n"]:
@@ -32,6 +42,50 @@ def dice(logits: Float[Tensor, "*n h w"], target: Float[Tensor, "*n h w"]) -> Fl
     return 1 - (2 * overlap + 1) / (mask.sum(dim=(-2, -1)) + target.sum(dim=(-2, -1)) + 1)
 
 
+def focal_dice(logits: Float[Tensor, "*n h w"], target: Float[Tensor, "*n h w"]) -> dict[str, Float[Tensor, "*n"]]:
+    """What the papers train masks with."""
+    return {"focal": focal(logits, target), "dice": dice(logits, target)}
+
+
+def bce_points(
+    logits: Float[Tensor, "b p k h w"], target: Float[Tensor, "b p k h w"], candidates: Float[Tensor, "b p q 2"]
+) -> dict[str, Float[Tensor, "b p k"]]:
+    """Cross-entropy and Dice on the more uncertain of random points (PointRend), as EfficientViT-SAM's code has it.
+
+    Three points are drawn for each that counts: three quarters of those that count are the ones where the logit is
+    nearest to 0 among them all, the rest is not chosen.
+
+    Args:
+        logits: Mask logits.
+        target: Coverage in [0, 1].
+        candidates: Points (x, y) uniform in [0, 1], shared by the k masks of a prompt: see `candidates_of`.
+    """
+    kept = candidates.shape[2] * 4 // 13  # 3 n to choose from and n / 4 that are not chosen
+    sure = kept - round(kept * UNCERTAIN_SHARE)
+    offered, given = candidates.split([candidates.shape[2] - sure, sure], dim=2)
+    k = logits.shape[2]
+
+    def read(values: Tensor, points: Tensor) -> Tensor:
+        """``(b, p, k, h, w)`` at ``(b, p, k, q, 2)``: ``(b, p, k, q)``."""
+        grid = 2 * points.flatten(0, 2)[:, None] - 1
+        at = F.grid_sample(values.flatten(0, 2)[:, None], grid, padding_mode="border", align_corners=False)
+        return at[:, 0, 0].unflatten(0, values.shape[:3])
+
+    offered, given = (points[:, :, None].expand(-1, -1, k, -1, -1) for points in (offered, given))
+    with torch.no_grad():
+        nearest = read(logits, offered).abs().topk(kept - sure, dim=3, largest=False).indices
+        points = torch.cat([offered.gather(3, nearest[..., None].expand(-1, -1, -1, -1, 2)), given], dim=3)
+        truth = read(target, points)
+    said = read(logits, points)
+    cross_entropy = F.binary_cross_entropy_with_logits(said, truth, reduction="none").mean(dim=3)
+    return {"bce": cross_entropy, "dice": dice(said[..., None, :], truth[..., None, :])}
+
+
+def candidates_of(side: int) -> int:
+    """How many `bce_points` takes for masks of ``side`` pixels: 13/4 of 112 x 112 points where the side is 256."""
+    return 13 * max(1, round((side * 112 / 256) ** 2 / 4))
+
+
 @torch.no_grad()
 def mask_iou(logits: Float[Tensor, "*n h w"], target: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n"]:
     """IoU of thresholded masks; 1 where both are empty."""
@@ -45,6 +99,9 @@ def best_mask(
     iou_predictions: Float[Tensor, "b p k"],
     target: Float[Tensor, "b p h w"],
     present: Bool[Tensor, "b p"],
+    *,
+    mask_loss: MaskLoss = focal_dice,
+    iou_distance: Callable[..., Tensor] = F.mse_loss,
 ) -> dict[str, Float[Tensor, ""]]:
     """Loss of the best of k masks per prompt, and of the predicted IoUs of all k.
 
@@ -53,27 +110,73 @@ def best_mask(
         iou_predictions: What the IoU head says of each.
         target: Coverage in [0, 1].
         present: Prompts that count; padding is False.
+        mask_loss: Terms of a mask.
+        iou_distance: ``F.mse_loss`` as SAM, ``F.l1_loss`` as TinySAM.
 
     Returns:
-        ``loss`` and its terms ``focal``, ``dice``, ``iou``, each a mean over the prompts that count.
+        ``loss`` and its terms, ``iou`` and those of ``mask_loss``, each a mean over the prompts that count.
     """
     truth = target[:, :, None].expand_as(logits)
-    focals, dices = focal(logits, truth), dice(logits, truth)
-    best = (FOCAL_WEIGHT * focals + DICE_WEIGHT * dices).argmin(dim=2, keepdim=True)
-    iou_errors = F.mse_loss(iou_predictions, mask_iou(logits, truth), reduction="none").mean(dim=2)
+    terms = mask_loss(logits, truth)
+    best = _weighted(terms).argmin(dim=2, keepdim=True)
+    iou_errors = iou_distance(iou_predictions, mask_iou(logits, truth), reduction="none").mean(dim=2)
     count = present.sum().clamp(min=1)
-    terms = {
-        "focal": (focals.gather(2, best)[..., 0] * present).sum() / count,
-        "dice": (dices.gather(2, best)[..., 0] * present).sum() / count,
-        "iou": (iou_errors * present).sum() / count,
-    }
-    loss = FOCAL_WEIGHT * terms["focal"] + DICE_WEIGHT * terms["dice"] + IOU_WEIGHT * terms["iou"]
-    return {"loss": loss, **terms}
+    means = {name: (term.gather(2, best)[..., 0] * present).sum() / count for name, term in terms.items()}
+    iou = (iou_errors * present).sum() / count
+    return {"loss": _weighted(means) + IOU_WEIGHT * iou, **means, "iou": iou}
 
 
-def embedding_mse(
-    student: Float[Tensor, "b c g g"], teacher: Float[Tensor, "b c g g"], valid: Bool[Tensor, "b g g"]
-) -> Float[Tensor, ""]:
-    """Mean squared error of image embeddings over the cells that hold some of the image (``valid``)."""
-    error = F.mse_loss(student, teacher, reduction="none").mean(dim=1)
-    return (error * valid).sum() / valid.sum().clamp(min=1)
+def _weighted(terms: Mapping[str, Tensor]) -> Tensor:
+    weighted = [MASK_WEIGHTS[name] * term for name, term in terms.items()]
+    return torch.stack(weighted).sum(dim=0)
+
+
+def embedding_error(
+    student: Float[Tensor, "b c g g"], teacher: Float[Tensor, "b c g g"], valid: Bool[Tensor, "b g g"], distance: str
+) -> Float[Tensor, " b"]:
+    """Error of each image's embedding over the cells that hold some of the image.
+
+    Args:
+        student: Image embeddings.
+        teacher: Image embeddings.
+        valid: False where the padding is.
+        distance: ``mse`` or ``l1``.
+    """
+    measure = {"mse": F.mse_loss, "l1": F.l1_loss}[distance]
+    error = measure(student, teacher.detach(), reduction="none").mean(dim=1)
+    return (error * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2)).clamp(min=1)
+
+
+def feature_error(
+    student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b h w"]
+) -> Float[Tensor, " b"]:
+    """Mean squared error of a layer's features, each cell's brought to mean 0 and variance 1 over channels.
+
+    Decoupled from their scale, deep layers, whose features are many times as large, count no more than early ones.
+    """
+    ours, theirs = (F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1) for x in (student, teacher))
+    return embedding_error(ours, theirs, valid, "mse")
+
+
+def relative_l1(student: Float[Tensor, "*n"], teacher: Float[Tensor, "*n"], dims: int) -> Float[Tensor, "*m"]:
+    """Mean absolute error over all but the first ``dims`` dimensions, as a share of the teacher's mean absolute value.
+
+    TinySAM adds L1 errors of embeddings, tokens and logits, whose scales differ, with weights it does not give; in
+    shares of the teacher's scale, a weight of 1 means as much for each.
+    """
+    over = tuple(range(dims, student.ndim))
+    scale = teacher.detach().abs().mean(dim=tuple(range(1, teacher.ndim)))
+    error = (student - teacher.detach()).abs().mean(dim=over)
+    return error / scale.reshape(-1, *[1] * (dims - 1)).clamp(min=EPS)
+
+
+@torch.no_grad()
+def hard_mask_weight(
+    student_logits: Float[Tensor, "*n h w"], teacher_logits: Float[Tensor, "*n h w"], target: Float[Tensor, "*n h w"]
+) -> Float[Tensor, "*n"]:
+    """``sigmoid(IoU_teacher / (IoU_student + eps) - 1)``: 0.5 where both are as good, 1 where only the teacher is.
+
+    Source: TinySAM, section 3.1, hard mask weighting.
+    """
+    ratio = mask_iou(teacher_logits, target) / (mask_iou(student_logits, target) + EPS)
+    return torch.sigmoid(ratio - 1)

@@ -27,7 +27,9 @@ class _Lines:
         self._stream.flush()
 
 
-def progress(work: Iterable[ItemT], what: str, unit: str, *, total: int | None = None, done: int = 0) -> "tqdm[ItemT]":
+def progress(
+    work: Iterable[ItemT], what: str, unit: str, *, total: int | None = None, done: int = 0, hidden: bool = False
+) -> "tqdm[ItemT]":
     """Go through ``work`` and show on standard error how far it has come.
 
     Args:
@@ -36,13 +38,19 @@ def progress(work: Iterable[ItemT], what: str, unit: str, *, total: int | None =
         unit: One piece of the work, singular.
         total: How many there are; needed where ``work`` does not tell.
         done: How many were done before.
+        hidden: Show nothing, as another process does.
     """
-    return tqdm(work, what, total, unit=f" {unit}", initial=done, **_manner())
+    return tqdm(work, what, total, unit=f" {unit}", initial=done, disable=hidden, **_manner())
 
 
 def counter(what: str, unit: str, total: int | None, *, scale: bool = False) -> "tqdm[Never]":
     """The same for work that is counted by hand, with ``update``; ``scale`` shows large numbers as k, M, G."""
     return tqdm(None, what, total, unit=f" {unit}", unit_scale=scale, **_manner())
+
+
+def notice(text: str) -> None:
+    """Say something that a person should know, on a line of its own beside any bar."""
+    tqdm.write(text, file=sys.stderr)
 
 
 def _manner() -> dict[str, Any]:

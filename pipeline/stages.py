@@ -5,7 +5,7 @@ from pipeline.stage import Stage
 _MASKS = "pipeline/masks.py"
 _DATA = ("pipeline/geometry.py", "pipeline/data")
 _MODELS = ("pipeline/geometry.py", "pipeline/models")
-_TRAINING = (*_DATA, "pipeline/models", "pipeline/losses.py", "pipeline/training.py")
+_TRAINING = (*_DATA, "pipeline/models", "pipeline/losses.py", "pipeline/training", "pipeline/ranks.py")
 _RUNTIME = (*_MODELS, _MASKS, "pipeline/runtime")
 _MEASURING = (
     *_RUNTIME,
@@ -13,9 +13,10 @@ _MEASURING = (
     "pipeline/data",
     "pipeline/metrics.py",
     "pipeline/process.py",
+    "pipeline/ranks.py",
     "pipeline/score",
     "pipeline/timing.py",
-    "pipeline/training.py",
+    "pipeline/training",
 )
 
 PREPARE = Stage(
@@ -38,21 +39,23 @@ EMBED = Stage(
 )
 DISTILL = Stage(
     run="pipeline.distill:distill",
-    says="Teach a student's image encoder the teacher's embeddings",
+    says="Teach a student what its teacher knows, by one of the published recipes",
     needs=(PREPARE, TEACHER, EMBED),
     over=("student",),
     section="distill.{student}",
-    code=_TRAINING,
+    code=(*_TRAINING, _MASKS),
     gpu=True,
+    shared=True,
 )
 ALIGN = Stage(
     run="pipeline.align:align",
-    says="Align a student's mask decoder with its own embeddings, by boxes and clicks",
+    says="Align a student with ground truth, by boxes and clicks: its decoder or all of it",
     needs=(PREPARE, DISTILL),
     over=("student",),
     section="align.{student}",
     code=(*_TRAINING, _MASKS),
     gpu=True,
+    shared=True,
 )
 EXPORT = Stage(
     run="pipeline.export:export",

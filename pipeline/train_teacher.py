@@ -27,7 +27,7 @@ from pipeline.stage import ARTIFACTS
 from pipeline.teacher import BUNDLED
 from pipeline.teacher.train import TrainTeacherConfig, train
 from pipeline.tracking import tracked
-from pipeline.training import checkpoint_of
+from pipeline.training import checkpoint_of, code_digest
 
 RECIPE = BUNDLED / "train.yaml"
 MODEL_CARD = "card.json"
@@ -53,7 +53,7 @@ def train_teacher(device: str, install: bool) -> str:
         raise InputError(f"{RECIPE}: scenes_seed {HELD_OUT_SEED} is the held-out scenes' seed; choose another.")
     out = ARTIFACTS / "train_teacher"
     with tracked("train_teacher", recipe) as log:
-        checkpoint = checkpoint_of("train_teacher", config.model_dump_json(), device)
+        checkpoint = checkpoint_of("train_teacher", config.model_dump_json(), code_digest(), device)
         sam = train(config, device=device, log=log, checkpoint=checkpoint).to("cpu").eval()
         out.mkdir(parents=True, exist_ok=True)
         compact(sam, out / WEIGHTS)

@@ -1,16 +1,17 @@
-"""Align a student's mask decoder with its own image embeddings, by boxes and clicks."""
+"""Align a student with ground truth, by boxes and clicks: its mask decoder alone, or all of it."""
 
 from pathlib import Path
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.decoder import align_decoder
+from pipeline.align.masks import align_masks
 from pipeline.artifact import Card, Contents, write_metrics
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.models.sam import save_checkpoint
 from pipeline.models.students import load_checkpoint
-from pipeline.training import checkpoint_of, device_of, has_bf16
+from pipeline.ranks import joined
+from pipeline.training import checkpoint_of, code_digest, device_of, precision_of
 
 __all__ = ["AlignConfig", "align"]
 
@@ -42,10 +43,15 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
         )
     sam = load_checkpoint(distill)
     inputs = (Card.read(need).digest for need in (prepare, distill))
-    checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), has_bf16(device), *inputs)
-    metrics = align_decoder(sam, images, config, log=log, checkpoint=checkpoint)
+    precision = precision_of(device, config.optimizer.autocast)
+    checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), precision, code_digest(), *inputs)
+    contents = Contents(kind="checkpoint", model=student, options=card.options, precision="fp32")
+    with joined(device) as ranks:
+        metrics = align_masks(sam, images, config, device=device, log=log, checkpoint=checkpoint)
+    if not ranks.first:
+        return contents
     log(metrics)
     write_metrics(out, metrics)
     save_checkpoint(sam, out)
     checkpoint.unlink(missing_ok=True)
-    return Contents(kind="checkpoint", model=student, options=card.options, precision="fp32")
+    return contents

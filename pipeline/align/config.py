@@ -1,23 +1,41 @@
 """The section ``align.<student>`` of params.yaml."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config import Config
 from pipeline.training import OptimizerConfig
 
 
 class AlignConfig(Config):
-    """How one student's mask decoder is aligned."""
+    """How one student is aligned with ground truth."""
 
+    train: Literal["decoder", "all"]
+    """The mask decoder behind a frozen encoder, or both, end to end."""
     batch: Annotated[int, Field(ge=1)]
-    """Images in a step."""
-    prompts: Annotated[int, Field(ge=1)]
-    """Prompts on each image, half of them boxes, half of them clicks."""
+    """Images in a step, over all processes."""
+    masks: Annotated[int, Field(ge=1, le=64)]
+    """Masks on each image, asked for by boxes or by clicks with equal chance."""
+    clicks: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
+    """Fewest and most clicks on a mask."""
+    mask_loss: Literal["focal_dice", "bce_points"]
+    """The papers' focal and Dice losses, or EfficientViT-SAM's code: cross-entropy and Dice on uncertain points."""
+    single_mask_share: Annotated[float, Field(ge=0, le=1)]
+    """Share of steps that train the single mask; the others train the best of three."""
+    flip: bool
+    """Mirror half of the images."""
     keep_embeddings: bool
     """Encode each image once and keep what comes out in memory: 2 MiB an image at SAM's size, 128 KiB for nano."""
     device: str
-    autocast_bf16: bool
-    """Forward passes in mixed precision, where the device has instructions for bf16."""
     optimizer: OptimizerConfig
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "AlignConfig":
+        if self.clicks[0] > self.clicks[1]:
+            raise ValueError(f"clicks {self.clicks} must be the fewest and the most, in that order")
+        if self.keep_embeddings and self.train == "all":
+            raise ValueError("embeddings of an encoder that is trained change: set keep_embeddings to false")
+        if self.keep_embeddings and self.flip:
+            raise ValueError("kept embeddings are of images as they are: set keep_embeddings or flip to false")
+        return self

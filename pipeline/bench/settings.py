@@ -40,6 +40,8 @@ class Settings:
     """Directory with ``instances.json`` and ``images`` to evaluate on; None draws scenes."""
     tokens: tuple[int, ...]
     """Lengths of the sequences that attention is measured on."""
+    steps: int
+    """Steps of training at one go, in which memory and waiting are watched."""
     points: int
     """Points along one side of the grid of everything mode."""
     weights: Path | None
@@ -65,6 +67,7 @@ class Settings:
             ("--rounds", self.rounds, 1),
             ("--prompts", min(self.prompts, default=0), 1),
             ("--images", self.images, 1),
+            ("--steps", self.steps, 1),
             ("--points", self.points, 1),
             ("--tokens", min(self.tokens, default=0), 1),
         ):

@@ -21,7 +21,6 @@ from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.evaluate.accuracy import evaluate_accuracy, photographs
 from pipeline.evaluate.images import Done, Run
-from pipeline.evaluate.ranks import Ranks
 from pipeline.export import ENCODER, ExportConfig, export_encoder
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
@@ -34,6 +33,7 @@ from pipeline.quantize.qdq import Scales
 from pipeline.quantize.rounding import kinds
 from pipeline.quantize.search import search
 from pipeline.quantize.simulated import SimulatedSegmenter
+from pipeline.ranks import Ranks
 from pipeline.runtime import Predictor, Segmenter
 from pipeline.runtime.pytorch import TorchSegmenter
 

@@ -1,32 +1,36 @@
-"""Time of one step of distillation, taken from the stage's own training loop.
+"""Steps of distillation taken from the stage's own training loop, beside a bare loop in the same run.
 
 `pipeline.distill` trains in a thread that is held before each forward pass, so a call of the candidate is one whole
 turn of the loop: forward, loss, backward, optimizer, averaged weights, and the wait for the next batch. Images are
 drawn scenes read from shards; the teacher's embeddings are random numbers in a store, since their values cost nothing.
+
+When all rows have been timed, each loop runs for a while unheld: from that come the memory it takes from step to step
+and the share of its time in which it waited for data, as the loop itself reports it.
 """
 
-import time
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from threading import Semaphore, Thread, current_thread
 from typing import Any
 
+import numpy as np
+import psutil
 import torch
-from jaxtyping import Float16
-from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pipeline.artifact import write_json
+from pipeline.bench import cuda
+from pipeline.bench.bare import Bare
 from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.engines import model, scenes, weights_mib
 from pipeline.bench.settings import Combination, Settings
-from pipeline.data.embeddings import Embeddings, EmbeddingsManifest, StoredShard
+from pipeline.data.embeddings import TENSOR, Embeddings, EmbeddingsManifest, StoredShard
 from pipeline.data.shards import MANIFEST, Shards
-from pipeline.distill import DistillConfig
-from pipeline.distill.embedding import distill_embeddings
+from pipeline.distill import DistillConfig, Task, learn
+from pipeline.distill.config import EmbeddingRecipe
 from pipeline.embed.store import place
-from pipeline.log import silent
 from pipeline.models.cost import count_parameters, macs
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
 from pipeline.training import OptimizerConfig, has_bf16
@@ -34,16 +38,17 @@ from pipeline.training import OptimizerConfig, has_bf16
 _IMAGES = 6
 _ENDLESS = 10**9
 """Steps of a training that is stopped from outside."""
-_REST_S = 0.01
-"""After a pause this long the next batch has been made while nobody waited."""
+_RUNTIMES = ("torch", "cuda", "cuda_compile")
 
 
 def _refuses(runtime: str, precision: str) -> str | None:
+    if runtime not in _RUNTIMES:
+        return f"{runtime} runs models, it does not train them; take torch, or cuda on a GPU"
     if runtime != "torch":
-        return f"{runtime} runs models, it does not train them; take torch"
+        return cuda.refuses(precision)
     if precision == "bf16" and not has_bf16(torch.device("cpu")):
         return "this processor has no instructions for bf16; take fp32"
-    return None if precision in ("fp32", "bf16") else f"students are not trained in {precision}; take fp32 or bf16"
+    return None if precision in ("fp32", "bf16") else f"on processors nothing is trained in {precision}; take fp32"
 
 
 def _build(
@@ -57,49 +62,57 @@ def _build(
         if images is None:
             images = scenes(directory / "images", "train", _IMAGES, sam.image_size)
             embeddings_directory = _embeddings(directory, images, sam.embedding_size)
+        device = torch.device("cpu" if runtime == "torch" else "cuda")
+        config = _config(settings, precision, compiled=runtime == "cuda_compile")
+        bare = Bare(sam, settings.images, config.optimizer, device)
         training = stack.enter_context(
-            Training(sam, images, _Timed(embeddings_directory), _config(settings, precision))
+            Training(sam, images, Embeddings(embeddings_directory), config, device, settings.steps)
         )
-        candidates.append(
-            Candidate(
-                name=student,
-                runtime=runtime,
-                precision=precision,
-                call=training.step,
-                batch=settings.images,
-                parameters=count_parameters(sam.image_encoder),
-                gmacs=gmacs,
-                size_mib=weights_mib(sam.image_encoder),
-                figures=training.figures,
+        for name, call, figures in (
+            (f"{student} bare", bare.step, partial(_rate, settings.images)),
+            (student, training.step, training.figures),
+        ):
+            candidates.append(
+                Candidate(
+                    name=name,
+                    runtime=runtime,
+                    precision=precision,
+                    call=call,
+                    batch=settings.images,
+                    parameters=count_parameters(sam.image_encoder),
+                    gmacs=gmacs,
+                    size_mib=weights_mib(sam.image_encoder),
+                    group=f"{student} {runtime} {precision}",
+                    figures=figures,
+                )
             )
-        )
     return candidates
 
 
-def _config(settings: Settings, precision: str) -> DistillConfig:
-    optimizer = OptimizerConfig(
-        steps=_ENDLESS,
-        lr=1e-5,
-        warmup_steps=0,
-        cooldown_steps=0,
-        weight_decay=0.05,
-        clip_norm=1.0,
-        ema_decay=0.99,
-        seed=0,
-    )
-    return DistillConfig(
-        options={}, batch=settings.images, device="cpu", autocast_bf16=precision == "bf16", optimizer=optimizer
-    )
+def _rate(batch: int, median_ms: float) -> dict[str, float]:
+    return {"images_per_s": 1e3 * batch / median_ms}
+
+
+def _config(settings: Settings, precision: str, *, compiled: bool) -> DistillConfig:
+    optimizer = {
+        "steps": _ENDLESS, "lr": 1e-5, "schedule": "trapezoid", "warmup_steps": 0, "cooldown_steps": 0,
+        "weight_decay": 0.05, "clip_norm": 1.0, "ema_decay": 0.99, "accumulate": 1,
+        "autocast": "none" if precision == "fp32" else precision, "compile": compiled, "checkpoint_every": _ENDLESS,
+        "seed": 0,
+    }  # fmt: skip
+    loop = OptimizerConfig.model_validate(optimizer)
+    recipe = EmbeddingRecipe(kind="embedding", distance="mse")
+    return DistillConfig(options={}, recipe=recipe, batch=settings.images, device="cpu", optimizer=loop)
 
 
 def _embeddings(directory: Path, images: Shards, grid: int) -> Path:
     """An artifact of random embeddings for all ``images``."""
     generator = torch.Generator().manual_seed(0)
     where = place(directory / "store", "train", {})
-    seal = where.write(torch.randn(len(images), EMBEDDING_CHANNELS, grid, grid, generator=generator).half())
+    seal = where.write({TENSOR: torch.randn(len(images), EMBEDDING_CHANNELS, grid, grid, generator=generator).half()})
     shard = StoredShard(file=where.file, bytes=seal.bytes, sha256=seal.sha256, split=images.split, keys=images.keys)
     manifest = EmbeddingsManifest(
-        store=str(where.store), teacher="", dtype="float16", embedding_size=grid, shards=[shard]
+        store=str(where.store), teacher="", dtype="float16", embedding_size=grid, taps=[], shards=[shard]
     )
     out = directory / "embeddings"
     out.mkdir()
@@ -107,45 +120,32 @@ def _embeddings(directory: Path, images: Shards, grid: int) -> Path:
     return out
 
 
-class _Timed(Embeddings):
-    """Embeddings that know when the last one was handed out: with it, a batch is complete."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self.handed_out: dict[int, float] = {}
-        """Time at which the n-th embedding was given, from 1 on."""
-
-    def get(self, key: str) -> Float16[Tensor, "256 g g"]:
-        """See `Embeddings.get`."""
-        embedding = super().get(key)
-        self.handed_out[len(self.handed_out) + 1] = time.perf_counter()
-        return embedding
-
-
 class _Stopped(BaseException):
     """Ends a training that is no longer wanted."""
 
 
 class Training:
-    """The stage's training loop, one turn at a time.
+    """The stage's training loop, one turn at a time, or a number of turns at one go.
 
     Args:
         sam: Its encoder is trained.
         images: To train on.
         embeddings: The teacher's.
         config: Its ``batch`` is the number of images in a step.
+        device: Where it trains.
+        steps: At one go.
     """
 
-    def __init__(self, sam: Sam, images: Shards, embeddings: _Timed, config: DistillConfig) -> None:
-        self._embeddings, self._batch = embeddings, config.batch
+    def __init__(
+        self, sam: Sam, images: Shards, embeddings: Embeddings, config: DistillConfig, device: torch.device, steps: int
+    ) -> None:
         self._arguments = (sam, images, embeddings, config)
+        self._batch, self._device, self._at_one_go = config.batch, device, steps
         self._hold = sam.image_encoder.register_forward_pre_hook(self._wait)
-        self._step_end = register_optimizer_step_post_hook(self._after_update)
         self._go, self._arrived = Semaphore(0), Semaphore(0)
         self._thread = Thread(target=self._train, daemon=True)
-        self._stop, self._error = False, list[BaseException]()
-        self._steps, self._updated, self._ended = 0, 0.0, 0.0
-        self._waited_s, self._total_s = 0.0, 0.0
+        self._stop, self._error, self._free = False, list[BaseException](), 0
+        self._memory_mib, self._waiting = list[float](), list[float]()
 
     def __enter__(self) -> "Training":
         self._thread.start()
@@ -157,7 +157,6 @@ class Training:
         self._go.release()
         self._thread.join()
         self._hold.remove()
-        self._step_end.remove()
 
     def __deepcopy__(self, memo: Any) -> "Training":
         """Itself: the averaged weights are a copy of the encoder with its hook, which is never called there."""
@@ -165,20 +164,27 @@ class Training:
 
     def step(self) -> None:
         """From before one forward pass to before the next."""
-        began = time.perf_counter()
-        rested = began - self._ended > _REST_S
         self._go.release()
         self._arrive()
-        self._ended = time.perf_counter()
-        self._steps += 1
-        if not rested:
-            ready = self._embeddings.handed_out[(self._steps + 1) * self._batch]
-            self._waited_s += max(0.0, ready - self._updated)
-            self._total_s += self._ended - began
 
     def figures(self, median_ms: float) -> Mapping[str, float]:
-        """``waiting_share``: part of the time in which the next batch was not there yet, if that could be seen."""
-        return {"waiting_share": self._waited_s / self._total_s} if self._total_s else {}
+        """Run many steps at one go, and say what was seen.
+
+        ``waiting_share``: part of the time in which the loop stood still for want of a batch. ``memory_first_mib``,
+        ``memory_last_mib``: what the process (on a GPU, its tensors) takes, medians of the first and the last fifth
+        of the steps; ``memory_slope_mib``: growth in 100 steps, by least squares over all but the first fifth.
+        """
+        self._memory_mib.clear()
+        self._waiting.clear()
+        self._free = self._at_one_go
+        self.step()
+        fifth = max(1, len(self._memory_mib) // 5)
+        first, last = (statistics.median(part) for part in (self._memory_mib[:fifth], self._memory_mib[-fifth:]))
+        settled = self._memory_mib[fifth:]
+        slope = np.polyfit(np.arange(len(settled)), settled, 1)[0] if len(settled) > 1 else 0.0
+        memory = {"memory_first_mib": first, "memory_last_mib": last, "memory_slope_mib": 100 * float(slope)}
+        waited = self._waiting[1:]  # the first report is also of the time in which it was held
+        return _rate(self._batch, median_ms) | ({"waiting_share": statistics.mean(waited)} if waited else {}) | memory
 
     def _arrive(self) -> None:
         self._arrived.acquire()
@@ -188,29 +194,51 @@ class Training:
     def _train(self) -> None:
         try:
             sam, images, embeddings, config = self._arguments
-            distill_embeddings(sam, images, embeddings, config, log=silent, checkpoint=None)
+            learn(
+                Task(
+                    sam=sam,
+                    teacher=Path(),
+                    images=images,
+                    embeddings=embeddings,
+                    config=config,
+                    device=self._device,
+                    log=self._note,
+                    checkpoint=None,
+                )
+            )
         except _Stopped:
             return
         except BaseException as error:  # noqa: BLE001 - handed to the thread that measures
             self._error.append(error)
             self._arrived.release()
 
+    def _note(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._waiting.append(metrics["distill/waiting_share"])
+
     def _wait(self, module: torch.nn.Module, arguments: Any) -> None:
         if current_thread() is not self._thread:
+            return
+        if self._device.type == "cuda" and not self._free:
+            torch.cuda.synchronize()
+        if self._free:
+            self._free -= 1
+            self._memory_mib.append(_memory_mib(self._device))
             return
         self._arrived.release()
         self._go.acquire()
         if self._stop:
             raise _Stopped
 
-    def _after_update(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
-        if current_thread() is self._thread:
-            self._updated = time.perf_counter()
+
+def _memory_mib(device: torch.device) -> float:
+    taken = torch.cuda.memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
+    return float(taken / 2**20)
 
 
 SUBJECT = Subject(
-    says="one step of distillation at the student's true size: forward, loss, backward, optimizer",
+    says="one step of distillation at the student's true size, and the same step with nothing around it",
     unit="one step",
     refuses=_refuses,
     build=_build,
+    paired=True,
 )

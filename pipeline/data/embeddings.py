@@ -6,6 +6,7 @@ what they were made from, and are read through a memory map one image at a time.
 
 from collections import OrderedDict
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float16
@@ -17,6 +18,8 @@ from pipeline.data.shards import MANIFEST
 from pipeline.errors import InputError
 
 TENSOR = "embeddings"
+TAP = "block_{}"
+"""Name of a tapped block's features."""
 OPEN_FILES = 8
 REMEDY = "Run `dvc repro --force --single-item embed`."
 
@@ -46,6 +49,8 @@ class EmbeddingsManifest(BaseModel):
     """Digest of the teacher's artifact."""
     dtype: str
     embedding_size: int
+    taps: list[int]
+    """Blocks of the teacher whose features are there too, see `pipeline.models.taps`."""
     shards: list[StoredShard]
 
 
@@ -57,7 +62,7 @@ class _Rows(Protocol):
 
 
 class Embeddings:
-    """Embeddings by sample key. Can be pickled; each process opens its own files.
+    """Embeddings by sample key. Threads may share it. Can be pickled; each process opens its own files.
 
     Args:
         directory: The artifact of ``embed``.
@@ -77,9 +82,11 @@ class Embeddings:
         self.store = Path(manifest.store)
         self.teacher = manifest.teacher
         self.embedding_size = manifest.embedding_size
+        self.taps = manifest.taps
         self._shards = manifest.shards
         self._places = {key: (s, row) for s, shard in enumerate(manifest.shards) for row, key in enumerate(shard.keys)}
-        self._open: OrderedDict[int, _Rows] = OrderedDict()
+        self._open: OrderedDict[tuple[int, str], _Rows] = OrderedDict()
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -88,7 +95,10 @@ class Embeddings:
         return key in self._places
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"} | {"_open": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_lock": Lock()}
 
     def get(self, key: str) -> Float16[Tensor, "256 g g"]:
         """The embedding of one sample.
@@ -96,26 +106,44 @@ class Embeddings:
         Raises:
             InputError: There is none of that key, or its file is missing from the store or damaged.
         """
+        return self._read(key, TENSOR)
+
+    def features(self, key: str, tap: int) -> Float16[Tensor, "c g g"]:
+        """A tapped block's features of one sample.
+
+        Raises:
+            InputError: As `get`; or that block was not tapped.
+        """
+        if tap not in self.taps:
+            there = f"of blocks {', '.join(map(str, self.taps))}" if self.taps else "of no block"
+            raise InputError(
+                f"the cache holds features {there}, not of the teacher's block {tap}: "
+                f"add it to embed.taps in params.yaml and run `dvc repro embed`."
+            )
+        return self._read(key, TAP.format(tap))
+
+    def _read(self, key: str, tensor: str) -> Tensor:
         if key not in self._places:
             raise InputError(f"there is no embedding of {key!r}: it was made of other data. {REMEDY}")
         index, row = self._places[key]
         path = self.store / self._shards[index].file
         try:
-            embedding: Tensor = self._file(index, path)[row]
+            with self._lock:
+                value: Tensor = self._file(index, path, tensor)[row].clone()
         except (OSError, SafetensorError) as error:
             what = f"the store {self.store} has no readable {self._shards[index].file} for {key!r}"
             raise InputError(f"{what} ({error}). {REMEDY}") from None
-        return embedding.clone()
+        return value
 
-    def _file(self, index: int, path: Path) -> _Rows:
-        """The open file of a shard; the least recently used is closed when there are too many."""
-        if index in self._open:
-            self._open.move_to_end(index)
-            return self._open[index]
+    def _file(self, index: int, path: Path, tensor: str) -> _Rows:
+        """A tensor of a shard's open file; the least recently used is closed when there are too many."""
+        if (index, tensor) in self._open:
+            self._open.move_to_end((index, tensor))
+            return self._open[index, tensor]
         if path.stat().st_size != self._shards[index].bytes:
             raise OSError(f"it is not {self._shards[index].bytes} bytes long")
-        rows: _Rows = safe_open(path, framework="pt").get_slice(TENSOR)  # type: ignore[no-untyped-call]
-        self._open[index] = rows
-        while len(self._open) > OPEN_FILES:
+        rows: _Rows = safe_open(path, framework="pt").get_slice(tensor)  # type: ignore[no-untyped-call]
+        self._open[index, tensor] = rows
+        while len(self._open) > OPEN_FILES * (1 + len(self.taps)):
             self._open.popitem(last=False)
-        return self._open[index]
+        return self._open[index, tensor]

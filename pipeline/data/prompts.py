@@ -1,10 +1,12 @@
 """Prompts drawn from ground truth while training: noisy boxes, clicks inside, clicks that correct.
 
 Source: SAM, appendix A: box corners move by up to 10 % of the side (at most 20 pixels of 1024), the first click is
-uniform in the mask, the next one uniform in the area where prediction and truth differ. Masks here are coverages on the
-decoder's low-resolution raster, so a click is a raster cell's place in the prompt frame.
+uniform in the mask, the next one uniform in the area where prediction and truth differ. EfficientViT-SAM, stage 2: all
+masks of an image get a box or as many clicks. TinySAM, section 3.1: clicks move to what a student misses. Masks here
+are coverages on the decoder's low-resolution raster, so a click is a raster cell's place in the prompt frame.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,48 +20,95 @@ FOREGROUND, BACKGROUND, PADDING, CORNERS = 1, 0, -1, (2, 3)
 
 @dataclass(frozen=True)
 class Prompts:
-    """Two points for each of P prompts on B images: a box's corners, or a click and its padding."""
+    """N points for each of P prompts on B images: a box's corners, or clicks and the padding that SAM adds to them."""
 
-    coords: Float[Tensor, "b p 2 2"]
+    coords: Float[Tensor, "b p n 2"]
     """x and y in the prompt frame."""
-    labels: Float[Tensor, "b p 2"]
+    labels: Float[Tensor, "b p n"]
     targets: Float[Tensor, "b p m m"]
     """Coverage of what each prompt means, in [0, 1]."""
     present: Bool[Tensor, "b p"]
     """False for the prompts of an image without instances."""
 
+    def to(self, device: torch.device) -> "Prompts":
+        """On ``device``."""
+        return Prompts(*(part.to(device) for part in (self.coords, self.labels, self.targets, self.present)))
+
 
 def first_prompts(
-    rng: np.random.Generator,
-    masks: list[Float[np.ndarray, "_ m m"]],
-    boxes: list[Float[np.ndarray, "_ 4"]],
+    rngs: Sequence[np.random.Generator],
+    masks: Sequence[Float[np.ndarray, "_ m m"]],
+    boxes: Sequence[Float[np.ndarray, "_ 4"]],
     count: int,
     side: int,
 ) -> Prompts:
     """Draw ``count`` instances per image, each asked for by a box or by a click with equal chance.
 
     Args:
-        rng: All randomness.
+        rngs: For each image, all its randomness.
         masks: Per image, coverages of its instances on the low-resolution raster, in [0, 1].
         boxes: Per image, its instances' boxes xyxy in the prompt frame.
         count: P. Images with fewer instances repeat some.
         side: Side of the prompt frame, in pixels.
     """
+    return _drawn(rngs, masks, boxes, count, side, [1] * len(masks), points=2)
+
+
+def drawn_prompts(
+    rngs: Sequence[np.random.Generator],
+    masks: Sequence[Float[np.ndarray, "_ m m"]],
+    boxes: Sequence[Float[np.ndarray, "_ 4"]],
+    count: int,
+    side: int,
+    *,
+    clicks: tuple[int, int],
+) -> list[tuple[list[int], Prompts]]:
+    """As `first_prompts`, with ``clicks`` from the fewest to the most, as many for all masks of an image.
+
+    Where an image gets one click, each of its masks has a box or a click; else all have boxes or all have clicks. So
+    prompts of a box and prompts of several clicks, which SAM gives different numbers of points, never share a row that
+    would need more padding than SAM gives.
+
+    Returns:
+        Groups of images whose prompts have as many points: their places among ``masks``, and their prompts.
+    """
+    wanted = [int(rng.integers(clicks[0], clicks[1] + 1)) for rng in rngs]
+    wanted = [n if n == 1 or rng.random() < 0.5 else 0 for n, rng in zip(wanted, rngs, strict=True)]
+    groups = list[tuple[list[int], Prompts]]()
+    for points in sorted({max(2, n + 1) for n in wanted}):
+        places = [place for place, n in enumerate(wanted) if max(2, n + 1) == points]
+        picked, instances, corners = ([part[place] for place in places] for part in (rngs, masks, boxes))
+        own = [wanted[place] for place in places]
+        groups.append((places, _drawn(picked, instances, corners, count, side, own, points=points)))  # type: ignore[arg-type]
+    return groups
+
+
+def _drawn(
+    rngs: Sequence[np.random.Generator],
+    masks: Sequence[Float[np.ndarray, "_ m m"]],
+    boxes: Sequence[Float[np.ndarray, "_ 4"]],
+    count: int,
+    side: int,
+    clicks: Sequence[int],
+    *,
+    points: int,
+) -> Prompts:
+    """Prompts of ``points`` points; of an image's ``clicks``, 0 means boxes and 1 means a box or a click."""
     grid = next(m.shape[-1] for m in masks)
-    coords = np.zeros((len(masks), count, 2, 2), np.float32)
-    labels = np.full((len(masks), count, 2), PADDING, np.float32)
+    coords = np.zeros((len(masks), count, points, 2), np.float32)
+    labels = np.full((len(masks), count, points), PADDING, np.float32)
     targets = np.zeros((len(masks), count, grid, grid), np.float32)
     present = np.zeros((len(masks), count), bool)
-    for i, (instances, corners) in enumerate(zip(masks, boxes, strict=True)):
+    for i, (rng, instances, corners, n) in enumerate(zip(rngs, masks, boxes, clicks, strict=True)):
         if not len(instances):
             continue
         present[i] = True
         for j, k in enumerate(_pick(rng, len(instances), count)):
             targets[i, j] = instances[k]
-            if rng.random() < 0.5:
+            if n == 0 or (n == 1 and rng.random() < 0.5):
                 coords[i, j], labels[i, j] = noisy_box(rng, corners[k], side).reshape(2, 2), CORNERS
             else:
-                coords[i, j, 0], labels[i, j, 0] = click(rng, instances[k], side), FOREGROUND
+                coords[i, j, :n], labels[i, j, :n] = [click(rng, instances[k], side) for _ in range(n)], FOREGROUND
     return Prompts(*(torch.from_numpy(a) for a in (coords, labels, targets, present)))
 
 
@@ -88,9 +137,18 @@ def click(rng: np.random.Generator, coverage: Float[np.ndarray, "m m"], side: in
 
 
 def corrective_clicks(
-    rng: np.random.Generator, logits: Float[Tensor, "b p m m"], targets: Float[Tensor, "b p m m"], side: int
+    rngs: Sequence[np.random.Generator],
+    logits: Float[Tensor, "b p m m"],
+    targets: Float[Tensor, "b p m m"],
+    side: int,
 ) -> tuple[Float[Tensor, "b p 1 2"], Float[Tensor, "b p 1"]]:
     """One click per prompt, uniform where prediction and truth differ; padding where they agree everywhere.
+
+    Args:
+        rngs: For each image, all its randomness.
+        logits: Masks that were predicted.
+        targets: Coverages they should have.
+        side: Side of the prompt frame, in pixels.
 
     Returns:
         Coordinates in the prompt frame and labels: foreground where the mask misses, background where it spills.
@@ -102,7 +160,36 @@ def corrective_clicks(
     for i, j in np.ndindex(*wrong.shape[:2]):
         places = np.flatnonzero(wrong[i, j])
         if len(places):
-            row, column = divmod(int(places[rng.integers(len(places))]), wrong.shape[-1])
+            row, column = divmod(int(places[rngs[i].integers(len(places))]), wrong.shape[-1])
             coords[i, j, 0] = (np.array([column, row]) + 0.5) * side / wrong.shape[-1]
             labels[i, j, 0] = FOREGROUND if truth[i, j, row, column] else BACKGROUND
     return torch.from_numpy(coords), torch.from_numpy(labels)
+
+
+def hard_clicks(
+    coords: Float[Tensor, "b p 2 2"],
+    labels: Float[Tensor, "b p 2"],
+    logits: Float[Tensor, "b p m m"],
+    targets: Float[Tensor, "b p m m"],
+    chance: Float[Tensor, "b p"],
+    side: int,
+) -> Float[Tensor, "b p 2 2"]:
+    """Move each click to where the mask misses its target; it stays where nothing is missed, and boxes stay.
+
+    Args:
+        coords: Boxes, and clicks with their padding.
+        labels: Which of them is what.
+        logits: The current masks.
+        targets: Coverages they should have.
+        chance: In [0, 1): which of the missed cells, all as likely.
+        side: Side of the prompt frame, in pixels.
+    """
+    missed = ((targets > 0.5) & (logits <= 0)).flatten(2)
+    seen = missed.cumsum(dim=2)
+    rank = (chance * seen[..., -1]).long() + 1
+    cell = torch.searchsorted(seen, rank[..., None])[..., 0].clamp(max=missed.shape[2] - 1)
+    width = logits.shape[-1]
+    place = (torch.stack([cell % width, cell // width], dim=-1) + 0.5) * (side / width)
+    moves = (seen[..., -1] > 0) & (labels[..., 0] == FOREGROUND)
+    first = torch.where(moves[..., None], place.to(coords), coords[:, :, 0])
+    return torch.stack([first, coords[:, :, 1]], dim=2)

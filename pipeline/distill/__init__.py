@@ -1,27 +1,41 @@
-"""Teach a student's image encoder the teacher's image embeddings."""
+"""Teach a student what its teacher knows, by one of the published recipes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pipeline.artifact import Card, Contents, write_metrics
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.shards import Shards
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.embedding import distill_embeddings, held_out_error
+from pipeline.distill.full_stage import distill_full_stage
+from pipeline.distill.layer_wise import distill_layer_wise
+from pipeline.distill.task import Task
 from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.sam import WEIGHTS, Sam, load_weights, save_checkpoint
-from pipeline.training import checkpoint_of, device_of, has_bf16
+from pipeline.ranks import joined
+from pipeline.training import checkpoint_of, code_digest, device_of, precision_of
 
-__all__ = ["DistillConfig", "distill"]
+__all__ = ["RECIPES", "DistillConfig", "Task", "distill", "learn", "student_of"]
+
+RECIPES: Mapping[str, Callable[[Task, Any], None]] = {
+    "embedding": distill_embeddings,
+    "full_stage": distill_full_stage,
+    "layer_wise": distill_layer_wise,
+}
+"""What each ``kind`` of recipe does to the student."""
 
 
 def distill(
     config: DistillConfig, *, student: str, prepare: Path, teacher: Path, embed: Path, out: Path, log: Log
 ) -> Contents:
-    """Teach a student's image encoder the teacher's image embeddings.
+    """Teach a student what its teacher knows, by one of the published recipes.
 
     Args:
         config: Section ``distill.<student>`` of params.yaml.
@@ -33,23 +47,49 @@ def distill(
         log: Gets the loss while it learns, and the error on held-out images.
 
     Raises:
-        InputError: Teacher and student do not fit, or an input is damaged.
+        InputError: Teacher and student do not fit, an input is damaged, or the recipe asks for what is not cached.
         FloatingPointError: The loss is not finite.
     """
     device = device_of(config.device, f"distill.{student}.device")
     embeddings = Embeddings(embed)
     if embeddings.teacher != Card.read(teacher).digest:
         raise InputError(f"{embed} was made by another teacher than the one in {teacher}: run `dvc repro embed`.")
-    sam = student_of(teacher, student, config.optimizer.seed, config.options)
     inputs = (Card.read(need).digest for need in (prepare, teacher, embed))
-    checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), has_bf16(device), *inputs)
-    distill_embeddings(sam, Shards(prepare, "train"), embeddings, config, log=log, checkpoint=checkpoint)
-    metrics = held_out_error(sam, Shards(prepare, "calibration"), embeddings, config)
+    precision = precision_of(device, config.optimizer.autocast)
+    checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), precision, code_digest(), *inputs)
+    task = Task(
+        sam=student_of(teacher, student, config.optimizer.seed, config.options),
+        teacher=teacher,
+        images=Shards(prepare, "train"),
+        embeddings=embeddings,
+        config=config,
+        device=device,
+        log=log,
+        checkpoint=checkpoint,
+    )
+    with joined(device) as ranks:
+        learn(task)
+    contents = Contents(kind="checkpoint", model=student, options=config.options, precision="fp32")
+    if not ranks.first:
+        return contents
+    metrics = held_out_error(replace(task, images=Shards(prepare, "calibration")))
     log(metrics)
     write_metrics(out, metrics)
-    save_checkpoint(sam, out)
+    save_checkpoint(task.sam, out)
     checkpoint.unlink(missing_ok=True)
-    return Contents(kind="checkpoint", model=student, options=config.options, precision="fp32")
+    return contents
+
+
+def learn(task: Task) -> None:
+    """Train ``task.sam`` by its recipe.
+
+    Raises:
+        InputError: The recipe asks for a block that is not there or not cached.
+    """
+    task.sam.to(task.device)
+    task.sam.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    RECIPES[task.config.recipe.kind](task, task.config.recipe)
+    task.sam.to("cpu")
 
 
 def student_of(teacher: Path, student: str, seed: int, options: Mapping[str, Any]) -> Sam:

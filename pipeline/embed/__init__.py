@@ -1,13 +1,14 @@
 """The teacher's image embeddings, computed once per image and kept in a store.
 
 Distillation reads each image many times and the teacher is the slow part, so what it says of an image is written down
-in half precision: 256 x 64 x 64 values, 2 MiB, at SAM's size. Only train and calibration need it.
+in half precision: 256 x 64 x 64 values, 2 MiB, at SAM's size, and where a student learns from layers, the features of
+tapped blocks too (10 MiB for each of ViT-H's). Only train and calibration need it.
 """
 
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
@@ -20,13 +21,14 @@ from torch import Tensor
 from pipeline import geometry, models
 from pipeline.artifact import Card, Contents, file_sha256, write_json, write_metrics
 from pipeline.config import Config
-from pipeline.data.embeddings import EmbeddingsManifest, StoredShard
+from pipeline.data.embeddings import TAP, TENSOR, EmbeddingsManifest, StoredShard
 from pipeline.data.shards import MANIFEST, Shard, Shards
 from pipeline.embed.store import Place, Seal, place
 from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
+from pipeline.models.taps import tapped
 from pipeline.progress import counter
 
 SPLITS = ("train", "calibration")
@@ -42,6 +44,8 @@ class EmbedConfig(Config):
     batch: Annotated[int, Field(ge=1)]
     device: str
     """As torch names it: ``cpu``, ``cuda``."""
+    taps: list[Annotated[int, Field(ge=0)]]
+    """The teacher's blocks whose features are kept too, for ``layer_wise`` distillation; ``[]`` for none."""
 
 
 def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: Log) -> Contents:
@@ -61,25 +65,26 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
     """
     card = Card.read(teacher)
     sam = load_checkpoint(teacher).to(_device(config.device)).eval()
-    code = _code()
+    code, taps = _code(), sorted(set(config.taps))
     listed, seals = [], []
     for split in SPLITS:
         shards = Shards(prepare, split)
         bar = counter(f"embed {split}", "image", len(shards))
         begin = 0
         for number, shard in enumerate(shards.shards):
-            origin = {"teacher": card.digest, "shard": shard.sha256, "dtype": DTYPE, "code": code}
+            origin = {"teacher": card.digest, "shard": shard.sha256, "dtype": DTYPE, "taps": taps, "code": code}
             where = place(Path(config.store), f"{split}-{number:05d}", origin)
             indices = range(begin, begin + len(shard.samples))
-            seal = where.seal() or _fill(where, sam, shards, indices, config.batch, bar.update, log)
+            seal = where.seal() or _fill(where, sam, shards, indices, config.batch, taps, bar.update, log)
             bar.update(indices.stop - bar.n)
             listed.append(_describe(where, seal, shard, split))
             seals.append(seal)
             begin = indices.stop
         bar.close()
     manifest = EmbeddingsManifest(
-        store=config.store, teacher=card.digest, dtype=DTYPE, embedding_size=sam.embedding_size, shards=listed
-    )
+        store=config.store, teacher=card.digest, dtype=DTYPE, embedding_size=sam.embedding_size, taps=taps,
+        shards=listed,
+    )  # fmt: skip
     write_json(out / MANIFEST, manifest.model_dump())
     metrics = _metrics(seals)
     write_metrics(out, metrics)
@@ -94,33 +99,45 @@ def _code() -> str:
 
 
 def _fill(
-    where: Place, sam: Sam, shards: Shards, indices: range, batch: int, advance: Callable[[int], object], log: Log
+    where: Place,
+    sam: Sam,
+    shards: Shards,
+    indices: range,
+    batch: int,
+    taps: Sequence[int],
+    advance: Callable[[int], object],
+    log: Log,
 ) -> Seal:
-    """Compute one shard's embeddings and put them in the store."""
-    grid = sam.embedding_size
-    embeddings = torch.empty((len(indices), 256, grid, grid), dtype=torch.float16)
+    """Compute one shard's embeddings and features, and put them in the store."""
+    found = dict[str, Tensor]()
     started, done = time.perf_counter(), 0
     for images in _batches(shards, indices, batch, sam.input_size):
-        part = _encode(sam, images)
-        if not torch.isfinite(part).all():
+        parts = _encode(sam, images, taps)
+        if not all(torch.isfinite(part).all() for part in parts.values()):
             first = shards.keys[indices[done]]
             raise InputError(
-                f"the teacher's embeddings of {len(part)} images from {first!r} on are not finite in half precision: "
+                f"the teacher's embeddings of {len(images)} images from {first!r} on are not finite in half precision: "
                 "its checkpoint is damaged; run `dvc repro --force --single-item teacher`."
             )
-        embeddings[done : done + len(part)] = part
-        done += len(part)
-        advance(len(part))
-    seal = where.write(embeddings)
+        for name, part in parts.items():
+            found.setdefault(name, part.new_empty((len(indices), *part.shape[1:])))[done : done + len(part)] = part
+        done += len(images)
+        advance(len(images))
+    seal = where.write(found)
     log({"images_per_s": done / (time.perf_counter() - started)}, step=indices.stop)
     return seal
 
 
 @torch.inference_mode()
-def _encode(sam: Sam, images: Float[Tensor, "b 3 s s"]) -> Float16[Tensor, "b 256 g g"]:
+def _encode(sam: Sam, images: Float[Tensor, "b 3 s s"], taps: Sequence[int]) -> dict[str, Float16[Tensor, "b _ g g"]]:
+    """Embeddings and tapped features, by the name they have in the store."""
     device = next(sam.parameters()).device
-    embeddings: Tensor = sam.image_encoder(images.to(device))
-    return embeddings.to("cpu", torch.float16)
+    if not taps:
+        return {TENSOR: sam.image_encoder(images.to(device)).to("cpu", torch.float16)}
+    with tapped(sam.image_encoder, taps) as features:
+        found = {TENSOR: sam.image_encoder(images.to(device))}
+    found |= {TAP.format(tap): features[tap] for tap in taps}
+    return {name: value.to("cpu", torch.float16).contiguous() for name, value in found.items()}
 
 
 def _batches(shards: Shards, indices: range, batch: int, side: int) -> Iterator[Float[Tensor, "b 3 s s"]]:

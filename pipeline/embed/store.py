@@ -63,18 +63,19 @@ class Place:
             return None
         return seal if intact else None
 
-    def write(self, embeddings: Float16[Tensor, "n 256 g g"]) -> Seal:
-        """Put embeddings there.
+    def write(self, tensors: Mapping[str, Float16[Tensor, "n _ g g"]]) -> Seal:
+        """Put embeddings there, and features with them; the seal's moments are the embeddings'.
 
         Raises:
             InputError: The disk is full or the store cannot be written.
         """
+        embeddings = tensors[TENSOR]
         moments = [(torch.mean(e.double()).item(), torch.mean(e.double().square()).item()) for e in embeddings]
         count = len(moments)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.seal_path.unlink(missing_ok=True)
-            _into(self.path, lambda draft: save_file({TENSOR: embeddings}, draft))
+            _into(self.path, lambda draft: save_file(dict(tensors), draft))
             seal = Seal(
                 bytes=self.path.stat().st_size,
                 sha256=file_sha256(self.path),

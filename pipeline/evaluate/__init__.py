@@ -35,10 +35,10 @@ from pipeline.evaluate.everything import EverythingConfig, evaluate_everything
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.latency import LatencyConfig, measure_latency
 from pipeline.evaluate.memory import measuring_memory
-from pipeline.evaluate.ranks import Ranks, joined
 from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
+from pipeline.ranks import Ranks, joined
 from pipeline.runtime import Predictor, Segmenter, load
 from pipeline.training import checkpoint_of
 

@@ -14,9 +14,9 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import InputError
-from pipeline.evaluate.ranks import Ranks
 from pipeline.geometry import Size
 from pipeline.progress import progress
+from pipeline.ranks import Ranks
 from pipeline.runtime import Predictor
 
 _READ_AHEAD = 4

@@ -48,6 +48,21 @@ def decode(
         Low-resolution logits ``(B, P, 4, 4g, 4g)`` and predicted IoUs ``(B, P, 4)``; token 0 is the single mask, 1 to 3
         are the multimask outputs.
     """
+    masks, iou_predictions, _ = decode_with_tokens(
+        sam, image_embeddings, point_coords, point_labels, mask_input, has_mask_input
+    )
+    return masks, iou_predictions
+
+
+def decode_with_tokens(
+    sam: Sam,
+    image_embeddings: Float[Tensor, "b c g g"],
+    point_coords: Float[Tensor, "b p n 2"],
+    point_labels: Float[Tensor, "b p n"],
+    mask_input: Float[Tensor, "b p 1 m m"] | None = None,
+    has_mask_input: Float[Tensor, "1"] | None = None,
+) -> tuple[Float[Tensor, "b p 4 m m"], Float[Tensor, "b p 4"], Float[Tensor, "b p 5 c"]]:
+    """As `decode`, and the two-way transformer's output tokens ``(B, P, 5, 256)``: of the IoU, and of the 4 masks."""
     b, p = point_coords.shape[:2]
     sparse = _embed_points(sam, point_coords, point_labels)
     decoder = sam.mask_decoder
@@ -55,7 +70,7 @@ def decode(
     tokens = torch.cat([output_tokens.expand(b, p, -1, -1), sparse], dim=2)
     keys = (image_embeddings.flatten(2).transpose(1, 2))[:, None] + _embed_masks(sam, mask_input, has_mask_input)
     tokens, keys = _two_way(sam, tokens, keys)
-    return _read_out(sam, tokens, keys)
+    return *_read_out(sam, tokens, keys), tokens[:, :, : output_tokens.shape[0]]
 
 
 def _embed_points(sam: Sam, coords: Tensor, labels: Tensor) -> Tensor:

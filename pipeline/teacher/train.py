@@ -5,7 +5,7 @@ is trained; then the better mask comes back with a click where it was wrong, ans
 two rounds instead of eleven, losses on the decoder's own raster against area-averaged masks, which a CPU can afford.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,10 @@ from pipeline.models.bundled import IMAGE_SIZE
 from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
 from pipeline.progress import progress
-from pipeline.training import OptimizerConfig, autocast, epoch_indices, fit
+from pipeline.training import OptimizerConfig, autocast, fit
+
+Batch = tuple[Tensor, Prompts, list[np.random.Generator]]
+"""Pixels ``(B, 3, S, S)``, the prompts on them, and what is random in each sample from then on."""
 
 
 class TrainTeacherConfig(Config):
@@ -42,7 +45,6 @@ class TrainTeacherConfig(Config):
     """Prompts on each."""
     correct_every: int
     """Every how many steps the second round is trained too: it costs as much as the first."""
-    autocast_bf16: bool
     optimizer: OptimizerConfig
 
 
@@ -81,46 +83,55 @@ def train(config: TrainTeacherConfig, *, device: str, log: Log, checkpoint: Path
     sam.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     bank = render_bank(config.scenes, config.scenes_seed)
 
-    def draw(number: int, rng: np.random.Generator) -> tuple[Tensor, Prompts]:
-        return _batch(bank, config, number, rng)
+    def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> Batch:
+        return _batch(bank, indices, config.prompts, rngs)
 
-    def step(batch: tuple[Tensor, Prompts], number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
-        images, prompts = batch
-        with autocast(torch.device(device), bf16=config.autocast_bf16):
-            return two_rounds(sam, images.to(device), prompts, rng, correct=number % config.correct_every == 0)
+    def step(batch: Batch, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
+        images, prompts, rngs = batch
+        with autocast(torch.device(device), config.optimizer.autocast):
+            terms = two_rounds(sam, images.to(device), prompts, rngs, correct=number % config.correct_every == 0)
+        return terms | {"weight": prompts.present.sum()}
 
-    fit(sam, draw, step, config.optimizer, log=log, name="train_teacher", checkpoint=checkpoint)
+    fit(
+        sam,
+        draw,
+        step,
+        config.optimizer,
+        count=len(bank.images),
+        batch=config.batch,
+        log=log,
+        name="train_teacher",
+        device=torch.device(device),
+        checkpoint=checkpoint,
+    )
     return sam
 
 
-def _batch(
-    bank: SceneBank, config: TrainTeacherConfig, number: int, rng: np.random.Generator
-) -> tuple[Tensor, Prompts]:
-    """Scenes of one step, in an order that visits each once per epoch, all turned or mirrored alike."""
-    chosen = epoch_indices(len(bank.images), config.batch, number, config.optimizer.seed)
+def _batch(bank: SceneBank, indices: Sequence[int], count: int, rngs: list[np.random.Generator]) -> Batch:
+    """Scenes of a step, each turned, mirrored and with its colours exchanged in a way of its own."""
+    images, coverages, boxes = zip(
+        *(_turned(bank, index, rng) for index, rng in zip(indices, rngs, strict=True)), strict=True
+    )
+    pixels = (torch.from_numpy(np.stack(images)) - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
+    return pixels.permute(0, 3, 1, 2), first_prompts(rngs, [*coverages], [*boxes], count, IMAGE_SIZE), rngs
+
+
+def _turned(bank: SceneBank, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     transpose, flip_x, flip_y = rng.random(3) < 0.5
-    images = np.stack([bank.images[i] for i in chosen])
-    coverages = [bank.masks[i].astype(np.float32) / 255 for i in chosen]
-    boxes = [bank.boxes[i] for i in chosen]
+    image, coverages, boxes = bank.images[index], bank.masks[index].astype(np.float32) / 255, bank.boxes[index]
     if transpose:
-        images = images.swapaxes(1, 2)
-        coverages = [m.swapaxes(1, 2) for m in coverages]
-        boxes = [b[:, [1, 0, 3, 2]] for b in boxes]
+        image, coverages, boxes = image.swapaxes(0, 1), coverages.swapaxes(1, 2), boxes[:, [1, 0, 3, 2]]
     if flip_x:
-        images = images[:, :, ::-1]
-        coverages = [m[:, :, ::-1] for m in coverages]
-        boxes = [np.stack([IMAGE_SIZE - b[:, 2], b[:, 1], IMAGE_SIZE - b[:, 0], b[:, 3]], axis=1) for b in boxes]
+        image, coverages = image[:, ::-1], coverages[:, :, ::-1]
+        boxes = np.stack([IMAGE_SIZE - boxes[:, 2], boxes[:, 1], IMAGE_SIZE - boxes[:, 0], boxes[:, 3]], axis=1)
     if flip_y:
-        images = images[:, ::-1]
-        coverages = [m[:, ::-1] for m in coverages]
-        boxes = [np.stack([b[:, 0], IMAGE_SIZE - b[:, 3], b[:, 2], IMAGE_SIZE - b[:, 1]], axis=1) for b in boxes]
-    pixels = torch.from_numpy(images[..., rng.permutation(3)].astype(np.float32))
-    pixels = (pixels - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
-    return pixels.permute(0, 3, 1, 2), first_prompts(rng, coverages, boxes, config.prompts, IMAGE_SIZE)
+        image, coverages = image[::-1], coverages[:, ::-1]
+        boxes = np.stack([boxes[:, 0], IMAGE_SIZE - boxes[:, 3], boxes[:, 2], IMAGE_SIZE - boxes[:, 1]], axis=1)
+    return image[..., rng.permutation(3)].astype(np.float32), coverages, boxes
 
 
 def two_rounds(
-    sam: Sam, images: Tensor, prompts: Prompts, rng: np.random.Generator, *, correct: bool
+    sam: Sam, images: Tensor, prompts: Prompts, rngs: Sequence[np.random.Generator], *, correct: bool
 ) -> dict[str, Tensor]:
     """Losses of the first answer and, where ``correct``, of the corrected one."""
     device = images.device
@@ -136,7 +147,7 @@ def two_rounds(
     with torch.no_grad():
         pick = losses.mask_iou(answers, targets[:, :, None].expand_as(answers)).argmax(dim=2)
         answer = answers.gather(2, pick[:, :, None, None, None].expand(-1, -1, 1, *answers.shape[-2:]))
-    more_coords, more_labels = corrective_clicks(rng, answer[:, :, 0], prompts.targets, sam.image_size)
+    more_coords, more_labels = corrective_clicks(rngs, answer[:, :, 0], prompts.targets, sam.image_size)
     logits, iou = decode(
         sam,
         embeddings,

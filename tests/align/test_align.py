@@ -6,8 +6,8 @@ import torch
 
 from pipeline import masks, training
 from pipeline.align import AlignConfig, align
-from pipeline.align.decoder import _example
 from pipeline.artifact import Card, Contents, digest
+from pipeline.data.instances import instances_of
 from pipeline.data.shards import Sample
 from pipeline.errors import InputError
 from pipeline.log import silent
@@ -20,10 +20,12 @@ from pipeline.prepare.sources import Folder, Procedural
 STUDENT = "efficientvit_sam_nano"
 
 
-def recipe(steps=5, device="cpu", keep=True, **optimizer):
+def recipe(steps=5, device="cpu", keep=True, changes=None, **optimizer):
     values = {"steps": steps, "lr": 0.001, "warmup_steps": 2, "cooldown_steps": 2, "weight_decay": 0.0}
-    values |= {"clip_norm": 1.0, "ema_decay": 0.5, "seed": 0} | optimizer
-    rest = {"batch": 4, "prompts": 4, "keep_embeddings": keep, "device": device, "autocast_bf16": False}
+    values |= {"schedule": "trapezoid", "clip_norm": 1.0, "ema_decay": 0.5, "seed": 0, "accumulate": 1}
+    values |= {"autocast": "none", "compile": False, "checkpoint_every": 1} | optimizer
+    rest = {"train": "decoder", "batch": 4, "masks": 4, "clicks": [1, 1], "mask_loss": "focal_dice"}
+    rest |= {"single_mask_share": 0.25, "flip": False, "keep_embeddings": keep, "device": device} | (changes or {})
     return AlignConfig.model_validate(rest | {"optimizer": values})
 
 
@@ -69,8 +71,7 @@ def test_alignment_lowers_the_loss_and_changes_only_the_mask_decoder(run, inputs
 
 
 def test_an_interrupted_run_ends_with_the_same_artifact_to_the_bit(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY_S", -1)
-    monkeypatch.setattr(training, "LOG_EVERY", 4)
+    monkeypatch.setattr(training.loop, "LOG_EVERY", 4)
 
     def stop(reported, step=None):
         if step == 4:  # the last step: all steps but it are in the saved state
@@ -140,13 +141,45 @@ def test_a_device_that_is_not_there_is_named(run):
 
 
 def test_a_speck_that_leaves_nothing_on_the_raster_is_no_instance():
-    sam = build(STUDENT).eval()
     speck, disk = np.zeros((2, 2000, 1500), bool)
     speck[700, 700] = True
     disk[300:900, 200:800] = True
     records = [{"segmentation": masks.encode(mask)} for mask in (speck, disk)]
     image = np.zeros((2000, 1500, 3), np.uint8)
-    example = _example(sam, Sample("x", image, records), torch.device("cpu"))
-    assert example.coverages.shape == (1, 64, 64)
-    assert example.coverages.max() == 255
-    assert example.boxes.tolist() == [pytest.approx([25.6, 38.4, 102.4, 115.2], abs=0.2)]
+    found = instances_of(Sample("x", image, records), 256, 64)
+    assert found.coverages.shape == (1, 64, 64)
+    assert found.coverages.max() == 255
+    assert found.boxes.tolist() == [pytest.approx([25.6, 38.4, 102.4, 115.2], abs=0.2)]
+
+
+def test_end_to_end_trains_encoder_and_decoder(run, inputs):
+    changes = {"train": "all", "flip": True, "clicks": [1, 10], "mask_loss": "bce_points"}
+    out = run(config=recipe(2, keep=False, changes=changes))
+    before, after = load_checkpoint(inputs["distill"]).state_dict(), load_checkpoint(out).state_dict()
+    changed = {key.partition(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"image_encoder", "mask_decoder"}
+    assert metrics(out).keys() == {"train_loss", "train_bce", "train_dice", "train_iou"}
+
+
+def test_mirrored_images_have_mirrored_masks_and_boxes():
+    mask = np.zeros((40, 80), bool)
+    mask[5:30, 8:24] = True
+    sample = Sample("x", np.zeros((40, 80, 3), np.uint8), [{"segmentation": masks.encode(mask)}])
+    plain, mirrored = (instances_of(sample, 80, 20, mirror=mirror) for mirror in (False, True))
+    assert np.array_equal(mirrored.coverages, plain.coverages[:, :, ::-1])
+    assert plain.boxes.tolist() == [[8, 5, 24, 30]]
+    assert mirrored.boxes.tolist() == [[56, 5, 72, 30]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"train": "all"}, "embeddings of an encoder that is trained change"),
+        ({"flip": True}, "kept embeddings are of images as they are"),
+        ({"clicks": [3, 1]}, "must be the fewest and the most"),
+        ({"masks": 65}, "less than or equal to 64"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        recipe(changes=changes)

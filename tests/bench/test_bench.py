@@ -36,6 +36,7 @@ SETTINGS = Settings(
     images=2,
     photographs=None,
     tokens=(64,),
+    steps=3,
     points=4,
     weights=None,
 )
@@ -175,13 +176,18 @@ def test_our_order_of_products_needs_fewer_of_them():
     assert macs_per_prompt(sam, ours, 3) < macs_per_prompt(sam, ours, 1)
 
 
-def test_training_takes_whole_steps_of_the_stages_own_loop(capsys):
-    out, _ = _bench(capsys, "training", "--runtimes", "torch", "--precisions", "fp32,bf16", "--json")
-    measured = json.loads(out)["rows"]
-    _check_rows(measured)
-    assert [row["precision"] for row in measured] == ["fp32", "bf16"]
-    assert all(row["batch"] == 2 for row in measured)
-    assert all(0 <= row.get("waiting_share", 0) <= 1 for row in measured)
+def test_training_takes_whole_steps_of_the_stages_own_loop_beside_a_bare_one(capsys):
+    asked = ("--runtimes", "torch", "--precisions", "bf16", "--steps", "45", "--json")
+    measured = json.loads(_bench(capsys, "training", *asked)[0])["rows"]
+    bare, loop = measured
+    assert [(row["name"], row["precision"], row["baseline"]) for row in measured] == [
+        (f"{NANO} bare", "bf16", True),
+        (NANO, "bf16", False),
+    ]
+    assert loop["speedup"] == pytest.approx(bare["median_ms"] / loop["median_ms"])
+    assert loop["images_per_s"] == pytest.approx(2000 / loop["median_ms"])
+    assert 0 <= loop["waiting_share"] <= 1
+    assert abs(loop["memory_last_mib"] / loop["memory_first_mib"] - 1) < 0.2
 
 
 def test_a_table_is_printed_with_the_baseline_though_only_another_precision_was_asked_for(capsys, tmp_path):

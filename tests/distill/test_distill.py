@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,26 +7,46 @@ import torch
 from pipeline import training
 from pipeline.artifact import Card, Contents, digest
 from pipeline.data.embeddings import Embeddings
+from pipeline.data.prompts import Prompts
 from pipeline.data.shards import Shards
-from pipeline.distill import DistillConfig, distill, student_of
+from pipeline.distill import DistillConfig, Task, distill, student_of
 from pipeline.distill.embedding import held_out_error
+from pipeline.distill.full_stage import decoder_terms, harden
 from pipeline.embed import EmbedConfig, embed
 from pipeline.errors import InputError
 from pipeline.log import silent
 from pipeline.models import build
+from pipeline.models.bundled import BundledEncoder
+from pipeline.models.decoder import decode_with_tokens
 from pipeline.models.sam import save_checkpoint
 from pipeline.models.students import load_checkpoint
 from pipeline.prepare import PrepareConfig, prepare
 from pipeline.prepare.sources import Procedural
 
+CPU = torch.device("cpu")
 STUDENT = "efficientvit_sam_nano"
 
 
-def recipe(steps=3, device="cpu", options=None, **optimizer):
+EMBEDDING = {"kind": "embedding", "distance": "mse"}
+
+
+def recipe(steps=3, device="cpu", options=None, kind=EMBEDDING, **optimizer):
     values = {"steps": steps, "lr": 0.003, "warmup_steps": 2, "cooldown_steps": 2, "weight_decay": 0.0}
-    values |= {"clip_norm": 1.0, "ema_decay": 0.5, "seed": 0} | optimizer
-    rest = {"options": options or {}, "batch": 4, "device": device, "autocast_bf16": False}
+    values |= {"schedule": "trapezoid", "clip_norm": 1.0, "ema_decay": 0.5, "seed": 0, "accumulate": 1}
+    values |= {"autocast": "none", "compile": False, "checkpoint_every": 1} | optimizer
+    rest = {"options": options or {}, "recipe": kind, "batch": 4, "device": device}
     return DistillConfig.model_validate(rest | {"optimizer": values})
+
+
+def error(sam, inputs):
+    images, embeddings = Shards(inputs["prepare"], "calibration"), Embeddings(inputs["embed"])
+    return held_out_error(task(sam, inputs, images, embeddings))
+
+
+def task(sam, inputs, images, embeddings, config=None):
+    config = config or recipe()
+    where = {"device": CPU, "log": silent, "checkpoint": None}
+    return Task(sam=sam, teacher=inputs["teacher"], images=images, embeddings=embeddings, config=config, **where)
 
 
 def sealed(directory, kind, model=None):
@@ -45,7 +66,7 @@ def inputs(tmp_path_factory):
     sealed(places["prepare"], "dataset")
     save_checkpoint(build("bundled", seed=1), places["teacher"])
     sealed(places["teacher"], "checkpoint", "bundled")
-    config = EmbedConfig(store=str(root / "store"), batch=4, device="cpu")
+    config = EmbedConfig(store=str(root / "store"), batch=4, device="cpu", taps=[1, 4])
     embed(config, prepare=places["prepare"], teacher=places["teacher"], out=places["embed"], log=silent)
     sealed(places["embed"], "embeddings")
     return places
@@ -68,8 +89,7 @@ def run(tmp_path, inputs, monkeypatch):
 
 def test_distillation_lowers_the_error_on_images_it_never_saw_and_touches_only_the_image_encoder(run, inputs):
     fresh = student_of(inputs["teacher"], STUDENT, seed=0, options={})
-    images, embeddings = Shards(inputs["prepare"], "calibration"), Embeddings(inputs["embed"])
-    before = held_out_error(fresh, images, embeddings, recipe())
+    before = error(fresh, inputs)
     out = run(config=recipe(steps=25))
     after = json.loads((out / "metrics.json").read_text())
     assert after["embedding_mse"] < 0.7 * before["embedding_mse"]
@@ -85,14 +105,12 @@ def test_distillation_lowers_the_error_on_images_it_never_saw_and_touches_only_t
 
 def test_metrics_are_those_of_the_weights_that_are_kept(run, inputs):
     out = run()
-    images, embeddings = Shards(inputs["prepare"], "calibration"), Embeddings(inputs["embed"])
-    again = held_out_error(load_checkpoint(out), images, embeddings, recipe())
+    again = error(load_checkpoint(out), inputs)
     assert json.loads((out / "metrics.json").read_text()) == pytest.approx(again, rel=1e-5)
 
 
 def test_an_interrupted_run_ends_with_the_same_artifact_to_the_bit(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY_S", -1)
-    monkeypatch.setattr(training, "LOG_EVERY", 2)
+    monkeypatch.setattr(training.loop, "LOG_EVERY", 2)
 
     def stop(metrics, step=None):
         if step == 2:
@@ -124,7 +142,7 @@ def test_options_that_the_student_does_not_have_are_refused(run):
 @pytest.mark.parametrize("student", ["tinysam_nano", "sam_lightening_nano"])
 def test_every_family_lowers_the_error_on_images_it_never_saw(run, inputs, student):
     fresh = student_of(inputs["teacher"], student, seed=0, options={})
-    before = held_out_error(fresh, Shards(inputs["prepare"], "calibration"), Embeddings(inputs["embed"]), recipe())
+    before = error(fresh, inputs)
     after = json.loads((run(config=recipe(25), student=student) / "metrics.json").read_text())
     assert after["embedding_mse"] < 0.7 * before["embedding_mse"]
     assert after["embedding_cosine"] > before["embedding_cosine"] + 0.1
@@ -160,3 +178,110 @@ def test_a_saved_state_of_another_version_says_that_it_can_be_removed(run, tmp_p
     torch.save({"module": {}}, tmp_path / "state.pt")
     with pytest.raises(InputError, match=r"state\.pt, where an interrupted run was to go on.*remove it to start anew"):
         run()
+
+
+FULL_STAGE = {"kind": "full_stage", "train": "all", "alpha": 1.0, "beta": 1.0, "gamma": 1.0, "task_weight": 1.0}
+FULL_STAGE |= {"hard_mask_weight": True, "rounds": 2, "prompts": 2}
+LAYER_WISE = {"kind": "layer_wise", "taps": [[1, 0], [4, 3]], "focus": 1, "ramp_steps": 4, "layer_weight": 1.0}
+
+
+def losses_of(run, **changes):
+    seen = []
+    run(
+        "logged",
+        config=recipe(**changes),
+        log=lambda metrics, step=None: seen.append(metrics),
+        student="sam_lightening_nano",
+    )
+    return seen
+
+
+def test_full_stage_trains_encoder_and_decoder_and_says_what_each_part_costs(run, inputs):
+    out = run(config=recipe(3, kind=FULL_STAGE))
+    before, after = load_checkpoint(inputs["teacher"]).state_dict(), load_checkpoint(out).state_dict()
+    changed = {key.partition(".")[0] for key in after if key in before and not torch.equal(before[key], after[key])}
+    assert changed == {"mask_decoder"}  # encoders have other keys; the prompt encoder is SAM's
+    first = losses_of(run, kind=FULL_STAGE, steps=1)[0]
+    names = {"loss", "embedding", "token", "mask", "task", "focal", "dice", "iou"}
+    assert {f"distill/{name}" for name in names} <= first.keys()
+    total = sum(first[f"distill/{name}"] for name in ("embedding", "token", "mask", "task"))
+    assert first["distill/loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_full_stage_can_leave_the_decoder_as_the_teachers(run, inputs):
+    out = run(config=recipe(2, kind=FULL_STAGE | {"train": "encoder"}))
+    before, after = load_checkpoint(inputs["teacher"]).state_dict(), load_checkpoint(out).state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("mask_decoder."))
+
+
+def test_the_teachers_encoder_is_never_run(run, monkeypatch):
+    def forward(self, images):
+        raise AssertionError("the teacher's encoder was run")
+
+    monkeypatch.setattr(BundledEncoder, "forward", forward)
+    for kind in (EMBEDDING, FULL_STAGE, LAYER_WISE):
+        run(kind["kind"], recipe(1, kind=kind))
+
+
+def test_terms_of_the_decoder_vanish_where_the_student_answers_as_the_teacher(inputs):
+    sam, generator = load_checkpoint(inputs["teacher"]), torch.Generator().manual_seed(0)
+    config = recipe(kind=FULL_STAGE).recipe
+    targets = (torch.rand(1, 2, 64, 64, generator=generator) > 0.5).float()
+    prompts = Prompts(
+        torch.tensor([[[[30.0, 40.0], [90.0, 99.0]], [[70.0, 8.0], [0.0, 0.0]]]]),
+        torch.tensor([[[2.0, 3.0], [1.0, -1.0]]]), targets, torch.ones(1, 2, dtype=torch.bool),
+    )  # fmt: skip
+    embedding = torch.randn(1, 256, 16, 16, generator=generator).requires_grad_(True)
+    theirs = decode_with_tokens(sam, embedding.detach(), prompts.coords, prompts.labels)
+    same = decoder_terms(config, decode_with_tokens(sam, embedding, prompts.coords, prompts.labels), theirs, prompts)
+    assert same["token"] == same["mask"] == 0
+    other = decode_with_tokens(sam, embedding + 0.1, prompts.coords, prompts.labels)
+    terms = decoder_terms(config, other, theirs, prompts)
+    assert terms["token"] > 0
+    assert terms["mask"] > 0
+    (terms["token"] + terms["mask"]).backward()
+    assert embedding.grad.abs().max() > 0
+    absent = decoder_terms(config, other, theirs, replace(prompts, present=torch.zeros(1, 2, dtype=torch.bool)))
+    assert not any(absent.values())
+
+
+def test_clicks_move_in_rounds_that_need_neither_encoder_nor_gradient(inputs):
+    sam = load_checkpoint(inputs["teacher"])
+    targets = torch.zeros(1, 3, 64, 64)
+    targets[:, :, 10:50, 5:60] = 1
+    coords = torch.full((1, 3, 2, 2), 128.0)
+    labels = torch.tensor([[[1.0, -1.0], [1.0, -1.0], [2.0, 3.0]]])
+    prompts = Prompts(coords, labels, targets, torch.ones(1, 3, dtype=torch.bool))
+    embedding = torch.randn(1, 256, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    assert harden(sam, embedding, prompts, torch.zeros(1, 0, 3)) is coords
+    moved = harden(sam, embedding, prompts, torch.full((1, 2, 3), 0.5))
+    assert not moved.requires_grad
+    assert torch.equal(moved[0, 2], coords[0, 2])
+    for point in moved[0, :2, 0]:
+        x, y = (point / 4).long().tolist()
+        assert targets[0, 0, y, x] == 1
+
+
+def test_layer_wise_logs_each_layer_and_its_weight_and_keeps_no_projection(run, inputs):
+    seen = losses_of(run, kind=LAYER_WISE, steps=1)[0]
+    assert (seen["distill/layer_0_weight"], seen["distill/layer_1_weight"]) == (1, 1)
+    layers = (seen["distill/layer_0"] + seen["distill/layer_1"]) / 2
+    assert seen["distill/loss"] == pytest.approx(seen["distill/embedding"] + layers, rel=1e-5)
+    assert 0 < seen["distill/layer_0"] < 4
+
+
+def test_layer_wise_lowers_the_error_on_images_it_never_saw(run, inputs):
+    before = error(student_of(inputs["teacher"], "sam_lightening_nano", seed=0, options={}), inputs)
+    out = run(config=recipe(25, kind=LAYER_WISE), student="sam_lightening_nano")
+    assert json.loads((out / "metrics.json").read_text())["embedding_mse"] < 0.7 * before["embedding_mse"]
+
+
+def test_a_block_that_is_not_cached_says_what_to_set(run):
+    with pytest.raises(InputError, match=r"of blocks 1, 4, not of the teacher's block 2: add it to embed\.taps"):
+        run(config=recipe(kind=LAYER_WISE | {"taps": [[2, 0]]}))
+
+
+@pytest.mark.parametrize("kind", [FULL_STAGE | {"rounds": 10}, FULL_STAGE | {"prompts": 65}, {"kind": "magic"}])
+def test_recipes_are_strict(kind):
+    with pytest.raises(ValueError, match="recipe"):
+        recipe(kind=kind)

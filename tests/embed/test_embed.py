@@ -13,7 +13,9 @@ from pipeline.embed import EmbedConfig, embed
 from pipeline.errors import InputError
 from pipeline.geometry import to_input
 from pipeline.log import silent
-from pipeline.models.sam import Sam
+from pipeline.models import build
+from pipeline.models.sam import Sam, save_checkpoint
+from pipeline.models.taps import tapped
 from pipeline.prepare import PrepareConfig, prepare
 from pipeline.prepare.sources import Procedural
 
@@ -60,14 +62,14 @@ def teacher(monkeypatch):
 def run(tmp_path, dataset, teacher):
     """Run ``embed`` with the store in ``tmp_path``; gives the artifact's directory."""
 
-    def go(name="out", batch=2, weights=b"first"):
+    def go(name="out", batch=2, weights=b"first", taps=()):
         checkpoint = tmp_path / f"teacher-{weights.decode()}"
         checkpoint.mkdir(exist_ok=True)
         (checkpoint / "model.safetensors").write_bytes(weights)
         Card.seal(checkpoint, Contents(kind="checkpoint", model="bundled"), {})
         out = tmp_path / name
         out.mkdir()
-        config = EmbedConfig(store=str(tmp_path / "store"), batch=batch, device="cpu")
+        config = EmbedConfig(store=str(tmp_path / "store"), batch=batch, device="cpu", taps=[*taps])
         assert embed(config, prepare=dataset, teacher=checkpoint, out=out, log=silent).kind == "embeddings"
         return out
 
@@ -178,7 +180,7 @@ def test_a_store_that_cannot_be_written_is_named(run, tmp_path):
 
 def test_an_unknown_device_is_named(tmp_path, dataset, run, teacher):
     run()
-    config = EmbedConfig(store="s", batch=1, device="abacus")
+    config = EmbedConfig(store="s", batch=1, device="abacus", taps=[])
     with pytest.raises(InputError, match=r"embed\.device is 'abacus'"):
         embed(config, prepare=dataset, teacher=tmp_path / "teacher-first", out=tmp_path, log=silent)
 
@@ -200,3 +202,23 @@ def test_embeddings_that_are_not_there_say_how_to_make_them(run, tmp_path):
         Embeddings(out).get("train_0000000")
     with pytest.raises(InputError, match=r"manifest\.json cannot be read"):
         Embeddings(tmp_path)
+
+
+def test_features_of_tapped_blocks_lie_beside_the_embeddings(dataset, tmp_path):
+    teacher, out = tmp_path / "teacher", tmp_path / "out"
+    teacher.mkdir()
+    out.mkdir()
+    sam = build("bundled", seed=1).eval()
+    save_checkpoint(sam, teacher)
+    Card.seal(teacher, Contents(kind="checkpoint", model="bundled"), {})
+    config = EmbedConfig(store=str(tmp_path / "store"), batch=3, device="cpu", taps=[4, 1])
+    embed(config, prepare=dataset, teacher=teacher, out=out, log=silent)
+    found, sample = Embeddings(out), Shards(dataset, "train")[3]
+    assert found.taps == [1, 4]
+    with torch.inference_mode(), tapped(sam.image_encoder, [1, 4]) as features:
+        embedding = sam.image_encoder(to_input(sample.image, 256)[None])
+    torch.testing.assert_close(found.get(sample.key).float(), embedding[0], rtol=0, atol=5e-3)
+    for tap in (1, 4):
+        torch.testing.assert_close(found.features(sample.key, tap).float(), features[tap][0], rtol=2e-3, atol=5e-3)
+    with pytest.raises(InputError, match=r"blocks 1, 4, not of the teacher's block 2: add it to embed\.taps"):
+        found.features(sample.key, 2)

@@ -21,7 +21,7 @@ from pipeline.evaluate.detections import (
     evaluate_sginw,
 )
 from pipeline.evaluate.images import Done, Run
-from pipeline.evaluate.ranks import Ranks
+from pipeline.ranks import Ranks
 from pipeline.runtime import Predictor
 
 LVIS = Path(os.environ.get("PIPELINE_REAL_DATA", Path(__file__).parents[3] / "shared" / "data")) / "lvis_v05"

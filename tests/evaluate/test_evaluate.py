@@ -16,11 +16,11 @@ from pipeline.evaluate.accuracy import evaluate_accuracy, photographs, read_kept
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.memory import measuring_memory
 from pipeline.evaluate.prompting import PROMPTS
-from pipeline.evaluate.ranks import Ranks
 from pipeline.log import silent
 from pipeline.metrics import iou
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
+from pipeline.ranks import Ranks
 from pipeline.runtime import Predictor
 
 NANO = "efficientvit_sam_nano"

@@ -12,11 +12,11 @@ import pytest
 
 from pipeline.artifact import Card, Contents, digest
 from pipeline.evaluate.images import Done
-from pipeline.evaluate.ranks import Ranks
 from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
 from pipeline.prepare import PrepareConfig, prepare
+from pipeline.ranks import Ranks
 from pipeline.stage import ARTIFACTS
 
 ROOT = Path(__file__).parents[2]

@@ -9,11 +9,12 @@ from pipeline.teacher.train import SceneBank, TrainTeacherConfig, _batch, _scene
 TERMS = {"focal", "dice", "iou"}
 
 
-def recipe(steps=30, **changes):
+def recipe(steps=30, autocast="none"):
     optimizer = {"steps": steps, "lr": 0.001, "warmup_steps": 2, "cooldown_steps": 5, "weight_decay": 0.0}
-    optimizer |= {"clip_norm": 1.0, "ema_decay": 0.0, "seed": 0}
-    values = {"scenes": 4, "scenes_seed": 7, "batch": 2, "prompts": 4, "correct_every": 2, "autocast_bf16": False}
-    return TrainTeacherConfig.model_validate(values | changes | {"optimizer": optimizer})
+    optimizer |= {"schedule": "trapezoid", "clip_norm": 1.0, "ema_decay": 0.0, "accumulate": 1, "autocast": autocast}
+    optimizer |= {"compile": False, "checkpoint_every": 100, "seed": 0}
+    values = {"scenes": 4, "scenes_seed": 7, "batch": 2, "prompts": 4, "correct_every": 2}
+    return TrainTeacherConfig.model_validate(values | {"optimizer": optimizer})
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,12 @@ def bank():
     return SceneBank(list(images), list(coverages), list(boxes))
 
 
+def generators(number=0):
+    return [np.random.default_rng((number, place)) for place in range(2)]
+
+
 def drawn(bank, number=0):
-    return _batch(bank, recipe(), number, np.random.default_rng(number))
+    return _batch(bank, range(2), 4, generators(number))[:2]
 
 
 def test_the_recipes_loss_can_be_brought_down(bank):
@@ -32,7 +37,7 @@ def test_the_recipes_loss_can_be_brought_down(bank):
     optimizer = torch.optim.AdamW(sam.parameters(), lr=1e-3)
     reached = []
     for _ in range(16):
-        loss = two_rounds(sam, images, prompts, np.random.default_rng(0), correct=False)["loss"]
+        loss = two_rounds(sam, images, prompts, generators(), correct=False)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -44,8 +49,8 @@ def test_the_first_round_alone_has_no_corrected_terms_and_the_second_adds_to_the
     sam = build("bundled").eval()
     images, prompts = drawn(bank)
     with torch.no_grad():
-        one = two_rounds(sam, images, prompts, np.random.default_rng(0), correct=False)
-        both = two_rounds(sam, images, prompts, np.random.default_rng(0), correct=True)
+        one = two_rounds(sam, images, prompts, generators(), correct=False)
+        both = two_rounds(sam, images, prompts, generators(), correct=True)
     assert one.keys() == {"loss"} | TERMS
     assert both.keys() == one.keys() | {f"corrected_{term}" for term in TERMS}
     assert all(torch.equal(one[term], both[term]) for term in TERMS)
@@ -62,7 +67,7 @@ def test_gradient_reaches_every_parameter_that_a_prompt_can_use(bank):
                 parameter.fill_(1.0)
     for number in range(2):
         images, prompts = drawn(bank, number)
-        two_rounds(sam, images, prompts, np.random.default_rng(number), correct=True)["loss"].backward()
+        two_rounds(sam, images, prompts, generators(number), correct=True)["loss"].backward()
     without = {name for name, p in sam.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
     # Of the three masks the best alone is trained, so some of their heads may have to wait for their turn.
     # What is added to all keys alike, softmax takes away again.
@@ -72,8 +77,7 @@ def test_gradient_reaches_every_parameter_that_a_prompt_can_use(bank):
 
 def test_pictures_masks_and_boxes_turn_together(bank):
     for number in range(8):
-        rng = np.random.default_rng(number)
-        _, prompts = _batch(bank, recipe(prompts=12), number, rng)
+        _, prompts, _ = _batch(bank, range(2), 12, generators(number))
         for coords, labels, target in zip(
             prompts.coords.flatten(0, 1), prompts.labels.flatten(0, 1), prompts.targets.flatten(0, 1), strict=True
         ):
@@ -90,6 +94,6 @@ def test_pictures_masks_and_boxes_turn_together(bank):
 
 def test_training_may_be_in_half_precision_and_ends_ready_for_use(bank, monkeypatch):
     monkeypatch.setattr("pipeline.teacher.train.render_bank", lambda count, seed: bank)
-    sam = train(recipe(steps=1, autocast_bf16=True), device="cpu", log=silent)
+    sam = train(recipe(1, autocast="bf16"), device="cpu", log=silent)
     assert not sam.training
     assert all(p.isfinite().all() for p in sam.parameters())

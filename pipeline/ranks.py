@@ -1,4 +1,4 @@
-"""The processes that share one evaluation: one alone, or those that ``torchrun`` started."""
+"""The processes that share one piece of work: one alone, or those that ``torchrun`` started."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 ItemT = TypeVar("ItemT")
 
@@ -39,15 +41,38 @@ class Ranks:
         dist.gather_object(own, parts)
         return own if parts is None else {key: value for part in parts for key, value in part.items()}
 
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of what all processes hand in, for each of them; no gradient passes through."""
+        if self.count == 1:
+            return value
+        summed = value.detach().clone()
+        dist.all_reduce(summed)
+        return summed
+
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """Meet the other processes over gloo where ``torchrun`` started several."""
+def joined(device: torch.device | None = None) -> Iterator[Ranks]:
+    """Meet the other processes where ``torchrun`` started several.
+
+    Args:
+        device: What this process computes on: tensors on a GPU travel over NCCL, all else over gloo.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    if device is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # what NCCL takes for its own
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
+    else:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield current()
     finally:
         dist.destroy_process_group()
+
+
+def current() -> Ranks:
+    """The processes that have `joined` and this one among them; it alone where nobody has."""
+    if not dist.is_available() or not dist.is_initialized():
+        return Ranks()
+    return Ranks(dist.get_rank(), dist.get_world_size())

@@ -1,0 +1,187 @@
+"""The verb ``recipes``: what each part of a recipe of distillation is worth, on equal terms.
+
+Every row is one training from the same fresh student with the same teacher, images, order and number of steps, measured
+on the validation split as it leaves ``distill``, without alignment. Rows go to a file as they are found; those that are
+in it already are not measured again.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.artifact import Card
+from pipeline.config import find, read_params, section
+from pipeline.data.embeddings import Embeddings
+from pipeline.data.shards import Shards
+from pipeline.distill import DistillConfig, Task, learn, student_of
+from pipeline.distill.embedding import held_out_error
+from pipeline.embed import EmbedConfig, embed
+from pipeline.errors import InputError
+from pipeline.evaluate.accuracy import evaluate_accuracy, photographs
+from pipeline.evaluate.images import Done, Run
+from pipeline.log import silent
+from pipeline.models.sam import Sam
+from pipeline.models.students import load_checkpoint
+from pipeline.progress import progress
+from pipeline.ranks import Ranks
+from pipeline.runtime import Predictor
+from pipeline.runtime.pytorch import TorchSegmenter
+
+_FULL_STAGE = {
+    "kind": "full_stage", "train": "all", "alpha": 1.0, "beta": 1.0, "gamma": 1.0, "task_weight": 1.0,
+    "hard_mask_weight": False, "rounds": 0, "prompts": 4,
+}  # fmt: skip
+LADDER: Mapping[str, Mapping[str, Any]] = {
+    "embedding": {"kind": "embedding", "distance": "l1"},
+    "tokens_masks": _FULL_STAGE,
+    "hard_prompts": _FULL_STAGE | {"rounds": 9},
+    "hard_mask_weight": _FULL_STAGE | {"rounds": 9, "hard_mask_weight": True},
+}
+"""TinySAM's ablation, each rung with those before it."""
+TAPS: Mapping[str, Sequence[tuple[int, int]]] = {
+    "sam_lightening_nano": ((1, 0), (2, 1), (3, 2), (4, 3)),
+    "tinysam_nano": ((1, 2), (4, 5)),
+    "efficientvit_sam_nano": ((1, 5), (4, 8)),
+}
+"""Blocks of the bundled teacher and of its students that are compared layer by layer."""
+RECIPES = (*LADDER, "plain", "layer_wise")
+"""What can be asked for: ``plain`` is the embedding's mean squared error, which ``layer_wise`` adds to."""
+_PROMPTS_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training."""
+
+    data: str
+    """Digest of the dataset, its first 12 characters."""
+    student: str
+    recipe: str
+    steps: int
+    seed: int
+
+
+def compare_recipes(
+    *,
+    students: tuple[str, ...],
+    recipes: tuple[str, ...],
+    seeds: tuple[int, ...],
+    steps: int,
+    artifacts: Path,
+    out: Path,
+) -> str:
+    """Train and measure all combinations; what the command prints.
+
+    Args:
+        students: Names; params.yaml has a section ``distill.<student>`` for each, whose recipe is replaced.
+        recipes: Of `RECIPES`.
+        seeds: Of fresh weights, order and prompts.
+        steps: Of each training; the learning rate's warm-up and cool-down keep their shares of them.
+        artifacts: Has the artifacts of ``prepare``, ``teacher`` and ``embed``.
+        out: A file of JSON lines, gone on with.
+
+    Raises:
+        InputError: A name is unknown, or an artifact is missing.
+    """
+    for name in recipes:
+        if name not in RECIPES:
+            raise InputError(f"unknown recipe {name!r}: there is {', '.join(RECIPES)}.")
+    data = Card.read(artifacts / "prepare").digest[:12]
+    found = {_key(row): row for row in _read(out)}
+    asked = [Row(data, student, recipe, steps, seed) for seed in seeds for student in students for recipe in recipes]
+    teacher = Row(data, "teacher", "", 0, 0)
+    with TemporaryDirectory(prefix="recipes-") as directory:
+        for row in progress([row for row in (teacher, *asked) if row not in found], "recipes", "training"):
+            found[row] = _measure(row, artifacts, Path(directory))
+            with out.open("a") as stream:
+                stream.write(json.dumps(found[row], sort_keys=True) + "\n")
+    return table([found[row] for row in (teacher, *asked)])
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mean over seeds, and the largest distance from it; mIoU in points, the first row being the teacher's."""
+    lines = ["| student | recipe | steps | box mIoU | click mIoU | cosine | seeds |", "|---|---|---|---|---|---|---|"]
+    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["student"], row["recipe"], row["steps"]), []).append(row)
+    for (student, recipe, steps), members in groups.items():
+        figures = []
+        for name, scale, digits in (("box_miou", 100, 2), ("click_miou", 100, 2), ("cosine", 1, 4)):
+            values = scale * np.array([member[name] for member in members])
+            figures.append(f"{values.mean():.{digits}f} ± {np.abs(values - values.mean()).max():.{digits}f}")
+        lines.append(f"| {student} | {recipe} | {steps} | {' | '.join(figures)} | {len(members)} |")
+    return "\n".join(lines)
+
+
+def _key(row: Mapping[str, Any]) -> Row:
+    return Row(**{name: row[name] for name in Row.__dataclass_fields__})
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        yield json.loads(line)
+
+
+def _measure(row: Row, artifacts: Path, directory: Path) -> dict[str, Any]:
+    prepared, cosine = artifacts / "prepare", 1.0
+    sam = load_checkpoint(artifacts / "teacher")
+    if row.student != "teacher":
+        sam, cosine = _trained(row, artifacts, directory)
+    with ThreadPoolExecutor() as pool:
+        run = Run(Predictor(TorchSegmenter(sam)), pool, _PROMPTS_BATCH, Ranks(), Done(None))
+        figures = evaluate_accuracy(run, prepared, photographs(prepared), pictures=0, fed=False).metrics()
+    return vars(row) | {name: figures[name] for name in ("box_miou", "click_miou")} | {"cosine": cosine}
+
+
+def _trained(row: Row, artifacts: Path, directory: Path) -> tuple[Sam, float]:
+    """The student, and the mean cosine of its embeddings to the teacher's on the calibration split."""
+    config, taps = _config(row), TAPS.get(row.student, ())
+    prepared, teacher, cache = (artifacts / name for name in ("prepare", "teacher", "embed"))
+    if row.recipe == "layer_wise":
+        if not taps:
+            raise InputError(f"nothing says which blocks of {row.student} to compare: known are {', '.join(TAPS)}.")
+        cache = _tapped_cache(artifacts, directory, sorted({theirs for theirs, _ in taps}))
+    task = Task(
+        sam=student_of(teacher, row.student, row.seed, config.options),
+        teacher=teacher,
+        images=Shards(prepared, "train"),
+        embeddings=Embeddings(cache),
+        config=config,
+        device=torch.device(config.device),
+        log=silent,
+        checkpoint=None,
+    )
+    learn(task)
+    return task.sam, held_out_error(replace(task, images=Shards(prepared, "calibration")))["embedding_cosine"]
+
+
+def _config(row: Row) -> DistillConfig:
+    """The student's section of params.yaml with this row's recipe, steps and seed."""
+    given = find(read_params(), f"distill.{row.student}")
+    recipe: Mapping[str, Any] = {"kind": "embedding", "distance": "mse"}
+    if row.recipe == "layer_wise":
+        pairs = [list(pair) for pair in TAPS[row.student]] if row.student in TAPS else [[0, 0]]
+        recipe = {"kind": "layer_wise", "taps": pairs, "focus": 2, "ramp_steps": row.steps // 2, "layer_weight": 1.0}
+    recipe = LADDER.get(row.recipe, recipe)
+    share = row.steps / given["optimizer"]["steps"]
+    lengths = {name: round(share * given["optimizer"][name]) for name in ("warmup_steps", "cooldown_steps")}
+    optimizer = given["optimizer"] | lengths | {"steps": row.steps, "seed": row.seed}
+    changed = {"distill": {row.student: given | {"recipe": dict(recipe), "optimizer": optimizer}}}
+    return section(changed, f"distill.{row.student}", DistillConfig)
+
+
+def _tapped_cache(artifacts: Path, directory: Path, taps: list[int]) -> Path:
+    """An artifact of ``embed`` with these taps, for as long as the directory lives; its store is the usual one."""
+    out = directory / f"embed-{'-'.join(map(str, taps))}"
+    if not out.exists():
+        out.mkdir()
+        config = section(read_params(), "embed", EmbedConfig).model_copy(update={"taps": taps})
+        embed(config, prepare=artifacts / "prepare", teacher=artifacts / "teacher", out=out, log=silent)
+    return out

@@ -1,0 +1,81 @@
+"""Dynamic layer-wise distillation: features of blocks beside the image embedding, later layers ramped in.
+
+Source: SAM-Lightening (arXiv 2403.09195); there is no published training code. What the paper leaves open, and what is
+chosen here: the schedule (`pipeline.distill.schedule`), which blocks are compared (the recipe's ``taps``), and the
+loss, a mean squared error of features normalised over channels. A student's block is brought to its teacher's width by
+a 1x1 convolution that is trained with it and thrown away, and to the embedding's grid by resampling.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline import losses
+from pipeline.distill.config import LayerWiseRecipe
+from pipeline.distill.schedule import layer_weights
+from pipeline.distill.task import Batch, Task
+from pipeline.models.taps import tapped, widths
+
+
+@dataclass(frozen=True)
+class _Tapped:
+    """A batch and the teacher's features ``(B, C, g, g)`` of each pair of taps."""
+
+    images: Batch
+    features: list[Tensor]
+
+
+def distill_layer_wise(task: Task, recipe: LayerWiseRecipe) -> None:
+    """Train the student's image encoder; its prompt encoder and mask decoder stay as they are.
+
+    Raises:
+        InputError: The student has no such block, or the cache no features of such a block of the teacher.
+    """
+    encoder = task.sam.image_encoder
+    theirs, ours = zip(*recipe.taps, strict=True)
+    goals = [task.embeddings.features(task.images.keys[0], tap).shape[0] for tap in theirs]
+    known = widths(encoder, ours, task.sam.input_size)
+    projections = _projections([known[tap] for tap in ours], goals, task.config.optimizer.seed).to(task.device)
+
+    def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _Tapped:
+        batch = task.batch(indices)
+        keys = [sample.key for sample in batch.samples]
+        return _Tapped(
+            batch, [torch.stack([task.embeddings.features(key, tap).float() for key in keys]) for tap in theirs]
+        )
+
+    def step(batch: _Tapped, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
+        embeddings, valid = batch.images.embeddings.to(task.device), batch.images.valid.to(task.device)
+        with tapped(encoder, ours) as features:
+            predicted = task.encode(batch.images.pixels)
+        terms = {"embedding": losses.embedding_error(predicted, embeddings, valid, "mse").mean()}
+        weights = layer_weights(number, layers=len(ours), focus=recipe.focus, ramp_steps=recipe.ramp_steps)
+        layers = torch.zeros((), device=task.device)
+        for place, (tap, projection, goal) in enumerate(zip(ours, projections, batch.features, strict=True)):
+            with task.autocast():
+                projected = projection(_on_grid(features[tap], goal.shape[-1]))
+            error = losses.feature_error(projected.float(), goal.to(task.device), valid).mean()
+            terms |= {f"layer_{place}": error, f"layer_{place}_weight": error.new_tensor(weights[place])}
+            layers = layers + weights[place] / sum(weights) * error
+        return {"loss": terms["embedding"] + recipe.layer_weight * layers, **terms}
+
+    task.fit(nn.ModuleDict({"encoder": encoder, "projections": projections}), draw, step)
+
+
+def _projections(widths: list[int], goals: list[int], seed: int) -> nn.ModuleList:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.ModuleList(nn.Conv2d(width, goal, 1) for width, goal in zip(widths, goals, strict=True))
+
+
+def _on_grid(features: Tensor, grid: int) -> Tensor:
+    """A map on the embedding's grid: averaged where it is finer, interpolated where it is coarser."""
+    if features.shape[-1] > grid:
+        return F.adaptive_avg_pool2d(features, grid)
+    if features.shape[-1] < grid:
+        return F.interpolate(features.float(), (grid, grid), mode="bilinear", align_corners=False)
+    return features

@@ -1,0 +1,86 @@
+"""What every recipe is given: student, images, what the teacher said of them, and where to train.
+
+The teacher's encoder is never run in training: what it says of an image comes from the cache, of a 1024-pixel teacher
+also for a 512-pixel student.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from pipeline.data.embeddings import Embeddings
+from pipeline.data.shards import Sample, Shards
+from pipeline.distill.config import DistillConfig
+from pipeline.geometry import to_input, valid_cells
+from pipeline.log import Log
+from pipeline.models.sam import Sam
+from pipeline.training import Draw, Step, autocast, fit
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images as the student reads them, and what the teacher said of them."""
+
+    samples: list[Sample]
+    pixels: Float[Tensor, "b 3 s s"]
+    embeddings: Float[Tensor, "b 256 g g"]
+    valid: Bool[Tensor, "b g g"]
+    """Cells that hold some of the image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A training that is to be done."""
+
+    sam: Sam
+    """The student; trained in place."""
+    teacher: Path
+    """The checkpoint whose decoder a recipe may ask."""
+    images: Shards
+    embeddings: Embeddings
+    config: DistillConfig
+    device: torch.device
+    log: Log
+    checkpoint: Path | None
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The images of these places, on the CPU."""
+        grid = self.sam.embedding_size
+        samples = [self.images[index] for index in indices]
+        valid = torch.zeros(len(samples), grid, grid, dtype=torch.bool)
+        for place, sample in enumerate(samples):
+            height, width = valid_cells(sample.image.shape[:2], grid)
+            valid[place, :height, :width] = True
+        pixels = torch.stack([to_input(sample.image, self.sam.input_size) for sample in samples])
+        embeddings = torch.stack([self.embeddings.get(sample.key).float() for sample in samples])
+        return Batch(samples, pixels.contiguous(memory_format=torch.channels_last), embeddings, valid)
+
+    def encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
+        """The student's embeddings, in fp32."""
+        with self.autocast():
+            embeddings: Tensor = self.sam.image_encoder(pixels.to(self.device))
+        return embeddings.float()
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision, where it is asked for."""
+        return autocast(self.device, self.config.optimizer.autocast)
+
+    def fit(self, module: nn.Module, draw: Draw[Any], step: Step[Any]) -> None:
+        """Train ``module``, whose parameters ``step`` uses."""
+        fit(
+            module,
+            draw,
+            step,
+            self.config.optimizer,
+            count=len(self.images),
+            batch=self.config.batch,
+            log=self.log,
+            name="distill",
+            device=self.device,
+            checkpoint=self.checkpoint,
+        )

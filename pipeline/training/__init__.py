@@ -1,0 +1,24 @@
+"""The one training loop: recipes are functions that give losses."""
+
+from pipeline.training.checkpoint import CHECKPOINTS, checkpoint_of, code_digest
+from pipeline.training.config import OptimizerConfig, rate
+from pipeline.training.device import autocast, device_of, has_bf16, precision_of
+from pipeline.training.loop import LOG_EVERY, Step, fit
+from pipeline.training.samples import Draw, epoch_indices
+
+__all__ = [
+    "CHECKPOINTS",
+    "LOG_EVERY",
+    "Draw",
+    "OptimizerConfig",
+    "Step",
+    "autocast",
+    "checkpoint_of",
+    "code_digest",
+    "device_of",
+    "epoch_indices",
+    "fit",
+    "has_bf16",
+    "precision_of",
+    "rate",
+]

@@ -1,0 +1,56 @@
+"""The keys of the loop in params.yaml, and the learning rate they make."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config import Config
+
+
+class OptimizerConfig(Config):
+    """How long and how fast to learn."""
+
+    steps: Annotated[int, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0)]
+    """Peak learning rate."""
+    schedule: Literal["trapezoid", "cosine"]
+    """After the warm-up constant and then linear to 0, or half a cosine to 0."""
+    warmup_steps: Annotated[int, Field(ge=0)]
+    cooldown_steps: Annotated[int, Field(ge=0)]
+    """Steps at the end in which the rate of a trapezoid falls; 0 with a cosine, which falls all the way."""
+    weight_decay: Annotated[float, Field(ge=0)]
+    """Applied to matrices and kernels, not to norms, biases and positions."""
+    clip_norm: Annotated[float, Field(gt=0)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    """Of the averaged weights that are kept in the end; 0 keeps the last weights."""
+    accumulate: Annotated[int, Field(ge=1)]
+    """Parts a process computes its share of a batch in, one after the other: for batches that memory does not hold."""
+    autocast: Literal["none", "bf16", "fp16"]
+    """Forward passes in mixed precision, where the device has instructions for it."""
+    compile: bool
+    """Pass the module's forward through `torch.compile`."""
+    checkpoint_every: Annotated[int, Field(ge=1)]
+    """Steps after which the state is kept on the disk, so that an interrupted run can go on from there."""
+    seed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _schedule_is_whole(self) -> "OptimizerConfig":
+        if self.schedule == "cosine" and self.cooldown_steps:
+            raise ValueError("a cosine falls all the way: set cooldown_steps to 0")
+        return self
+
+
+def rate(number: int, config: OptimizerConfig) -> float:
+    """Share of the peak learning rate at a step.
+
+    Linear warm-up, then constant with a linear cool-down, or half a cosine (Loshchilov and Hutter 2017, without
+    restarts). No step has a rate of 0.
+    """
+    up = (number + 1) / max(1, config.warmup_steps)
+    if config.schedule == "trapezoid":
+        return min(1.0, up, (config.steps - number) / max(1, config.cooldown_steps))
+    if up < 1:
+        return up
+    warmed = max(0, config.warmup_steps - 1)  # the step that reached the peak
+    return (1 + math.cos(math.pi * (number - warmed) / (config.steps - warmed))) / 2

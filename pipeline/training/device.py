@@ -1,0 +1,82 @@
+"""Where a training runs and in which precision."""
+
+import os
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import InputError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def device_of(name: str, where: str) -> torch.device:
+    """The device of that name; of ``cuda`` each of ``torchrun``'s processes takes another one.
+
+    Args:
+        name: As torch names it: ``cpu``, ``cuda``, ``cuda:1``.
+        where: What of params.yaml named it, for the error.
+
+    Raises:
+        InputError: There is none on this machine.
+    """
+    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" and "WORLD_SIZE" in os.environ else name
+    try:
+        return torch.empty(0, device=own).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{where} is {own!r}, which is not to be had here ({reason}): set it to cpu.") from None
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16."""
+    if device.type == "cpu":  # torch has no public name for this
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def precision_of(device: torch.device, name: str) -> str:
+    """What a forward pass under `autocast` is computed in: ``name``, or fp32 where the device only imitates it.
+
+    A processor that imitates bf16 takes longer than with float32, and fp16 is for GPUs.
+    """
+    known = {"bf16": has_bf16(device), "fp16": device.type == "cuda"}
+    return name if known.get(name) else "fp32"
+
+
+def autocast(device: torch.device, name: str) -> torch.autocast:
+    """Mixed precision for a forward pass, as `precision_of` finds it: ``name`` is none, bf16 or fp16."""
+    dtype = _DTYPES.get(precision_of(device, name))
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def drawing_threads(device: torch.device) -> int:
+    """How many threads draw batches ahead.
+
+    On a processor one, since the step's arithmetic takes all cores anyway; beside a GPU what the cores give, shared by
+    the processes of this machine.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if device.type == "cpu" else min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def pinned(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """``draw`` with its batches in memory that a GPU fetches from by itself, at several times the speed."""
+
+    def drawn(*arguments: Any) -> Any:
+        return _pin(draw(*arguments))
+
+    return drawn
+
+
+def _pin(batch: Any) -> Any:
+    if isinstance(batch, Tensor):
+        return batch if batch.is_cuda else batch.pin_memory()
+    if isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
+        return type(batch)(_pin(part) for part in batch)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{field.name: _pin(getattr(batch, field.name)) for field in fields(batch)})
+    return batch

@@ -1,0 +1,38 @@
+"""What docs/recipes.md says can be put into params.yaml can be."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.align import AlignConfig
+from pipeline.config import section
+from pipeline.distill import DistillConfig
+from pipeline.models.students import STUDENTS
+
+ROOT = Path(__file__).parents[2]
+SNIPPETS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.DOTALL)
+PRESETS = [path.read_text() for path in sorted((ROOT / "presets").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("text", [*SNIPPETS, *PRESETS])
+def test_every_recipe_is_valid_and_of_a_known_student(text):
+    params = yaml.safe_load(text)
+    assert params["distill"].keys() <= STUDENTS.keys()
+    for verb, model in (("distill", DistillConfig), ("align", AlignConfig)):
+        for student in params.get(verb, {}):
+            section(params, f"{verb}.{student}", model)
+
+
+@pytest.mark.parametrize("text", PRESETS)
+def test_presets_cache_the_blocks_that_their_recipes_compare(text):
+    params = yaml.safe_load(text)
+    recipes = [params["distill"][student]["recipe"] for student in params["students"]]
+    needed = {theirs for recipe in recipes for theirs, _ in recipe.get("taps", ())}
+    assert needed <= set(params["embed"]["taps"])
+
+
+def test_each_kind_of_recipe_is_shown():
+    kinds = [yaml.safe_load(text)["distill"].popitem()[1]["recipe"]["kind"] for text in SNIPPETS]
+    assert kinds == ["embedding", "full_stage", "layer_wise", "embedding"]
