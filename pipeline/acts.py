@@ -203,7 +203,7 @@ ACTS: dict[str, Act] = {
                     "type": _names,
                     "metavar": "A,B",
                     "default": ("embedding", "tokens_masks", "hard_prompts", "hard_mask_weight"),
-                    "help": "of embedding, tokens_masks, hard_prompts, hard_mask_weight (TinySAM's ladder, the default), "
+                    "help": "of embedding, tokens_masks, hard_prompts, hard_mask_weight (TinySAM's ladder: default), "
                     "plain, layer_wise",
                 },
             ),
