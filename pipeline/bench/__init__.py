@@ -123,6 +123,8 @@ def _asked(what: Subject, settings: Settings, combinations: list[Combination]) -
     """What to build, by name: first a baseline for all, also where PyTorch itself was not asked for."""
     if not what.of_students:
         return [("", combinations)]
+    if what.paired:
+        return [(student, combinations) for student in settings.students]
     students = settings.students
     if what.reference:
         return [(what.reference(students), [_BASELINE]), *((student, combinations) for student in students)]

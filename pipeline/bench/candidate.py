@@ -44,5 +44,7 @@ class Subject:
     """Candidates of one student in an empty directory; the stack closes what they need."""
     of_students: bool = True
     """Whether ``build`` is called for each student; if not, once, with no name."""
+    paired: bool = False
+    """Whether each combination brings a baseline of its own; if not, PyTorch in fp32 is measured for the first."""
     reference: Callable[[Sequence[str]], str] | None = None
     """The teacher that the students are compared with; without one, it is the first student."""

@@ -236,8 +236,9 @@ def _memory_mib(device: torch.device) -> float:
 
 
 SUBJECT = Subject(
-    says="one step of distillation at the student's true size: forward, loss, backward, optimizer",
+    says="one step of distillation at the student's true size, and the same step with nothing around it",
     unit="one step",
     refuses=_refuses,
     build=_build,
+    paired=True,
 )

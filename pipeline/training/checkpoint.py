@@ -96,9 +96,12 @@ def save(path: Path, done: int, parts: Mapping[str, Stateful]) -> None:
 def restore(path: Path, parts: Mapping[str, Stateful]) -> int:
     """Take over what `save` kept; gives the number of steps done, 0 where there is no file.
 
+    What a process that was killed while it saved has left is removed.
+
     Raises:
         InputError: The file is damaged or another version's.
     """
+    path.with_suffix(".part").unlink(missing_ok=True)
     if not path.exists():
         return 0
     try:

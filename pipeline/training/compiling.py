@@ -20,7 +20,7 @@ def compiled(module: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    if isinstance(module, nn.ModuleDict | nn.ModuleList):
+    if type(module).forward is nn.Module.forward:
         for child in module.children():
             yield from _parts(child)
     else:

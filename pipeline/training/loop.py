@@ -150,7 +150,9 @@ class _Losses(nn.Module):
         self.module, self.step = module, step
 
     def forward(self, batch: Any, number: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        return dict(self.step(batch, number, rng))
+        terms = self.step(batch, number, rng)
+        # What the loss does not depend on gets no gradient, and must not look as if it did.
+        return {name: value if name == "loss" else value.detach() for name, value in terms.items()}
 
 
 def _forward(module: nn.Module, step: Step[Any], ranks: Ranks) -> nn.Module:
@@ -175,11 +177,12 @@ def _gradients(
         last = place + 1 == len(sizes)
         with nullcontext() if last or ranks.count == 1 else forward.no_sync():  # type: ignore[operator]
             terms = forward(next(batches), number, step_generator(samples.seed, number))
-            weight = torch.as_tensor(terms.pop("weight", size)).detach().to(terms["loss"])
+            loss = terms["loss"]
+            weight = torch.as_tensor(terms.pop("weight", size)).detach().to(loss.device, torch.float64)
             if place == 0:
                 guess = _positive(ranks.total(weight) * len(sizes))
-            scaler.scale(terms["loss"] * (weight * ranks.count / guess)).backward()
-        found = torch.stack([weight, *(weight * value.detach() for value in terms.values())]).double()
+            scaler.scale(loss * (weight * ranks.count / guess)).backward()
+        found = torch.stack([weight, *(weight * value.detach() for value in terms.values())])
         sums = found if place == 0 else sums + found
     total, *means = ranks.total(sums)
     if len(sizes) > 1:

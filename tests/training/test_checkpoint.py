@@ -38,12 +38,14 @@ def equal(one, other):
 def test_a_process_killed_in_a_step_goes_on_and_ends_with_the_same_weights_to_the_bit(tmp_path):
     checkpoint = tmp_path / "run-0.pt"
     command = [sys.executable, "-m", "tests.training.work", "die", str(checkpoint)]
-    died = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    died = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600)
     assert died.returncode == -signal.SIGKILL
     assert torch.load(checkpoint)["done"] == 8
+    (tmp_path / "run-0.part").write_bytes(b"what it was writing")
     steps = []
     assert equal(train(checkpoint, on_step=steps.append), train())
     assert steps == [8, 9, 10, 11]
+    assert [path.name for path in tmp_path.iterdir()] == ["run-0.pt"]
 
 
 @pytest.mark.parametrize("schedule", [{}, {"schedule": "cosine", "cooldown_steps": 0}, {"accumulate": 3}])

@@ -148,11 +148,19 @@ def test_autocast_is_used_where_the_device_has_it_and_parameters_stay_in_fp32():
     assert precision_of(CPU, "fp16") == precision_of(CPU, "none") == "fp32"
 
 
+@pytest.mark.slow
 def test_a_compiled_module_is_called_through_its_compiled_forward_and_keeps_its_keys():
-    module = nn.ModuleDict({"encoder": network(), "heads": nn.ModuleList([nn.Linear(1, 1)])})
+    class Whole(nn.Module):
+        """Has parts, and no forward of its own, as `Sam`."""
+
+        def __init__(self):
+            super().__init__()
+            self.decoder = nn.Linear(1, 1)
+
+    module = nn.ModuleDict({"encoder": network(), "heads": nn.ModuleList([Whole()])})
     keys = list(module.state_dict())
     with compiled(module, wanted=True):
-        parts = [module["encoder"], module["heads"][0]]
+        parts = [module["encoder"], module["heads"][0].decoder]
         assert all(part._compiled_call_impl is not None for part in parts)
         assert list(module.state_dict()) == keys
     assert all(part._compiled_call_impl is None for part in parts)

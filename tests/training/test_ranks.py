@@ -34,7 +34,7 @@ def shared(tmp_path_factory):
         for rank in range(2)
     ]
     for process in processes:
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=600)
         assert process.returncode == 0, said.decode()
     return [torch.load(out.with_suffix(f".{rank}.pt")) for rank in range(2)]
 
@@ -60,6 +60,12 @@ def test_gradients_weights_and_reported_losses_are_those_of_one_process(shared, 
         torch.testing.assert_close(yours[key], one[key], **EXACT)
     torch.testing.assert_close(mine["losses"], one["losses"], **EXACT)
     assert yours["losses"] == []
+
+
+def test_what_diverges_in_one_process_stops_all_at_the_step_that_one_process_would_name(shared, alone):
+    told = alone[False]["diverged"]
+    assert "step 1: loss, half, gradient are not finite" in told
+    assert [found[False]["diverged"] for found in shared] == [told, told]
 
 
 def test_a_batch_in_parts_has_the_gradients_of_the_batch_at_once(alone):
