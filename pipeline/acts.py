@@ -203,42 +203,17 @@ ACTS: dict[str, Act] = {
                     "type": _names,
                     "metavar": "A,B",
                     "default": ("embedding", "tokens_masks", "hard_prompts", "hard_mask_weight"),
-                    "help": "of embedding, tokens_masks, hard_prompts, hard_mask_weight (TinySAM's ladder, the "
-                    "default), plain, layer_wise",
+                    "help": "of embedding, tokens_masks, hard_prompts, hard_mask_weight (TinySAM's ladder: default), "
+                    "plain, layer_wise",
                 },
             ),
-            (
-                "--seeds",
-                {
-                    "type": _counts,
-                    "metavar": "N,N",
-                    "default": (0, 1, 2),
-                    "help": "of fresh weights, order and prompts (default: 0,1,2)",
-                },
-            ),
+            ("--seeds", {"type": _counts, "metavar": "N,N", "default": (0, 1, 2), "help": "default: 0,1,2"}),
             ("--steps", {"type": int, "default": 80, "metavar": "N", "help": "of each training (default: 80)"}),
-            (
-                "--artifacts",
-                {
-                    "type": Path,
-                    "metavar": "DIRECTORY",
-                    "default": Path("artifacts"),
-                    "help": "has the artifacts of prepare, teacher and embed (default: artifacts)",
-                },
-            ),
-            (
-                "--out",
-                {
-                    "type": Path,
-                    "metavar": "FILE",
-                    "default": Path("recipes.jsonl"),
-                    "help": "rows as JSON lines; those in it are not measured again (default: recipes.jsonl)",
-                },
-            ),
+            ("--artifacts", {"type": Path, "default": Path("artifacts"), "help": "of prepare, teacher and embed"}),
+            ("--out", {"type": Path, "default": Path("recipes.jsonl"), "help": "rows as JSON lines, gone on with"}),
         ),
         "Needs `dvc repro embed`. Trains by section distill.<student> of params.yaml but for its recipe, steps and "
-        "seed; measures box and one-click mIoU on the validation split, before alignment. Example: python -m pipeline "
-        "recipes --students sam_lightening_nano --recipes plain,layer_wise --steps 200",
+        "seed; measures box and one-click mIoU on the validation split, before alignment.",
     ),
     "study": Act(
         "pipeline.bench.study:study",

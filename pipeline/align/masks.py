@@ -59,9 +59,10 @@ def align_masks(
     has forgotten of its way does not change them. ``images`` must have a mask somewhere.
     """
     sam.to(device).eval().requires_grad_(False)
-    module: nn.Module = sam if config.train == "all" else sam.mask_decoder
-    for part in (sam.mask_decoder, *((sam.image_encoder,) if config.train == "all" else ())):
-        part.requires_grad_(True)
+    module: nn.Module = sam.mask_decoder
+    if config.train == "all":
+        module = nn.ModuleDict({"encoder": sam.image_encoder, "decoder": sam.mask_decoder})
+    module.requires_grad_(True)
     labelled = [i for i, count in enumerate(images.instances) if count]
     draw, step = _drawing(sam, images, labelled, config, device), partial(_step, sam, config, device)
     fit(

@@ -35,8 +35,8 @@ from pipeline.runtime import Predictor
 from pipeline.runtime.pytorch import TorchSegmenter
 
 _FULL_STAGE = {
-    "kind": "full_stage", "train": "all", "alpha": 1.0, "beta": 1.0, "gamma": 1.0, "task_weight": 1.0,
-    "hard_mask_weight": False, "rounds": 0, "prompts": 4,
+    "kind": "full_stage", "train": "all", "decoder_lr_share": 1.0, "alpha": 1.0, "beta": 1.0, "gamma": 1.0,
+    "task_weight": 1.0, "hard_mask_weight": False, "rounds": 0, "prompts": 4,
 }  # fmt: skip
 LADDER: Mapping[str, Mapping[str, Any]] = {
     "embedding": {"kind": "embedding", "distance": "l1"},

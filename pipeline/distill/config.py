@@ -23,6 +23,8 @@ class FullStageRecipe(Config):
     kind: Literal["full_stage"]
     train: Literal["encoder", "all"]
     """``all`` trains the mask decoder too, which starts as the teacher's."""
+    decoder_lr_share: Annotated[float, Field(gt=0, le=1)]
+    """Of ``optimizer.lr`` for the mask decoder: it has been trained, the encoder has not."""
     alpha: Weight
     """Of the image embedding."""
     beta: Weight

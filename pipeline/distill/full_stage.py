@@ -66,7 +66,7 @@ def distill_full_stage(task: Task, recipe: FullStageRecipe) -> None:
         errors = embedding_terms(student, theirs, batch.images.valid.to(device))
         return weigh(recipe, errors | decoder_terms(recipe, answer, example, prompts))
 
-    task.fit(nn.ModuleDict(learns), draw, step)
+    task.fit(nn.ModuleDict(learns), draw, step, {"decoder.": recipe.decoder_lr_share})
     sam.requires_grad_(True)
 
 

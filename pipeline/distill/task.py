@@ -4,9 +4,10 @@ The teacher's encoder is never run in training: what it says of an image comes f
 also for a 512-pixel student.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -70,8 +71,10 @@ class Task:
         """Mixed precision, where it is asked for."""
         return autocast(self.device, self.config.optimizer.autocast)
 
-    def fit(self, module: nn.Module, draw: Draw[Any], step: Step[Any]) -> None:
-        """Train ``module``, whose parameters ``step`` uses."""
+    def fit(
+        self, module: nn.Module, draw: Draw[Any], step: Step[Any], lr_shares: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        """Train ``module``, whose parameters ``step`` uses; see `pipeline.training.fit`."""
         fit(
             module,
             draw,
@@ -83,4 +86,5 @@ class Task:
             name="distill",
             device=self.device,
             checkpoint=self.checkpoint,
+            lr_shares=lr_shares,
         )

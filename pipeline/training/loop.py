@@ -11,6 +11,7 @@ things it was taken over. Batch norm sees the batch of all processes, but only o
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -59,6 +60,7 @@ def fit(
     name: str,
     device: torch.device,
     checkpoint: Path | None = None,
+    lr_shares: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
     """Train ``module``'s parameters that require gradients, and leave the averaged weights in it.
 
@@ -74,6 +76,7 @@ def fit(
         device: Where ``module`` is.
         checkpoint: File to go on from where it exists, renewed every ``checkpoint_every`` steps. The caller removes it
             when the result is on the disk, so that a full disk at the end costs no training.
+        lr_shares: Of the learning rate, by the beginning of parameters' names: what was trained before learns slower.
 
     Raises:
         FloatingPointError: A loss is not finite.
@@ -82,7 +85,7 @@ def fit(
     ranks = current()
     drawn = pinned(draw) if device.type == "cuda" else draw
     samples = Samples(drawn, count, batch, config.accumulate, config.seed, ranks)
-    optimizer = _optimizer(module, config)
+    optimizer = _optimizer(module, config, lr_shares)
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(device, config.autocast) == "fp16")
     state: dict[str, Stateful] = {"module": module, "optimizer": optimizer, "average": average, "scaler": scaler}
@@ -98,7 +101,7 @@ def fit(
         bar = progress(range(start, config.steps), name, "step", total=config.steps, done=start, hidden=not ranks.first)
         for number in bar:
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * rate(number, config)
+                group["lr"] = config.lr * rate(number, config) * group["share"]
             optimizer.zero_grad(set_to_none=True)
             terms = _gradients(forward, batches, number, samples, scaler)
             scaler.unscale_(optimizer)
@@ -194,13 +197,17 @@ def _positive(weight: Tensor) -> Tensor:
     return torch.where(weight > 0, weight, 1)
 
 
-def _optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    decayed, free = list[nn.Parameter](), list[nn.Parameter]()
+def _optimizer(module: nn.Module, config: OptimizerConfig, lr_shares: Mapping[str, float]) -> torch.optim.Optimizer:
+    groups = dict[tuple[float, float], list[nn.Parameter]]()
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (free if parameter.ndim <= 1 or name.endswith(_NOT_DECAYED) else decayed).append(parameter)
+            decay = 0.0 if parameter.ndim <= 1 or name.endswith(_NOT_DECAYED) else config.weight_decay
+            share = next((share for start, share in lr_shares.items() if name.startswith(start)), 1.0)
+            groups.setdefault((decay, share), []).append(parameter)
+    # The full rate comes first: it is the one that is logged.
+    ordered = sorted(groups.items(), key=lambda group: group[0][1], reverse=True)
     return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}],
+        [{"params": own, "weight_decay": decay, "share": share} for (decay, share), own in ordered],
         lr=config.lr,
         betas=(0.9, 0.999),
     )

@@ -181,7 +181,7 @@ def test_a_saved_state_of_another_version_says_that_it_can_be_removed(run, tmp_p
 
 
 FULL_STAGE = {"kind": "full_stage", "train": "all", "alpha": 1.0, "beta": 1.0, "gamma": 1.0, "task_weight": 1.0}
-FULL_STAGE |= {"hard_mask_weight": True, "rounds": 2, "prompts": 2}
+FULL_STAGE |= {"hard_mask_weight": True, "rounds": 2, "prompts": 2, "decoder_lr_share": 0.5}
 LAYER_WISE = {"kind": "layer_wise", "taps": [[1, 0], [4, 3]], "focus": 1, "ramp_steps": 4, "layer_weight": 1.0}
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.models import decoder
-from pipeline.models.decoder import decode
+from pipeline.models.decoder import decode, decode_with_tokens
 from pipeline.models.sam import assemble
 
 GRID, SIDE = 8, 128
@@ -121,3 +121,16 @@ def test_positions_keep_their_precision_under_autocast(sam):
         with torch.autocast("cpu", torch.bfloat16):
             embedded = decoder._embed_points(sam, coords, labels)
     assert torch.allclose(embedded, exact, atol=2e-2)
+
+
+def test_output_tokens_are_those_of_the_published_transformer(sam):
+    g = torch.Generator().manual_seed(0)
+    embedding, boxes = torch.randn(1, 256, GRID, GRID, generator=g), torch.rand(3, 4, generator=g) * SIDE
+    coords, labels = with_boxes(None, boxes, 3)
+    found = list[torch.Tensor]()
+    transformer = sam.mask_decoder.transformer
+    with torch.no_grad(), transformer.register_forward_hook(lambda module, given, out: found.append(out[0])):
+        published(sam, embedding, None, boxes, None)
+        _, _, tokens = decode_with_tokens(sam, embedding, coords[None], labels[None])
+    assert tokens.shape == (1, 3, 5, 256)
+    torch.testing.assert_close(tokens[0], found[0][:, :5], rtol=0, atol=1e-4)

@@ -181,3 +181,20 @@ def test_the_code_that_a_checkpoint_is_kept_by_is_all_that_its_stages_declare():
     for stage in (DISTILL, ALIGN):
         declared = {path.removeprefix("pipeline/") for path in stage.code} | {stage.name}
         assert declared <= set(CODE)
+
+
+def test_what_was_trained_before_can_learn_slower(tmp_path):
+    module = nn.ModuleDict({"new": nn.Linear(1, 1), "old": nn.Linear(1, 1)})
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+
+    def step(batch, number, rng):
+        return {"loss": sum(part(torch.ones(1, 1)).sum() for part in module.values())}
+
+    fit(
+        module, lambda indices, number, rngs: None, step, recipe(steps=1, ema_decay=0.0, weight_decay=0.0), count=1,
+        batch=1, log=silent, name="x", device=torch.device("cpu"), lr_shares={"old.": 0.25},
+    )  # fmt: skip
+    moved = {name: (value - before[name]).abs().item() for name, value in module.state_dict().items()}
+    # The first step of Adam moves every parameter by the learning rate.
+    assert moved["old.bias"] == pytest.approx(0.25 * moved["new.bias"], rel=1e-3)
+    assert moved["old.weight"] == pytest.approx(0.25 * moved["new.weight"], rel=1e-3)
