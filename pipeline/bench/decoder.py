@@ -20,6 +20,7 @@ from pipeline.bench.settings import Combination, Settings
 from pipeline.models.cost import count_parameters
 from pipeline.models.decoder import decode
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
+from pipeline.runtime.pytorch import TorchSegmenter
 
 Decoder = Callable[[Sam, Tensor, Tensor], object]
 """Reads an embedding ``(1, 256, g, g)`` and boxes ``(P, 4)`` in the prompt frame."""
@@ -38,7 +39,10 @@ def _build(
     for runtime, precision in combinations:
         if runtime == "torch":
             size_mib = weights_mib(sam.prompt_encoder, sam.mask_decoder)
-            ways = {"segment_anything": (published, _call(published, sam)), "decode": (ours, _call(ours, sam))}
+            ways = {
+                "segment_anything": (published, _call(published, sam)),
+                "decode": (ours, _engine(TorchSegmenter(sam).decode)),
+            }
         else:
             segmenter, files = exported.engine(runtime, precision, settings.threads)
             size_mib = files_mib(files, "decoder")

@@ -13,6 +13,9 @@ from pipeline.models.sam import Sam
 from pipeline.runtime.graphs import Graphs
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CELLS_AT_ONCE = 2 * 64 * 64
+"""Cells of the embedding, times prompts, that a CPU decodes at one go: 8 MiB a tensor. Of larger ones PyTorch gives the
+memory back to the system after each operator, and waiting for new pages takes as long as the arithmetic."""
 EXECUTIONS = ("eager", "compile", "cuda_graph")
 
 
@@ -81,9 +84,21 @@ class TorchSegmenter:
         mask_input: Float[Tensor, "p 1 m m"] | None = None,
     ) -> tuple[Float[Tensor, "p 4 m m"], Float[Tensor, "p 4"]]:
         """See `pipeline.runtime.Segmenter.decode`."""
+        count = max(1, len(point_coords))
+        at_once = max(1, CELLS_AT_ONCE // self.embedding_size**2) if self._device.type == "cpu" else count
+        embedding, parts = image_embedding.to(self._device), list[tuple[Tensor, Tensor]]()
+        for start in range(0, count, at_once):
+            part = slice(start, start + at_once)
+            masks = None if mask_input is None else mask_input[part]
+            parts.append(self._decode(embedding, point_coords[part], point_labels[part], masks))
+        return torch.cat([logits for logits, _ in parts]), torch.cat([ious for _, ious in parts])
+
+    def _decode(
+        self, image_embedding: Tensor, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         low_res_logits, iou_predictions = decode(
             self._sam,
-            image_embedding.to(self._device),
+            image_embedding,
             point_coords[None].to(self._device),
             point_labels[None].to(self._device),
             None if mask_input is None else mask_input[None].to(self._device),
