@@ -1,7 +1,7 @@
-"""What the processors at hand can do at most: multiply-accumulates per second of a large matrix product.
+"""A yardstick for the processors at hand: multiply-accumulates per second of a large matrix product.
 
-A share of it says how far a network is from the hardware's limit; what is missing goes into memory, norms, activations,
-small layers, and turning values from one precision to another.
+A share of it says how near a network comes to what such a product reaches; what is missing goes into memory, norms,
+activations, small layers, and turning values from one precision to another.
 """
 
 from functools import cache

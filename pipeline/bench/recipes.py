@@ -5,18 +5,16 @@ on the validation split as it leaves ``distill``, without alignment. Rows go to 
 in it already are not measured again.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.artifact import Card
+from pipeline.bench import ledger
 from pipeline.config import find, read_params, section
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.shards import Shards
@@ -24,14 +22,10 @@ from pipeline.distill import DistillConfig, Task, learn, student_of
 from pipeline.distill.embedding import held_out_error
 from pipeline.embed import EmbedConfig, embed
 from pipeline.errors import InputError
-from pipeline.evaluate.accuracy import evaluate_accuracy, photographs
-from pipeline.evaluate.images import Done, Run
 from pipeline.log import silent
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
 from pipeline.progress import progress
-from pipeline.ranks import Ranks
-from pipeline.runtime import Predictor
 from pipeline.runtime.pytorch import TorchSegmenter
 
 _FULL_STAGE = {
@@ -53,7 +47,6 @@ TAPS: Mapping[str, Sequence[tuple[int, int]]] = {
 """Blocks of the bundled teacher and of its students that are compared layer by layer."""
 RECIPES = (*LADDER, "plain", "layer_wise")
 """What can be asked for: ``plain`` is the embedding's mean squared error, which ``layer_wise`` adds to."""
-_PROMPTS_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -94,28 +87,27 @@ def compare_recipes(
         if name not in RECIPES:
             raise InputError(f"unknown recipe {name!r}: there is {', '.join(RECIPES)}.")
     data = Card.read(artifacts / "prepare").digest[:12]
-    found = {_key(row): row for row in _read(out)}
+    found = {_key(row): row for row in ledger.read(out)}
     asked = [Row(data, student, recipe, steps, seed) for seed in seeds for student in students for recipe in recipes]
     teacher = Row(data, "teacher", "", 0, 0)
     with TemporaryDirectory(prefix="recipes-") as directory:
         for row in progress([row for row in (teacher, *asked) if row not in found], "recipes", "training"):
             found[row] = _measure(row, artifacts, Path(directory))
-            with out.open("a") as stream:
-                stream.write(json.dumps(found[row], sort_keys=True) + "\n")
+            ledger.append(out, found[row])
     return table([found[row] for row in (teacher, *asked)])
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(measured: Sequence[Mapping[str, Any]]) -> str:
     """Mean over seeds, and the largest distance from it; mIoU in points, the first row being the teacher's."""
     lines = ["| student | recipe | steps | box mIoU | click mIoU | cosine | seeds |", "|---|---|---|---|---|---|---|"]
     groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
-    for row in rows:
+    for row in measured:
         groups.setdefault((row["student"], row["recipe"], row["steps"]), []).append(row)
     for (student, recipe, steps), members in groups.items():
-        figures = []
-        for name, scale, digits in (("box_miou", 100, 2), ("click_miou", 100, 2), ("cosine", 1, 4)):
-            values = scale * np.array([member[name] for member in members])
-            figures.append(f"{values.mean():.{digits}f} ± {np.abs(values - values.mean()).max():.{digits}f}")
+        figures = [
+            ledger.mean_and_spread([scale * member[name] for member in members], digits)
+            for name, scale, digits in (("box_miou", 100, 2), ("click_miou", 100, 2), ("cosine", 1, 4))
+        ]
         lines.append(f"| {student} | {recipe} | {steps} | {' | '.join(figures)} | {len(members)} |")
     return "\n".join(lines)
 
@@ -124,20 +116,12 @@ def _key(row: Mapping[str, Any]) -> Row:
     return Row(**{name: row[name] for name in Row.__dataclass_fields__})
 
 
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        yield json.loads(line)
-
-
 def _measure(row: Row, artifacts: Path, directory: Path) -> dict[str, Any]:
-    prepared, cosine = artifacts / "prepare", 1.0
+    cosine = 1.0
     sam = load_checkpoint(artifacts / "teacher")
     if row.student != "teacher":
         sam, cosine = _trained(row, artifacts, directory)
-    with ThreadPoolExecutor() as pool:
-        run = Run(Predictor(TorchSegmenter(sam)), pool, _PROMPTS_BATCH, Ranks(), Done(None))
-        figures = evaluate_accuracy(run, prepared, photographs(prepared), pictures=0, fed=False).metrics()
-    return vars(row) | {name: figures[name] for name in ("box_miou", "click_miou")} | {"cosine": cosine}
+    return vars(row) | ledger.accuracy(TorchSegmenter(sam), artifacts / "prepare") | {"cosine": cosine}
 
 
 def _trained(row: Row, artifacts: Path, directory: Path) -> tuple[Sam, float]:

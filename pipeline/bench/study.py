@@ -4,23 +4,19 @@ Every method is given the same calibration images and is measured in the same si
 go to a file as they are found; those that are in it already are not measured again.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import onnx
 
 from pipeline.artifact import Card
+from pipeline.bench import ledger
 from pipeline.config import read_params, section
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
-from pipeline.evaluate.accuracy import evaluate_accuracy, photographs
-from pipeline.evaluate.images import Done, Run
 from pipeline.export import ENCODER, ExportConfig, export_encoder
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
@@ -33,8 +29,7 @@ from pipeline.quantize.qdq import Scales
 from pipeline.quantize.rounding import kinds
 from pipeline.quantize.search import search
 from pipeline.quantize.simulated import SimulatedSegmenter
-from pipeline.ranks import Ranks
-from pipeline.runtime import Predictor, Segmenter
+from pipeline.runtime import Segmenter
 from pipeline.runtime.pytorch import TorchSegmenter
 
 METHODS: Mapping[str, tuple[str, str]] = {
@@ -49,7 +44,6 @@ METHODS: Mapping[str, tuple[str, str]] = {
 """Tool and calibration of each method; ``search_split`` has two ranges after softmax and GELU."""
 WIDTHS: Mapping[str, tuple[int, int]] = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a8": (4, 8)}
 """Bits of weights and of activations."""
-_PROMPTS_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,7 @@ def study(
                 raise InputError(f"unknown {what} {name!r}: there is {', '.join(known)}.")
     params = read_params()
     config, exporting = section(params, "quantize", QuantizeConfig), section(params, "export", ExportConfig)
-    found = {_key(row): row for row in _read(out)}
+    found = {_key(row): row for row in ledger.read(out)}
     for seed in seeds:
         for student in students:
             asked = [Row(student, "fp32", "fp32", 0, False)]
@@ -103,25 +97,23 @@ def study(
             wanted = [row for row in asked if row not in found]
             for measured in _measure(config, exporting, wanted, checkpoints / student, dataset) if wanted else ():
                 found[_key(measured)] = measured
-                with out.open("a") as stream:
-                    stream.write(json.dumps(measured, sort_keys=True) + "\n")
+                ledger.append(out, measured)
     return table([row for key, row in found.items() if key.student in students])
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(measured: Sequence[Mapping[str, Any]]) -> str:
     """Mean over seeds, and the largest distance from it, in points of mIoU."""
     lines = [
         "| student | width | method | attention | box mIoU | click mIoU | seeds |",
         "|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple[str, str, str, bool], list[Mapping[str, Any]]] = {}
-    for row in rows:
+    for row in measured:
         groups.setdefault((row["student"], row["width"], row["method"], row["attention"]), []).append(row)
     for (student, width, method, attention), members in sorted(groups.items()):
-        figures = []
-        for name in ("box_miou", "click_miou"):
-            values = 100 * np.array([member[name] for member in members])
-            figures.append(f"{values.mean():.2f} ± {np.abs(values - values.mean()).max():.2f}")
+        figures = [
+            ledger.mean_and_spread([100 * member[name] for member in members]) for name in ("box_miou", "click_miou")
+        ]
         both = "yes" if attention else "no"
         lines.append(f"| {student} | {width} | {method} | {both} | {' | '.join(figures)} | {len(members)} |")
     return "\n".join(lines)
@@ -131,15 +123,10 @@ def _key(row: Mapping[str, Any]) -> Row:
     return Row(**{name: row[name] for name in Row.__dataclass_fields__})
 
 
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        yield json.loads(line)
-
-
 def _measure(
-    config: QuantizeConfig, exporting: ExportConfig, rows: Sequence[Row], checkpoint: Path, dataset: Path
+    config: QuantizeConfig, exporting: ExportConfig, wanted: Sequence[Row], checkpoint: Path, dataset: Path
 ) -> Iterator[dict[str, Any]]:
-    student = rows[0].student
+    student = wanted[0].student
     if Card.read(checkpoint).model != student:
         raise InputError(f"{checkpoint} holds no checkpoint of {student}: run `dvc repro align@{student}`.")
     sam, shards = load_checkpoint(checkpoint), Shards(dataset, SPLIT)
@@ -147,15 +134,11 @@ def _measure(
         encoder = Path(directory) / ENCODER
         export_encoder(sam, encoder, opset=exporting.opset, tolerance=exporting.max_difference)
         ranges = dict[tuple[str, int], Scales]()
-        for row in progress(rows, f"study {student}", "row"):
+        for row in progress(wanted, f"study {student}", "row"):
             segmenter: Segmenter = TorchSegmenter(sam)
             if row.method != "fp32":
                 segmenter = _simulated(config.model_copy(update={"seed": row.seed}), row, sam, shards, encoder, ranges)
-            with ThreadPoolExecutor() as pool:
-                run = Run(Predictor(segmenter), pool, _PROMPTS_BATCH, Ranks(), Done(None))
-                scores = evaluate_accuracy(run, dataset, photographs(dataset), pictures=0, fed=False)
-            figures = scores.metrics()
-            yield vars(row) | {name: figures[name] for name in ("box_miou", "click_miou")}
+            yield vars(row) | ledger.accuracy(segmenter, dataset)
 
 
 def _simulated(

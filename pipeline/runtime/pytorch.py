@@ -15,7 +15,7 @@ from pipeline.runtime.graphs import Graphs
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CELLS_AT_ONCE = 2 * 64 * 64
 """Cells of the embedding, times prompts, that a CPU decodes at one go: 8 MiB a tensor. Of larger ones PyTorch gives the
-memory back to the system after each operator, and waiting for new pages takes as long as the arithmetic."""
+memory back to the system after each operator, and new pages take nearly as long as the arithmetic."""
 EXECUTIONS = ("eager", "compile", "cuda_graph")
 
 

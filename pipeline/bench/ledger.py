@@ -1,0 +1,43 @@
+"""What comparisons of accuracy share: rows in a file that a killed one goes on with, and the figures of a row."""
+
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pipeline.evaluate.accuracy import evaluate_accuracy, photographs
+from pipeline.evaluate.images import Done, Run
+from pipeline.ranks import Ranks
+from pipeline.runtime import Predictor, Segmenter
+
+_PROMPTS_BATCH = 32
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a file of JSON lines; none where there is no file."""
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        yield json.loads(line)
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to the file."""
+    with path.open("a") as stream:
+        stream.write(json.dumps(row, sort_keys=True) + "\n")
+
+
+def accuracy(segmenter: Segmenter, dataset: Path) -> dict[str, float]:
+    """``box_miou`` and ``click_miou`` on the validation split of an artifact of `prepare`."""
+    with ThreadPoolExecutor() as pool:
+        run = Run(Predictor(segmenter), pool, _PROMPTS_BATCH, Ranks(), Done(None))
+        figures = evaluate_accuracy(run, dataset, photographs(dataset), pictures=0, fed=False).metrics()
+    return {name: figures[name] for name in ("box_miou", "click_miou")}
+
+
+def mean_and_spread(values: ArrayLike, digits: int = 2) -> str:
+    """The mean, and the largest distance from it."""
+    array = np.asarray(values)
+    return f"{array.mean():.{digits}f} ± {np.abs(array - array.mean()).max():.{digits}f}"
