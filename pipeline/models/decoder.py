@@ -6,7 +6,10 @@ into projecting every image token for about seven prompt tokens. Matrix products
 
 - token to image: the key projection is folded into the queries, and the value projection is applied after attention;
 - image to token: query and key projections are folded together, as are value and output projections;
-- image tokens are shared by all prompts of an image until the first block has written to them, where no mask is given.
+- image tokens are shared by all prompts of an image until the first block has written to them, where no mask is given;
+- only the output tokens take part in the last attention, since nothing reads the others after it;
+- the two transposed convolutions have kernels as large as their strides: each is one product per image token, so image
+  tokens keep their order from the first block to the masks, which alone are brought into rows and columns.
 
 The bias of a key projection adds a constant to each row of scores, which softmax ignores, so it is left out. There is
 no boolean indexing and no ``repeat_interleave``: the graph exports with dynamic numbers of prompts and points.
@@ -18,7 +21,7 @@ import torch
 from jaxtyping import Float
 from segment_anything.modeling import PromptEncoder
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models.precision import fp32
@@ -68,9 +71,10 @@ def decode_with_tokens(
     decoder = sam.mask_decoder
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output_tokens.expand(b, p, -1, -1), sparse], dim=2)
-    keys = (image_embeddings.flatten(2).transpose(1, 2))[:, None] + _embed_masks(sam, mask_input, has_mask_input)
-    tokens, keys = _two_way(sam, tokens, keys)
-    return *_read_out(sam, tokens, keys), tokens[:, :, : output_tokens.shape[0]]
+    image = image_embeddings.flatten(2).transpose(1, 2).contiguous()  # a transposed one slows all that reads it
+    keys = image[:, None] + _embed_masks(sam, mask_input, has_mask_input)
+    tokens, keys = _two_way(sam, tokens, keys, output_tokens.shape[0])
+    return *_read_out(sam, tokens, keys), tokens
 
 
 def _embed_points(sam: Sam, coords: Tensor, labels: Tensor) -> Tensor:
@@ -96,15 +100,20 @@ def _embed_masks(sam: Sam, mask_input: Tensor | None, has_mask_input: Tensor | N
     return dense if has_mask_input is None else has_mask_input * dense + (1 - has_mask_input) * nothing
 
 
-def _two_way(sam: Sam, tokens: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The two-way transformer on tokens ``(B, P, T, 256)`` and image tokens ``(B, P or 1, g*g, 256)``."""
+def _two_way(sam: Sam, tokens: Tensor, keys: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+    """The two-way transformer on tokens ``(B, P, T, 256)`` and image tokens ``(B, P or 1, g*g, 256)``.
+
+    Returns:
+        The first ``outputs`` tokens, and image tokens of each prompt.
+    """
     transformer = sam.mask_decoder.transformer
     with fp32(tokens.device):
-        position = sam.prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)[None]
+        position = sam.prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)[None].contiguous()
     token_position = tokens
     for block in transformer.layers:
         tokens, keys = _block(block, tokens, keys, token_position, position)
-    attended = _token_to_image(transformer.final_attn_token_to_image, tokens + token_position, keys, position)
+    tokens, queries = tokens[:, :, :outputs], (tokens + token_position)[:, :, :outputs]
+    attended = _token_to_image(transformer.final_attn_token_to_image, queries, keys, keys + position)
     return transformer.norm_final_attn(tokens + attended), keys
 
 
@@ -116,11 +125,12 @@ def _block(
     else:
         tokens = tokens + _self_attention(block.self_attn, tokens + token_position, tokens)
     tokens = block.norm1(tokens)
+    placed = keys + position
     tokens = block.norm2(
-        tokens + _token_to_image(block.cross_attn_token_to_image, tokens + token_position, keys, position)
+        tokens + _token_to_image(block.cross_attn_token_to_image, tokens + token_position, keys, placed)
     )
     tokens = block.norm3(tokens + block.mlp(tokens))
-    keys = keys + _image_to_token(block.cross_attn_image_to_token, keys, position, tokens + token_position, tokens)
+    keys = keys + _image_to_token(block.cross_attn_image_to_token, placed, tokens + token_position, tokens)
     return tokens, block.norm4(keys)
 
 
@@ -138,8 +148,8 @@ def _self_attention(attention: Attention, queries_keys: Tensor, values: Tensor) 
     return attention.out_proj(out.transpose(-2, -3).flatten(-2))
 
 
-def _token_to_image(attention: Attention, queries: Tensor, image: Tensor, position: Tensor) -> Tensor:
-    """Tokens ``(B, P, T, 256)`` attend to image tokens ``(B, P or 1, K, 256)``."""
+def _token_to_image(attention: Attention, queries: Tensor, image: Tensor, placed: Tensor) -> Tensor:
+    """Tokens ``(B, P, T, 256)`` attend to image tokens ``(B, P or 1, K, 256)``, ``placed`` being with positions."""
     heads = attention.num_heads
     b, p, t = queries.shape[:3]
     q = _heads(attention.q_proj(queries), heads)  # (B, P, H, T, d)
@@ -147,7 +157,7 @@ def _token_to_image(attention: Attention, queries: Tensor, image: Tensor, positi
     folded = (q @ key_weight) / math.sqrt(q.shape[-1])  # (B, P, H, T, 256)
     # Where all prompts share the image tokens, one product serves all of their rows.
     rows = folded.reshape(b, 1, -1, folded.shape[-1]) if image.shape[1] == 1 else folded.flatten(2, 3)
-    weights = (rows @ (image + position).transpose(-1, -2)).softmax(dim=-1)
+    weights = (rows @ placed.transpose(-1, -2)).softmax(dim=-1)
     seen = (weights @ image).reshape(b, p, heads, t, -1)  # (B, P, H, T, 256)
     value_weight = attention.v_proj.weight.unflatten(0, (heads, -1))  # (H, d, 256)
     # Weights sum to one, so the value projection's bias passes through unchanged.
@@ -155,8 +165,12 @@ def _token_to_image(attention: Attention, queries: Tensor, image: Tensor, positi
     return attention.out_proj(out)
 
 
-def _image_to_token(attention: Attention, image: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Image tokens ``(B, P or 1, K, 256)`` attend to tokens ``(B, P, T, 256)``; gives ``(B, P, K, 256)``."""
+def _image_to_token(attention: Attention, placed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Image tokens ``(B, P or 1, K, 256)``, with positions, attend to tokens ``(B, P, T, 256)``.
+
+    Returns:
+        ``(B, P, K, 256)``.
+    """
     heads = attention.num_heads
     t = keys.shape[-2]
     k = _heads(attention.k_proj(keys), heads)  # (B, P, H, T, d)
@@ -164,20 +178,33 @@ def _image_to_token(attention: Attention, image: Tensor, position: Tensor, keys:
     query_weight = attention.q_proj.weight.unflatten(0, (heads, -1))  # (H, d, 256)
     scale = 1 / math.sqrt(k.shape[-1])
     folded = (k @ query_weight * scale).flatten(2, 3)  # (B, P, H*T, 256)
-    bias = (k @ attention.q_proj.bias.unflatten(0, (heads, -1, 1)) * scale).flatten(2)  # (B, P, H*T)
-    scores = (image + position) @ folded.transpose(-1, -2) + bias[:, :, None]
-    weights = scores.unflatten(-1, (heads, t)).softmax(dim=-1).flatten(-2)  # (B, P, K, H*T)
+    bias = (k @ attention.q_proj.bias.unflatten(0, (heads, -1, 1)) * scale).flatten(2, 3)  # (B, P, H*T, 1)
+    # Image tokens last: softmax over seven tokens then runs along memory instead of across it.
+    scores = folded @ placed.transpose(-1, -2) + bias  # (B, P, H*T, K)
+    weights = scores.unflatten(2, (heads, t)).softmax(dim=3).flatten(2, 3)
     out_weight = attention.out_proj.weight.T.unflatten(0, (heads, -1))  # (H, d, 256)
-    return weights @ (v @ out_weight).flatten(2, 3) + attention.out_proj.bias
+    # Each head's weights sum to one, so its share of the output's bias can be part of its values.
+    folded_values = (v @ out_weight).flatten(2, 3) + attention.out_proj.bias / heads  # (B, P, H*T, 256)
+    return weights.transpose(-1, -2) @ folded_values
 
 
 def _read_out(sam: Sam, tokens: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Upscale image tokens, and take each mask token's product with them."""
     decoder = sam.mask_decoder
-    b, p = tokens.shape[:2]
     g = sam.embedding_size
-    image = keys.flatten(0, 1).transpose(1, 2).unflatten(2, (g, g))
-    upscaled = decoder.output_upscaling(image)
+    first, norm, gelu, second, _ = decoder.output_upscaling
+    upscaled = _quarters(first, keys)  # (B, P, g*g, 4, 64): a token's quarters, row by row
+    upscaled = gelu(F.layer_norm(upscaled, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+    upscaled = gelu(_quarters(second, upscaled)).flatten(2, 4)  # (B, P, g*g*16, 32)
     hyper = torch.stack([mlp(tokens[:, :, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=2)
-    masks = (hyper.flatten(0, 1) @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:]).unflatten(0, (b, p))
-    return masks, decoder.iou_prediction_head(tokens[:, :, 0])
+    masks = hyper @ upscaled.transpose(-1, -2)
+    # A pixel is a cell's, then a quarter's, then a quarter of this one's: row and column of each.
+    masks = masks.flatten(0, 2).unflatten(1, (g, g, 2, 2, 2, 2)).permute(0, 1, 3, 5, 2, 4, 6)
+    return masks.reshape(*tokens.shape[:2], -1, 4 * g, 4 * g), decoder.iou_prediction_head(tokens[:, :, 0])
+
+
+def _quarters(upscaling: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """A transposed convolution with a kernel and a stride of 2: ``(..., in)`` to ``(..., 4, out)``."""
+    assert upscaling.bias is not None
+    weight = upscaling.weight.permute(2, 3, 1, 0)  # (2, 2, out, in)
+    return F.linear(x, weight.flatten(0, 2), upscaling.bias.repeat(4)).unflatten(-1, (4, -1))
