@@ -67,18 +67,28 @@ def decode_with_tokens(
 ) -> tuple[Float[Tensor, "b p 4 m m"], Float[Tensor, "b p 4"], Float[Tensor, "b p 5 c"]]:
     """As `decode`, and the two-way transformer's output tokens ``(B, P, 5, 256)``: of the IoU, and of the 4 masks."""
     b, p = point_coords.shape[:2]
-    sparse = _embed_points(sam, point_coords, point_labels)
+    sparse = _embed_points(sam, point_coords.flatten(0, 1), point_labels.flatten(0, 1))
     decoder = sam.mask_decoder
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([output_tokens.expand(b, p, -1, -1), sparse], dim=2)
+    tokens = torch.cat([output_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
     image = image_embeddings.flatten(2).transpose(1, 2).contiguous()  # a transposed one slows all that reads it
-    keys = image[:, None] + _embed_masks(sam, mask_input, has_mask_input)
-    tokens, keys = _two_way(sam, tokens, keys, output_tokens.shape[0])
-    return *_read_out(sam, tokens, keys), tokens
+    image = _embed_masks(sam, image, mask_input, has_mask_input)
+    tokens, image = _two_way(sam, tokens, image, output_tokens.shape[0])
+    masks, iou_predictions = _read_out(sam, tokens, image)
+    return masks.unflatten(0, (b, p)), iou_predictions.unflatten(0, (b, p)), tokens.unflatten(0, (b, p))
+
+
+# Below, prompts of all images lie one after another, N = B * P of them: engines do best with three axes. Image tokens
+# are (S, K, 256), K = g * g, where S is B as long as the prompts of an image share them, and N from then on.
+
+
+def _plus(image: Tensor, each: Tensor) -> Tensor:
+    """Image tokens ``(S, K, 256)`` and what is added to them for each prompt, ``(N, K, 256)``: ``(N, K, 256)``."""
+    return (image[:, None] + each.reshape(image.shape[0], -1, *each.shape[1:])).flatten(0, 1)
 
 
 def _embed_points(sam: Sam, coords: Tensor, labels: Tensor) -> Tensor:
-    """Sparse embeddings ``(B, P, N, 256)``: positional encoding plus what kind of point each is."""
+    """Sparse embeddings ``(N, points, 256)``: positional encoding plus what kind of point each is."""
     prompt: PromptEncoder = sam.prompt_encoder
     with fp32(coords.device):  # in bf16 a coordinate of 1024 pixels would be off by up to 1
         encoding = prompt.pe_layer._pe_encoding((coords + 0.5) / sam.image_size)
@@ -88,123 +98,111 @@ def _embed_points(sam: Sam, coords: Tensor, labels: Tensor) -> Tensor:
     return encoding * (1 - one_hot[..., :1]) + one_hot @ kinds
 
 
-def _embed_masks(sam: Sam, mask_input: Tensor | None, has_mask_input: Tensor | None) -> Tensor:
-    """Dense embeddings as image tokens, ``(1, 1, 1, 256)`` without a mask prompt, else ``(B, P, g*g, 256)``."""
+def _embed_masks(sam: Sam, image: Tensor, mask_input: Tensor | None, has_mask_input: Tensor | None) -> Tensor:
+    """Image tokens ``(S, K, 256)`` with the dense embeddings: those of masks, or of none, which all prompts share."""
     prompt: PromptEncoder = sam.prompt_encoder
-    nothing = prompt.no_mask_embed.weight.reshape(1, 1, 1, -1)
+    nothing = prompt.no_mask_embed.weight
     if mask_input is None:
-        return nothing
-    b, p = mask_input.shape[:2]
-    dense = prompt.mask_downscaling(mask_input.flatten(0, 1))
-    dense = dense.flatten(2).transpose(1, 2).unflatten(0, (b, p))
-    return dense if has_mask_input is None else has_mask_input * dense + (1 - has_mask_input) * nothing
+        return image + nothing
+    dense = prompt.mask_downscaling(mask_input.flatten(0, 1)).flatten(2).transpose(1, 2)
+    return _plus(image, dense if has_mask_input is None else has_mask_input * dense + (1 - has_mask_input) * nothing)
 
 
-def _two_way(sam: Sam, tokens: Tensor, keys: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
-    """The two-way transformer on tokens ``(B, P, T, 256)`` and image tokens ``(B, P or 1, g*g, 256)``.
+def _two_way(sam: Sam, tokens: Tensor, image: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+    """The two-way transformer on tokens ``(N, T, 256)`` and image tokens ``(S, K, 256)``.
 
     Returns:
         The first ``outputs`` tokens, and image tokens of each prompt.
     """
     transformer = sam.mask_decoder.transformer
     with fp32(tokens.device):
-        position = sam.prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)[None].contiguous()
+        position = sam.prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2).contiguous()
     token_position = tokens
     for block in transformer.layers:
-        tokens, keys = _block(block, tokens, keys, token_position, position)
-    tokens, queries = tokens[:, :, :outputs], (tokens + token_position)[:, :, :outputs]
-    attended = _token_to_image(transformer.final_attn_token_to_image, queries, keys, keys + position)
-    return transformer.norm_final_attn(tokens + attended), keys
+        tokens, image = _block(block, tokens, image, token_position, position)
+    tokens, queries = tokens[:, :outputs], (tokens + token_position)[:, :outputs]
+    attended = _token_to_image(transformer.final_attn_token_to_image, queries, image, image + position)
+    return transformer.norm_final_attn(tokens + attended), image
 
 
 def _block(
-    block: TwoWayAttentionBlock, tokens: Tensor, keys: Tensor, token_position: Tensor, position: Tensor
+    block: TwoWayAttentionBlock, tokens: Tensor, image: Tensor, token_position: Tensor, position: Tensor
 ) -> tuple[Tensor, Tensor]:
     if block.skip_first_layer_pe:
         tokens = _self_attention(block.self_attn, tokens, tokens)
     else:
         tokens = tokens + _self_attention(block.self_attn, tokens + token_position, tokens)
     tokens = block.norm1(tokens)
-    placed = keys + position
-    tokens = block.norm2(
-        tokens + _token_to_image(block.cross_attn_token_to_image, tokens + token_position, keys, placed)
-    )
+    placed = image + position
+    attended = _token_to_image(block.cross_attn_token_to_image, tokens + token_position, image, placed)
+    tokens = block.norm2(tokens + attended)
     tokens = block.norm3(tokens + block.mlp(tokens))
-    keys = keys + _image_to_token(block.cross_attn_image_to_token, placed, tokens + token_position, tokens)
-    return tokens, block.norm4(keys)
+    attended = _image_to_token(block.cross_attn_image_to_token, placed, tokens + token_position, tokens)
+    return tokens, block.norm4(_plus(image, attended))
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    """``(..., N, heads * d)`` to ``(..., heads, N, d)``."""
-    return x.unflatten(-1, (heads, -1)).transpose(-2, -3)
+    """``(N, T, heads * d)`` to ``(N, heads, T, d)``."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def _self_attention(attention: Attention, queries_keys: Tensor, values: Tensor) -> Tensor:
     heads = attention.num_heads
     q, k = _heads(attention.q_proj(queries_keys), heads), _heads(attention.k_proj(queries_keys), heads)
-    v = _heads(attention.v_proj(values), heads)
-    # Four dimensions: the ONNX exporter takes no more.
-    out = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).unflatten(0, q.shape[:2])
-    return attention.out_proj(out.transpose(-2, -3).flatten(-2))
+    out = F.scaled_dot_product_attention(q, k, _heads(attention.v_proj(values), heads))
+    return attention.out_proj(out.transpose(1, 2).flatten(2))
 
 
 def _token_to_image(attention: Attention, queries: Tensor, image: Tensor, placed: Tensor) -> Tensor:
-    """Tokens ``(B, P, T, 256)`` attend to image tokens ``(B, P or 1, K, 256)``, ``placed`` being with positions."""
+    """Tokens ``(N, T, 256)`` attend to image tokens ``(S, K, 256)``, ``placed`` being those with positions."""
     heads = attention.num_heads
-    b, p, t = queries.shape[:3]
-    q = _heads(attention.q_proj(queries), heads)  # (B, P, H, T, d)
+    q = _heads(attention.q_proj(queries), heads)  # (N, H, T, d)
     key_weight = attention.k_proj.weight.unflatten(0, (heads, -1))  # (H, d, 256)
-    folded = (q @ key_weight) / math.sqrt(q.shape[-1])  # (B, P, H, T, 256)
-    # Where all prompts share the image tokens, one product serves all of their rows.
-    rows = folded.reshape(b, 1, -1, folded.shape[-1]) if image.shape[1] == 1 else folded.flatten(2, 3)
-    weights = (rows @ placed.transpose(-1, -2)).softmax(dim=-1)
-    seen = (weights @ image).reshape(b, p, heads, t, -1)  # (B, P, H, T, 256)
+    folded = (q @ key_weight) / math.sqrt(q.shape[-1])  # (N, H, T, 256)
+    # Where prompts share image tokens, one product serves the rows of all of them.
+    weights = (folded.reshape(image.shape[0], -1, folded.shape[-1]) @ placed.transpose(1, 2)).softmax(dim=-1)
+    seen = (weights @ image).reshape(-1, *folded.shape[1:])
     value_weight = attention.v_proj.weight.unflatten(0, (heads, -1))  # (H, d, 256)
     # Weights sum to one, so the value projection's bias passes through unchanged.
-    out = (seen @ value_weight.transpose(-1, -2)).transpose(-2, -3).flatten(-2) + attention.v_proj.bias
+    out = (seen @ value_weight.transpose(1, 2)).transpose(1, 2).flatten(2) + attention.v_proj.bias
     return attention.out_proj(out)
 
 
 def _image_to_token(attention: Attention, placed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Image tokens ``(B, P or 1, K, 256)``, with positions, attend to tokens ``(B, P, T, 256)``.
-
-    Returns:
-        ``(B, P, K, 256)``.
-    """
+    """Image tokens ``(S, K, 256)``, with positions, attend to tokens ``(N, T, 256)``; gives ``(N, K, 256)``."""
     heads = attention.num_heads
-    t = keys.shape[-2]
-    k = _heads(attention.k_proj(keys), heads)  # (B, P, H, T, d)
+    k = _heads(attention.k_proj(keys), heads)  # (N, H, T, d)
     v = _heads(attention.v_proj(values), heads)
     query_weight = attention.q_proj.weight.unflatten(0, (heads, -1))  # (H, d, 256)
     scale = 1 / math.sqrt(k.shape[-1])
-    folded = (k @ query_weight * scale).flatten(2, 3)  # (B, P, H*T, 256)
-    bias = (k @ attention.q_proj.bias.unflatten(0, (heads, -1, 1)) * scale).flatten(2, 3)  # (B, P, H*T, 1)
+    folded = k @ query_weight * scale  # (N, H, T, 256)
+    bias = k @ attention.q_proj.bias.unflatten(0, (heads, -1, 1)) * scale  # (N, H, T, 1)
     # Image tokens last: softmax over seven tokens then runs along memory instead of across it.
-    scores = folded @ placed.transpose(-1, -2) + bias  # (B, P, H*T, K)
-    weights = scores.unflatten(2, (heads, t)).softmax(dim=3).flatten(2, 3)
+    scores = folded.reshape(placed.shape[0], -1, folded.shape[-1]) @ placed.transpose(1, 2)
+    weights = (scores.reshape(*folded.shape[:3], -1) + bias).softmax(dim=2).flatten(1, 2)  # (N, H*T, K)
     out_weight = attention.out_proj.weight.T.unflatten(0, (heads, -1))  # (H, d, 256)
     # Each head's weights sum to one, so its share of the output's bias can be part of its values.
-    folded_values = (v @ out_weight).flatten(2, 3) + attention.out_proj.bias / heads  # (B, P, H*T, 256)
-    return weights.transpose(-1, -2) @ folded_values
+    folded_values = (v @ out_weight).flatten(1, 2) + attention.out_proj.bias / heads  # (N, H*T, 256)
+    return weights.transpose(1, 2) @ folded_values
 
 
-def _read_out(sam: Sam, tokens: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Upscale image tokens, and take each mask token's product with them."""
+def _read_out(sam: Sam, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Upscale image tokens, and take each mask token's product with them: ``(N, 4, 4g, 4g)`` and ``(N, 4)``."""
     decoder = sam.mask_decoder
     g = sam.embedding_size
     first, norm, gelu, second, _ = decoder.output_upscaling
-    upscaled = _quarters(first, keys)  # (B, P, g*g, 4, 64): a token's quarters, row by row
+    upscaled = _quarters(first, image)  # (N, g*g*4, 64): a token's quarters, row by row
     upscaled = gelu(F.layer_norm(upscaled, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-    upscaled = gelu(_quarters(second, upscaled)).flatten(2, 4)  # (B, P, g*g*16, 32)
-    hyper = torch.stack([mlp(tokens[:, :, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=2)
-    masks = hyper @ upscaled.transpose(-1, -2)
+    upscaled = gelu(_quarters(second, upscaled))  # (N, g*g*16, 32)
+    hyper = torch.stack([mlp(tokens[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
+    masks = hyper @ upscaled.transpose(1, 2)
     # A pixel is a cell's, then a quarter's, then a quarter of this one's: row and column of each.
-    masks = masks.flatten(0, 2).unflatten(1, (g, g, 2, 2, 2, 2)).permute(0, 1, 3, 5, 2, 4, 6)
-    return masks.reshape(*tokens.shape[:2], -1, 4 * g, 4 * g), decoder.iou_prediction_head(tokens[:, :, 0])
+    masks = masks.flatten(0, 1).unflatten(1, (g, g, 2, 2, 2, 2)).permute(0, 1, 3, 5, 2, 4, 6)
+    return masks.reshape(*hyper.shape[:2], 4 * g, 4 * g), decoder.iou_prediction_head(tokens[:, 0])
 
 
 def _quarters(upscaling: nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """A transposed convolution with a kernel and a stride of 2: ``(..., in)`` to ``(..., 4, out)``."""
+    """A transposed convolution with a kernel and a stride of 2: ``(N, K, in)`` to ``(N, K * 4, out)``."""
     assert upscaling.bias is not None
     weight = upscaling.weight.permute(2, 3, 1, 0)  # (2, 2, out, in)
-    return F.linear(x, weight.flatten(0, 2), upscaling.bias.repeat(4)).unflatten(-1, (4, -1))
+    return F.linear(x, weight.flatten(0, 2), upscaling.bias.repeat(4)).reshape(x.shape[0], -1, weight.shape[2])
