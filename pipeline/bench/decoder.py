@@ -20,6 +20,7 @@ from pipeline.bench.settings import Combination, Settings
 from pipeline.models.cost import count_parameters
 from pipeline.models.decoder import decode
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
+from pipeline.runtime.processor import keep_pages
 from pipeline.runtime.pytorch import TorchSegmenter
 
 Decoder = Callable[[Sam, Tensor, Tensor], object]
@@ -40,7 +41,8 @@ def _build(
         if runtime == "torch":
             size_mib = weights_mib(sam.prompt_encoder, sam.mask_decoder)
             ways = {
-                "segment_anything": (published, _call(published, sam)),
+                "segment_anything": (published, _as_found(_call(published, sam))),
+                "segment_anything, pages kept": (published, _call(published, sam)),
                 "decode": (ours, _engine(TorchSegmenter(sam).decode)),
             }
         else:
@@ -106,6 +108,19 @@ def _patches(sam: Sam) -> nn.Module:
 
 def _call(way: Decoder, sam: Sam) -> Callable[[Tensor, Tensor], object]:
     return torch.inference_mode()(lambda embedding, boxes: way(sam, embedding, boxes))
+
+
+def _as_found(call: Callable[[Tensor, Tensor], object]) -> Callable[[Tensor, Tensor], object]:
+    """Without the limits on freed memory that our own segmenter sets for the whole process."""
+
+    def guarded(embedding: Tensor, boxes: Tensor) -> object:
+        keep_pages(False)
+        try:
+            return call(embedding, boxes)
+        finally:
+            keep_pages()
+
+    return guarded
 
 
 def _engine(decode_prompts: Callable[[Tensor, Tensor, Tensor], object]) -> Callable[[Tensor, Tensor], object]:

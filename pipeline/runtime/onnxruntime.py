@@ -1,7 +1,7 @@
 """The exported pair ``encoder.onnx`` and ``decoder.onnx`` on ONNX Runtime: the reference for what the files mean."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline.artifact import Card
 from pipeline.errors import InputError
 from pipeline.runtime.exported import decoder_feeds, missing_package, present, sizes
+from pipeline.runtime.processor import by_parts
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -59,6 +60,7 @@ class OnnxRuntimeSegmenter:
 
     def __init__(self, directory: Path, card: Card, *, device: str = "cpu", threads: int | None = None) -> None:
         self.image_size, self.input_size, self.embedding_size = sizes(directory, card)
+        self._on_processor = device == "cpu"
         self._encoder = open_session(directory / "encoder.onnx", device, threads)
         self._decoder = open_session(directory / "decoder.onnx", device, threads)
 
@@ -75,6 +77,12 @@ class OnnxRuntimeSegmenter:
         mask_input: Float[Tensor, "p 1 m m"] | None = None,
     ) -> tuple[Float[Tensor, "p 4 m m"], Float[Tensor, "p 4"]]:
         """See `pipeline.runtime.Segmenter.decode`."""
-        feeds = decoder_feeds(image_embedding, point_coords, point_labels, mask_input)
+        prompts = (point_coords, point_labels, mask_input)
+        if self._on_processor:
+            return by_parts(self._decode, image_embedding, *prompts)
+        return self._decode(image_embedding, *prompts)
+
+    def _decode(self, *embedding_and_prompts: Any) -> tuple[Tensor, Tensor]:
+        feeds = decoder_feeds(*embedding_and_prompts)
         logits, ious = self._decoder.run(["low_res_logits", "iou_predictions"], feeds)
         return torch.from_numpy(logits), torch.from_numpy(ious)

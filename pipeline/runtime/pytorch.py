@@ -11,11 +11,9 @@ from pipeline.errors import InputError
 from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
 from pipeline.runtime.graphs import Graphs
+from pipeline.runtime.processor import by_parts, keep_pages
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CELLS_AT_ONCE = 2 * 64 * 64
-"""Cells of the embedding, times prompts, that a CPU decodes at one go: 8 MiB a tensor. Of larger ones PyTorch gives the
-memory back to the system after each operator, and new pages take nearly as long as the arithmetic."""
 EXECUTIONS = ("eager", "compile", "cuda_graph")
 
 
@@ -58,6 +56,8 @@ class TorchSegmenter:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"PyTorch cannot run on device {device!r} ({reason}): use device 'cpu'.") from None
+        if self._device.type == "cpu":
+            keep_pages()
         if threads is not None:
             torch.set_num_threads(threads)
         self._dtype = DTYPES[precision]
@@ -84,21 +84,17 @@ class TorchSegmenter:
         mask_input: Float[Tensor, "p 1 m m"] | None = None,
     ) -> tuple[Float[Tensor, "p 4 m m"], Float[Tensor, "p 4"]]:
         """See `pipeline.runtime.Segmenter.decode`."""
-        count = max(1, len(point_coords))
-        at_once = max(1, CELLS_AT_ONCE // self.embedding_size**2) if self._device.type == "cpu" else count
-        embedding, parts = image_embedding.to(self._device), list[tuple[Tensor, Tensor]]()
-        for start in range(0, count, at_once):
-            part = slice(start, start + at_once)
-            masks = None if mask_input is None else mask_input[part]
-            parts.append(self._decode(embedding, point_coords[part], point_labels[part], masks))
-        return torch.cat([logits for logits, _ in parts]), torch.cat([ious for _, ious in parts])
+        prompts = (point_coords, point_labels, mask_input)
+        if self._device.type != "cpu":
+            return self._decode(image_embedding, *prompts)
+        return by_parts(self._decode, image_embedding, *prompts)
 
     def _decode(
         self, image_embedding: Tensor, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         low_res_logits, iou_predictions = decode(
             self._sam,
-            image_embedding,
+            image_embedding.to(self._device),
             point_coords[None].to(self._device),
             point_labels[None].to(self._device),
             None if mask_input is None else mask_input[None].to(self._device),
