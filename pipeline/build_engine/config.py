@@ -19,6 +19,11 @@ class Profile(Config):
     points: _Three
     """Points of one prompt, a box's corners included."""
 
+    @property
+    def masks(self) -> _Three:
+        """Earlier masks on one image: usually none, for which one of zeros stands."""
+        return [1, 1, self.prompts[2]]
+
     @field_validator("batch", "prompts", "points")
     @classmethod
     def _rising(cls, extents: list[int]) -> list[int]:

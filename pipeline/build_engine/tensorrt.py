@@ -102,7 +102,7 @@ def shapes(name: str, shape: tuple[int, ...], config: TensorRtConfig) -> list[tu
         InputError: Something varies of which the profile says nothing.
     """
     varying = {"image": ("batch",), "point_coords": ("prompts", "points"), "point_labels": ("prompts", "points")}
-    varying["mask_input"] = ("prompts",)
+    varying["mask_input"] = ("masks",)
     free = [i for i, extent in enumerate(shape) if extent == -1]
     axes = varying.get(name, ())
     if len(free) != len(axes):

@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from pipeline.errors import InputError
 
 OPSETS = range(18, 24)
-DYNAMIC_AXES = frozenset({"batch", "prompts", "points"})
+DYNAMIC_AXES = frozenset({"batch", "masks", "prompts", "points"})
 LOWERED = ("Conv", "MatMul", "Gemm")
 """Operators whose inputs may be int8. Transposed convolutions are slower in int8 than in fp16 on TensorRT."""
 FORBIDDEN = frozenset(

@@ -2,8 +2,9 @@
 
 The encoder reads ``image (batch, 3, S, S)``, as `pipeline.geometry.to_input` makes it, and gives ``image_embedding``.
 The decoder reads one embedding and any number of prompts with any number of points; without a box the caller appends
-segment-anything's padding point. Resizing photographs and masks stays outside (`pipeline.geometry`), where all runtimes
-share it.
+segment-anything's padding point. It reads a mask for each prompt, or one for all: without masks that is one of zeros,
+beside a flag that ignores it, and it is embedded once. Resizing photographs and masks stays outside
+(`pipeline.geometry`), where all runtimes share it.
 """
 
 import copy
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.export.form import save
-from pipeline.models.decoder import decode
+from pipeline.models.decoder import decode_tokens, image_tokens
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
 from pipeline.models.sam_lightening import Projection
 
@@ -55,8 +56,10 @@ class _Decoder(nn.Module):
         mask_input: Tensor,
         has_mask_input: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        prompts = (point_coords[None], point_labels[None], mask_input[None])
-        low_res_logits, iou_predictions = decode(self.sam, image_embedding, *prompts, has_mask_input)
+        image = image_tokens(self.sam, image_embedding, mask_input[None], has_mask_input)
+        mask_of_prompt = torch.arange(point_coords.shape[0]).clamp(max=mask_input.shape[0] - 1)
+        prompts = (point_coords[None], point_labels[None])
+        low_res_logits, iou_predictions, _ = decode_tokens(self.sam, image.index_select(0, mask_of_prompt), *prompts)
         return low_res_logits[0], iou_predictions[0]
 
 
@@ -109,7 +112,7 @@ def export_decoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dic
         "image_embedding": (1, EMBEDDING_CHANNELS, grid, grid),
         "point_coords": ("prompts", "points", 2),
         "point_labels": ("prompts", "points"),
-        "mask_input": ("prompts", 1, 4 * grid, 4 * grid),
+        "mask_input": ("masks", 1, 4 * grid, 4 * grid),
         "has_mask_input": (1,),
     }
     outputs: Axes = {"low_res_logits": ("prompts", 4, 4 * grid, 4 * grid), "iou_predictions": ("prompts", 4)}
@@ -119,10 +122,16 @@ def export_decoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dic
             torch.randn(1, EMBEDDING_CHANNELS, grid, grid, generator=generator),
             torch.rand(prompts, points, 2, generator=generator) * sam.image_size,
             torch.randint(-1, 4, (prompts, points), generator=generator).float(),
-            torch.randn(prompts, 1, 4 * grid, 4 * grid, generator=generator),
+            torch.randn(masks, 1, 4 * grid, 4 * grid, generator=generator),
             torch.tensor([has_mask]),
         )
-        for prompts, points, has_mask in ((3, 5, 1.0), (1, 2, 0.0), (2, 1, 1.0), (1, 0, 1.0))
+        for prompts, masks, points, has_mask in (
+            (3, 2, 5, 1.0),
+            (1, 1, 2, 0.0),
+            (2, 2, 1, 1.0),
+            (3, 1, 1, 0.0),
+            (1, 1, 0, 1.0),
+        )
     ]
     module = _Decoder(_for_export(sam)).eval()
     return _export(module, trials, path, inputs, outputs, opset=opset, tolerance=tolerance)

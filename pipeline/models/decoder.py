@@ -66,13 +66,39 @@ def decode_with_tokens(
     has_mask_input: Float[Tensor, "1"] | None = None,
 ) -> tuple[Float[Tensor, "b p 4 m m"], Float[Tensor, "b p 4"], Float[Tensor, "b p 5 c"]]:
     """As `decode`, and the two-way transformer's output tokens ``(B, P, 5, 256)``: of the IoU, and of the 4 masks."""
+    return decode_tokens(
+        sam, image_tokens(sam, image_embeddings, mask_input, has_mask_input), point_coords, point_labels
+    )
+
+
+def image_tokens(
+    sam: Sam,
+    image_embeddings: Float[Tensor, "b c g g"],
+    mask_input: Float[Tensor, "b m 1 h h"] | None = None,
+    has_mask_input: Float[Tensor, "1"] | None = None,
+) -> Float[Tensor, "s k c"]:
+    """What prompts look at: the image with M earlier masks, ``(B * M, g * g, 256)``, or ``(B, g * g, 256)`` alone."""
+    prompt: PromptEncoder = sam.prompt_encoder
+    image = image_embeddings.flatten(2).transpose(1, 2).contiguous()  # a transposed one slows all that reads it
+    nothing = prompt.no_mask_embed.weight
+    if mask_input is None:
+        return image + nothing
+    dense = prompt.mask_downscaling(mask_input.flatten(0, 1)).flatten(2).transpose(1, 2)
+    return _plus(image, dense if has_mask_input is None else has_mask_input * dense + (1 - has_mask_input) * nothing)
+
+
+def decode_tokens(
+    sam: Sam,
+    image: Float[Tensor, "s k c"],
+    point_coords: Float[Tensor, "b p n 2"],
+    point_labels: Float[Tensor, "b p n"],
+) -> tuple[Float[Tensor, "b p 4 m m"], Float[Tensor, "b p 4"], Float[Tensor, "b p 5 c"]]:
+    """As `decode_with_tokens`, from `image_tokens` of each image or of each prompt."""
     b, p = point_coords.shape[:2]
     sparse = _embed_points(sam, point_coords.flatten(0, 1), point_labels.flatten(0, 1))
     decoder = sam.mask_decoder
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
-    image = image_embeddings.flatten(2).transpose(1, 2).contiguous()  # a transposed one slows all that reads it
-    image = _embed_masks(sam, image, mask_input, has_mask_input)
     tokens, image = _two_way(sam, tokens, image, output_tokens.shape[0])
     masks, iou_predictions = _read_out(sam, tokens, image)
     return masks.unflatten(0, (b, p)), iou_predictions.unflatten(0, (b, p)), tokens.unflatten(0, (b, p))
@@ -96,16 +122,6 @@ def _embed_points(sam: Sam, coords: Tensor, labels: Tensor) -> Tensor:
     kinds = torch.cat([prompt.not_a_point_embed.weight, *(e.weight for e in prompt.point_embeddings)])
     one_hot = torch.stack([(labels == kind).to(encoding.dtype) for kind in (-1, 0, 1, 2, 3)], dim=-1)
     return encoding * (1 - one_hot[..., :1]) + one_hot @ kinds
-
-
-def _embed_masks(sam: Sam, image: Tensor, mask_input: Tensor | None, has_mask_input: Tensor | None) -> Tensor:
-    """Image tokens ``(S, K, 256)`` with the dense embeddings: those of masks, or of none, which all prompts share."""
-    prompt: PromptEncoder = sam.prompt_encoder
-    nothing = prompt.no_mask_embed.weight
-    if mask_input is None:
-        return image + nothing
-    dense = prompt.mask_downscaling(mask_input.flatten(0, 1)).flatten(2).transpose(1, 2)
-    return _plus(image, dense if has_mask_input is None else has_mask_input * dense + (1 - has_mask_input) * nothing)
 
 
 def _two_way(sam: Sam, tokens: Tensor, image: Tensor, outputs: int) -> tuple[Tensor, Tensor]:

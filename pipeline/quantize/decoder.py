@@ -78,7 +78,7 @@ def decoder_feeds(session: InferenceSession, material: Material, index: int) -> 
         "image_embedding": session.run(None, dict(material.feeds(index)))[0],
         "point_coords": coords,
         "point_labels": labels,
-        "mask_input": np.zeros((len(coords), 1, logits, logits), np.float32),
+        "mask_input": np.zeros((1, 1, logits, logits), np.float32),
         "has_mask_input": np.zeros(1, np.float32),
     }
 

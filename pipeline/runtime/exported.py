@@ -49,7 +49,7 @@ def decoder_tensors(
 ) -> dict[str, Tensor]:
     """Inputs of the exported decoder by name; one without a mask prompt gets zeros and the flag that ignores them."""
     side = 4 * image_embedding.shape[-1]
-    mask = torch.zeros(len(point_coords), 1, side, side) if mask_input is None else mask_input
+    mask = torch.zeros(1, 1, side, side) if mask_input is None else mask_input
     return {
         "image_embedding": image_embedding,
         "point_coords": point_coords,

@@ -171,7 +171,7 @@ def test_a_build_asks_for_strong_types_profiles_and_detail(tmp_path, version, fl
     assert ("settings.set_memory_pool_limit", ("workspace", 512 << 20)) in calls
     shaped = {arguments[0]: arguments[1:] for name, arguments in calls if name == "profile.set_shape"}
     assert shaped["point_coords"] == ((1, 1, 2), (16, 2, 2), (64, 12, 2))
-    assert shaped["mask_input"] == ((1, 1, 64, 64), (16, 1, 64, 64), (64, 1, 64, 64))
+    assert shaped["mask_input"] == ((1, 1, 64, 64), (1, 1, 64, 64), (64, 1, 64, 64))
     assert shaped["has_mask_input"] == ((1,), (1,), (1,))
     assert set(shaped) == set(INPUTS)
 

@@ -215,7 +215,9 @@ def test_other_versions_of_operators_are_refused(opset):
 
 def test_an_axis_that_is_neither_fixed_nor_known_is_refused():
     check_onnx(floating(batch=2), "encoder.onnx")
-    with pytest.raises(InputError, match="axis 0 of image is 'height'; only batch, points, prompts may be dynamic"):
+    with pytest.raises(
+        InputError, match="axis 0 of image is 'height'; only batch, masks, points, prompts may be dynamic"
+    ):
         check_onnx(floating(batch="height"), "encoder.onnx")
 
 
