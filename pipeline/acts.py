@@ -132,6 +132,15 @@ ACTS: dict[str, Act] = {
                 },
             ),
             (
+                "--batches",
+                {
+                    "type": _counts,
+                    "metavar": "N,N",
+                    "default": (),
+                    "help": "encoder: images per call (default: 1, and 16 on a GPU)",
+                },
+            ),
+            (
                 "--images",
                 {
                     "type": int,

@@ -1,4 +1,4 @@
-"""Latency of the image encoder: one image, one forward pass, no resizing around it. On a GPU also batches.
+"""Latency of the image encoder: one image or a batch, one forward pass, no resizing around it.
 
 The baseline of all is the teacher with the students' prompt frame, in PyTorch in fp32: SAM ViT-B, or the bundled
 teacher where all students are nano ones.
@@ -22,9 +22,6 @@ from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
 from pipeline.timing import cuda_events, wall
 
-_BATCHES = {runtime: (1, 16) for runtime in CUDA}
-"""A GPU's throughput shows in batches; on processors they are as fast as their images."""
-
 
 def _refuses(runtime: str, precision: str) -> str | None:
     return cuda.refuses(precision) if runtime in CUDA else refuses(runtime, precision)
@@ -43,7 +40,8 @@ def _build(
     parameters, gmacs = count_parameters(sam.image_encoder), macs(sam)["encoder"] / 1e9
     exported, candidates = Exported(sam, student, combinations, directory), list[Candidate]()
     for runtime, precision in combinations:
-        for batch in _BATCHES.get(runtime, (1,)):
+        # A GPU's throughput shows in batches.
+        for batch in settings.batches or ((1, 16) if runtime in CUDA else (1,)):
             pixels = torch.randn(batch, 3, sam.input_size, sam.input_size, generator=torch.Generator().manual_seed(0))
             figures = _peak_share(precision, settings.threads, gmacs)
             if runtime in CUDA:
@@ -90,7 +88,7 @@ def _encoding(encode: Callable[[Tensor], Tensor], pixels: Tensor) -> Callable[[]
 
 
 SUBJECT = Subject(
-    says="latency of the image encoder, one image at a time",
+    says="latency of the image encoder, per image",
     unit="one image",
     refuses=_refuses,
     build=_build,

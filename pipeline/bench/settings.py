@@ -34,6 +34,8 @@ class Settings:
     """Share of the processors that other processes may use while a sample is taken."""
     prompts: tuple[int, ...]
     """Boxes per call of the decoder; each number has a row."""
+    batches: tuple[int, ...]
+    """Images per call of the encoder, each number with a row; none: 1, and 16 too on a GPU."""
     images: int
     """Images per step of training; images that evaluation goes through."""
     photographs: Path | None
@@ -66,6 +68,7 @@ class Settings:
             ("--warmup", self.warmup, 0),
             ("--rounds", self.rounds, 1),
             ("--prompts", min(self.prompts, default=0), 1),
+            ("--batches", min(self.batches, default=1), 1),
             ("--images", self.images, 1),
             ("--steps", self.steps, 1),
             ("--points", self.points, 1),

@@ -33,6 +33,7 @@ SETTINGS = Settings(
     rounds=2,
     max_foreign_load=1.0,
     prompts=(1, 3),
+    batches=(),
     images=2,
     photographs=None,
     tokens=(64,),
@@ -61,6 +62,13 @@ def _check_rows(measured):
         assert row["samples"] >= 2
         assert row["parameters"] > 0
         assert row["gmacs"] > 0
+
+
+def test_the_encoder_is_measured_in_batches_per_image(capsys):
+    which = ("--students", NANO, "--runtimes", "torch", "--precisions", "fp32", "--batches", "1,3")
+    rows = json.loads(_bench(capsys, "encoder", *which, "--json")[0])["rows"]
+    assert [(row["name"], row["batch"]) for row in rows] == [("bundled", 1), ("bundled", 3), (NANO, 1), (NANO, 3)]
+    assert rows[2]["gmacs"] == rows[3]["gmacs"]
 
 
 def test_the_encoder_is_compared_with_the_teacher_in_each_combination_that_exists_and_the_others_are_named(capsys):
