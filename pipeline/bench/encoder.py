@@ -75,7 +75,7 @@ def _peak_share(precision: str, threads: int, gmacs: float) -> Callable[[float],
 
 
 def _in_torch(
-    encoder: nn.Module, precision: str, pixels: Float[Tensor, "1 3 s s"]
+    encoder: nn.Module, precision: str, pixels: Float[Tensor, "b 3 s s"]
 ) -> tuple[Callable[[], object], float]:
     """Eager mode; bf16 means weights and activations, but where the model itself asks for fp32."""
     if precision == "bf16":

@@ -3,8 +3,8 @@
 The encoder reads ``image (batch, 3, S, S)``, as `pipeline.geometry.to_input` makes it, and gives ``image_embedding``.
 The decoder reads one embedding and any number of prompts with any number of points; without a box the caller appends
 segment-anything's padding point. It reads a mask for each prompt, or one for all: without masks that is one of zeros,
-beside a flag that ignores it, and it is embedded once. Resizing photographs and masks stays outside
-(`pipeline.geometry`), where all runtimes share it.
+beside a flag that ignores it, and it is embedded once; image tokens are copied for each prompt all the same. Resizing
+photographs and masks stays outside (`pipeline.geometry`), where all runtimes share it.
 """
 
 import copy
@@ -57,7 +57,8 @@ class _Decoder(nn.Module):
         has_mask_input: Tensor,
     ) -> tuple[Tensor, Tensor]:
         image = image_tokens(self.sam, image_embedding, mask_input[None], has_mask_input)
-        mask_of_prompt = torch.arange(point_coords.shape[0]).clamp(max=mask_input.shape[0] - 1)
+        last = torch.full((1,), mask_input.shape[0] - 1)
+        mask_of_prompt = torch.minimum(torch.arange(point_coords.shape[0]), last)  # TensorRT clips no integers
         prompts = (point_coords[None], point_labels[None])
         low_res_logits, iou_predictions, _ = decode_tokens(self.sam, image.index_select(0, mask_of_prompt), *prompts)
         return low_res_logits[0], iou_predictions[0]
@@ -126,9 +127,9 @@ def export_decoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dic
             torch.tensor([has_mask]),
         )
         for prompts, masks, points, has_mask in (
-            (3, 2, 5, 1.0),
+            (3, 3, 5, 1.0),
             (1, 1, 2, 0.0),
-            (2, 2, 1, 1.0),
+            (3, 1, 2, 1.0),
             (3, 1, 1, 0.0),
             (1, 1, 0, 1.0),
         )

@@ -6,7 +6,8 @@ into projecting every image token for about seven prompt tokens. Matrix products
 
 - token to image: the key projection is folded into the queries, and the value projection is applied after attention;
 - image to token: query and key projections are folded together, as are value and output projections;
-- image tokens are shared by all prompts of an image until the first block has written to them, where no mask is given;
+- image tokens are shared by all prompts of an image until the first block has written to them, where no mask is given
+  (not in exported files, which always take one);
 - only the output tokens take part in the last attention, since nothing reads the others after it;
 - the two transposed convolutions have kernels as large as their strides: each is one product per image token, so image
   tokens keep their order from the first block to the masks, which alone are brought into rows and columns.
@@ -208,7 +209,8 @@ def _read_out(sam: Sam, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     g = sam.embedding_size
     first, norm, gelu, second, _ = decoder.output_upscaling
     upscaled = _quarters(first, image)  # (N, g*g*4, 64): a token's quarters, row by row
-    upscaled = gelu(F.layer_norm(upscaled, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+    with fp32(upscaled.device):  # in bf16 its gradients are sums of thousands of rows, and 20 to 90 % off
+        upscaled = gelu(F.layer_norm(upscaled.float(), norm.weight.shape, norm.weight, norm.bias, norm.eps))
     upscaled = gelu(_quarters(second, upscaled))  # (N, g*g*16, 32)
     hyper = torch.stack([mlp(tokens[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
     masks = hyper @ upscaled.transpose(1, 2)

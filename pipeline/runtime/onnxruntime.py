@@ -60,7 +60,7 @@ class OnnxRuntimeSegmenter:
 
     def __init__(self, directory: Path, card: Card, *, device: str = "cpu", threads: int | None = None) -> None:
         self.image_size, self.input_size, self.embedding_size = sizes(directory, card)
-        self._on_processor = device == "cpu"
+        self._on_processor = device.partition(":")[0] == "cpu"
         self._encoder = open_session(directory / "encoder.onnx", device, threads)
         self._decoder = open_session(directory / "decoder.onnx", device, threads)
 

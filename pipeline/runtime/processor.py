@@ -1,6 +1,7 @@
-"""What runtimes on processors share: how many prompts they decode at a time, and pages that are not given back."""
+"""For runtimes on processors: how many prompts they decode at a time, and for PyTorch pages that are not given back."""
 
 import ctypes
+import os
 import platform
 from collections.abc import Callable
 
@@ -28,25 +29,32 @@ def by_parts(
     mask_input: Float[Tensor, "p 1 m m"] | None,
 ) -> tuple[Float[Tensor, "p 4 m m"], Float[Tensor, "p 4"]]:
     """Decode a few prompts at a time: as many as `CELLS_AT_ONCE` allows, two at full size."""
-    at_once = max(1, CELLS_AT_ONCE // image_embedding.shape[-1] ** 2)
-    if len(point_coords) <= at_once:
-        return decode(image_embedding, point_coords, point_labels, mask_input)
-    masks = [None] * len(point_coords) if mask_input is None else mask_input.split(at_once)
-    parts = zip(point_coords.split(at_once), point_labels.split(at_once), masks, strict=False)
-    logits, ious = zip(*(decode(image_embedding, *part) for part in parts), strict=True)
-    return torch.cat(logits), torch.cat(ious)
+    grid = image_embedding.shape[-1]
+    if len(point_coords) == 0:
+        return image_embedding.new_zeros(0, 4, 4 * grid, 4 * grid), image_embedding.new_zeros(0, 4)
+    at_once = max(1, CELLS_AT_ONCE // grid**2)
+    coords, labels = point_coords.split(at_once), point_labels.split(at_once)
+    masks = [None] * len(coords) if mask_input is None else mask_input.split(at_once)
+    parts = [decode(image_embedding, *part) for part in zip(coords, labels, masks, strict=True)]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([logits for logits, _ in parts]), torch.cat([ious for _, ious in parts])
 
 
 def keep_pages(keep: bool = True) -> None:
-    """Let this process keep up to 1 GiB of memory that it has freed, where its C library is glibc.
+    """Let this process keep up to 1 GiB of memory that it has freed, in each arena, where its C library is glibc.
 
     By default tensors of some MiB go back to the system whenever they are freed; for the next one it clears new pages,
-    which takes as long as computing what goes there.
+    which takes as long as computing what goes there. Limits that the environment sets (``MALLOC_TRIM_THRESHOLD_`` and
+    the like) stay as they are.
 
     Args:
-        keep: False goes back to the largest limits that glibc adapts to by itself.
+        keep: False takes the largest limits that glibc would come to by itself.
     """
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        library.mallopt(_MMAP_THRESHOLD, _KEPT_BYTES if keep else _ADAPTED_BYTES)
-        library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES if keep else 2 * _ADAPTED_BYTES)
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    library = ctypes.CDLL(None)
+    # Releases before 2.35 refuse more than 32 MiB here; setting the other alone would hold this one at 128 KiB.
+    if not (keep and library.mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)):
+        library.mallopt(_MMAP_THRESHOLD, _ADAPTED_BYTES)
+    library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES if keep else 2 * _ADAPTED_BYTES)

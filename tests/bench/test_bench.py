@@ -158,6 +158,8 @@ def test_the_decoder_is_measured_in_segment_anythings_order_and_in_ours(capsys):
     assert [(row["name"].removeprefix(f"{NANO} "), row["runtime"], row["precision"]) for row in measured] == [
         ("segment_anything x1", "torch", "fp32"),
         ("segment_anything x3", "torch", "fp32"),
+        ("segment_anything, pages kept x1", "torch", "fp32"),
+        ("segment_anything, pages kept x3", "torch", "fp32"),
         ("decode x1", "torch", "fp32"),
         ("decode x3", "torch", "fp32"),
         ("decode x1", "openvino", "fp32"),
@@ -165,7 +167,7 @@ def test_the_decoder_is_measured_in_segment_anythings_order_and_in_ours(capsys):
         ("decode x1", "openvino", "bf16"),
         ("decode x3", "openvino", "bf16"),
     ]
-    assert [row["batch"] for row in measured] == [1, 3] * 4
+    assert [row["batch"] for row in measured] == [1, 3] * 5
 
 
 def test_evaluation_is_compared_with_the_published_one_call_by_call(capsys):

@@ -87,6 +87,23 @@ def test_gradients_equal_segment_anythings(sam):
         assert torch.allclose(ours, theirs, atol=1e-5 * max(1e-3, float(theirs.abs().max())))
 
 
+def test_gradients_keep_their_precision_under_autocast(sam):
+    g = torch.Generator().manual_seed(5)
+    embeddings = torch.randn(2, 256, GRID, GRID, generator=g)
+    coords, labels = torch.rand(2, 3, 2, 2, generator=g) * SIDE, torch.ones(2, 3, 2)
+
+    def gradients(enabled):
+        sam.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            masks, iou = decode(sam, embeddings, coords, labels)
+        (masks.float().square().mean() + iou.float().square().mean()).backward()
+        return {name: p.grad.clone() for name, p in sam.mask_decoder.named_parameters() if p.grad is not None}
+
+    exact, lowered = gradients(False), gradients(True)
+    for name in ("output_upscaling.0.weight", "output_upscaling.1.weight", "output_upscaling.1.bias"):
+        assert (lowered[name] - exact[name]).norm() < 0.05 * exact[name].norm(), name
+
+
 def test_several_images_are_decoded_as_if_alone(sam):
     g = torch.Generator().manual_seed(2)
     embeddings = torch.randn(3, 256, GRID, GRID, generator=g)
@@ -113,8 +130,8 @@ def test_a_mask_that_is_switched_off_does_nothing(sam):
 
 
 def test_positions_keep_their_precision_under_autocast(sam):
-    coords = torch.rand(1, 4, 2, 2, generator=torch.Generator().manual_seed(4)) * SIDE
-    labels = -torch.ones(1, 4, 2)
+    coords = torch.rand(4, 2, 2, generator=torch.Generator().manual_seed(4)) * SIDE
+    labels = -torch.ones(4, 2)
     labels[..., 0] = 1
     with torch.inference_mode():
         exact = decoder._embed_points(sam, coords, labels)
