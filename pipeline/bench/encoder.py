@@ -40,17 +40,17 @@ def _build(
     parameters, gmacs = count_parameters(sam.image_encoder), macs(sam)["encoder"] / 1e9
     exported, candidates = Exported(sam, student, combinations, directory), list[Candidate]()
     for runtime, precision in combinations:
+        engine = exported.engine(runtime, precision, settings.threads) if runtime not in ("torch", *CUDA) else None
         # A GPU's throughput shows in batches.
         for batch in settings.batches or ((1, 16) if runtime in CUDA else (1,)):
             pixels = torch.randn(batch, 3, sam.input_size, sam.input_size, generator=torch.Generator().manual_seed(0))
-            figures = _peak_share(precision, settings.threads, gmacs)
+            figures = _peak_share(precision, settings.threads, gmacs * batch)
             if runtime in CUDA:
                 call, size_mib, figures = cuda.encoding(sam.image_encoder, runtime, precision, pixels, gmacs)
-            elif runtime == "torch":
-                call, size_mib = _in_torch(sam.image_encoder, precision, pixels)
+            elif engine:
+                call, size_mib = _encoding(engine[0].encode, pixels), files_mib(engine[1], "encoder")
             else:
-                segmenter, files = exported.engine(runtime, precision, settings.threads)
-                call, size_mib = _encoding(segmenter.encode, pixels), files_mib(files, "encoder")
+                call, size_mib = _in_torch(sam.image_encoder, precision, pixels)
             candidates.append(
                 Candidate(
                     name=student,
