@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pipeline.bench.engines import Exported
 from pipeline.models import STUDENTS, build
@@ -25,10 +26,21 @@ def prompts(height, width, rng):
     ]
 
 
+def settled(sam):
+    """With batch norms that have seen an image: fresh ones let XL1 grow beyond the range of fp32."""
+    norms = [module for module in sam.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    noise = torch.randn(2, 3, sam.input_size, sam.input_size, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        sam.train().image_encoder(noise)
+    return sam.eval()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("student", STUDENTS)
 def test_runtimes_agree_to_a_thousandth(student, tmp_path):
-    sam = build(student, seed=1)
+    sam = settled(build(student, seed=1))
     combinations = [(runtime, "fp32") for runtime in RUNTIMES]
     exported = Exported(sam, student, combinations, tmp_path)
     segmenters = {"torch": load(sam, threads=2)} | {
