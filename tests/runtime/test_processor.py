@@ -1,4 +1,5 @@
 import ctypes
+import os
 import platform
 
 import pytest
@@ -61,6 +62,8 @@ def test_pages_are_kept_where_the_c_library_can_and_nobody_said_otherwise(
     library = Library(largest)
     monkeypatch.setattr(platform, "libc_ver", lambda: (libc, ""))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     keep_pages()
