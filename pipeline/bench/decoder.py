@@ -2,8 +2,8 @@
 
 The baseline is what ``SamPredictor.predict`` computes for a box between its two resizings: prompt encoder, then mask
 decoder. Resizing of masks is the same for all and is not part of it. Segment-anything is
-measured with memory as the C library hands it out, and with the limits of `pipeline.runtime.processor.keep_pages`, which
-help it too.
+measured with memory as the C library hands it out, and with the limits of `pipeline.runtime.processor.keep_pages`,
+which help it too.
 """
 
 import copy
