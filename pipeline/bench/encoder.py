@@ -1,17 +1,16 @@
 """Latency of the image encoder: one image or a batch, one forward pass, no resizing around it.
 
+PyTorch's rows, too, are those of its runtime, with the limits that it sets on processors.
 The baseline of all is the teacher with the students' prompt frame, in PyTorch in fp32: SAM ViT-B, or the bundled
 teacher where all students are nano ones.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.bench import cuda
 from pipeline.bench.candidate import Candidate, Subject
@@ -20,6 +19,7 @@ from pipeline.bench.peak import peak_macs_per_s
 from pipeline.bench.settings import CUDA, Combination, Settings
 from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
+from pipeline.runtime.pytorch import DTYPES, TorchSegmenter
 from pipeline.timing import cuda_events, wall
 
 
@@ -50,7 +50,8 @@ def _build(
             elif engine:
                 call, size_mib = _encoding(engine[0].encode, pixels), files_mib(engine[1], "encoder")
             else:
-                call, size_mib = _in_torch(sam.image_encoder, precision, pixels)
+                segmenter = TorchSegmenter(sam, threads=settings.threads, precision=precision)
+                call, size_mib = _encoding(segmenter.encode, pixels), weights_mib(sam.image_encoder) * _share(precision)
             candidates.append(
                 Candidate(
                     name=student,
@@ -74,13 +75,8 @@ def _peak_share(precision: str, threads: int, gmacs: float) -> Callable[[float],
     return lambda median_ms: {"peak_share": gmacs * 1e9 / (median_ms / 1e3) / peak_macs_per_s(precision, threads)}
 
 
-def _in_torch(
-    encoder: nn.Module, precision: str, pixels: Float[Tensor, "b 3 s s"]
-) -> tuple[Callable[[], object], float]:
-    """Eager mode; bf16 means weights and activations, but where the model itself asks for fp32."""
-    if precision == "bf16":
-        encoder, pixels = copy.deepcopy(encoder).bfloat16(), pixels.bfloat16()
-    return torch.inference_mode()(_encoding(encoder, pixels)), weights_mib(encoder)
+def _share(precision: str) -> float:
+    return DTYPES[precision].itemsize / DTYPES["fp32"].itemsize
 
 
 def _encoding(encode: Callable[[Tensor], Tensor], pixels: Tensor) -> Callable[[], object]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.artifact import Card
 from pipeline.errors import InputError
 from pipeline.runtime.exported import decoder_feeds, missing_package, present, sizes
-from pipeline.runtime.processor import by_parts
+from pipeline.runtime.processor import decode_by_parts, encode_by_parts
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -66,6 +66,9 @@ class OnnxRuntimeSegmenter:
 
     def encode(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
         """See `pipeline.runtime.Segmenter.encode`."""
+        return encode_by_parts(self._encode, images) if self._on_processor else self._encode(images)
+
+    def _encode(self, images: Tensor) -> Tensor:
         (embeddings,) = self._encoder.run(["image_embedding"], {"image": images.cpu().contiguous().numpy()})
         return torch.from_numpy(embeddings)
 
@@ -79,7 +82,7 @@ class OnnxRuntimeSegmenter:
         """See `pipeline.runtime.Segmenter.decode`."""
         prompts = (point_coords, point_labels, mask_input)
         if self._on_processor:
-            return by_parts(self._decode, image_embedding, *prompts)
+            return decode_by_parts(self._decode, image_embedding, *prompts)
         return self._decode(image_embedding, *prompts)
 
     def _decode(self, *embedding_and_prompts: Any) -> tuple[Tensor, Tensor]:

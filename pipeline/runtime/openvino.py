@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.artifact import Card
 from pipeline.errors import InputError
 from pipeline.runtime.exported import decoder_feeds, missing_package, present, sizes
-from pipeline.runtime.processor import by_parts
+from pipeline.runtime.processor import decode_by_parts, encode_by_parts
 
 _UNFUSED = {"SNIPPETS_MODE": "DISABLE"}
 """OpenVINO's generated kernel for attention takes twice the time of plain products where few rows ask many tokens."""
@@ -46,6 +46,9 @@ class OpenVinoSegmenter:
 
     def encode(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
         """See `pipeline.runtime.Segmenter.encode`."""
+        return encode_by_parts(self._encode, images)
+
+    def _encode(self, images: Tensor) -> Tensor:
         outputs = self._encoder({"image": images.cpu().contiguous().numpy()})
         return torch.from_numpy(outputs["image_embedding"])
 
@@ -57,7 +60,7 @@ class OpenVinoSegmenter:
         mask_input: Float[Tensor, "p 1 m m"] | None = None,
     ) -> tuple[Float[Tensor, "p 4 m m"], Float[Tensor, "p 4"]]:
         """See `pipeline.runtime.Segmenter.decode`."""
-        return by_parts(self._decode, image_embedding, point_coords, point_labels, mask_input)
+        return decode_by_parts(self._decode, image_embedding, point_coords, point_labels, mask_input)
 
     def _decode(self, *embedding_and_prompts: Any) -> tuple[Tensor, Tensor]:
         outputs = self._decoder(decoder_feeds(*embedding_and_prompts))

@@ -1,4 +1,4 @@
-"""For runtimes on processors: how many prompts they decode at a time, and for PyTorch pages that are not given back."""
+"""For runtimes on processors: how much they take at a time, and for PyTorch pages that are not given back."""
 
 import ctypes
 import os
@@ -12,16 +12,27 @@ from torch import Tensor
 CELLS_AT_ONCE = 2 * 64 * 64
 """Cells of the embedding, times prompts, that are decoded in one call: 8 MiB a tensor. Larger ones leave the caches
 between one operator and the next, and reading them takes as long as the arithmetic."""
+PIXELS_AT_ONCE = 512 * 512
+"""Pixels of the images that are encoded in one call, for the same reason: a small student's first maps of a few images
+fit where those of one image at full size do."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES, _ADAPTED_BYTES = 1 << 30, 32 << 20
 
+Encode = Callable[[Float[Tensor, "b 3 s s"]], Float[Tensor, "b 256 g g"]]
 Decode = Callable[
     [Float[Tensor, "1 256 g g"], Float[Tensor, "p n 2"], Float[Tensor, "p n"], Float[Tensor, "p 1 m m"] | None],
     tuple[Float[Tensor, "p 4 m m"], Float[Tensor, "p 4"]],
 ]
 
 
-def by_parts(
+def encode_by_parts(encode: Encode, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
+    """Encode a few images at a time: as many as `PIXELS_AT_ONCE` allows, one of 512 pixels or more a side."""
+    at_once = max(1, PIXELS_AT_ONCE // images.shape[-1] ** 2)
+    parts = [encode(part) for part in images.split(at_once)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def decode_by_parts(
     decode: Decode,
     image_embedding: Float[Tensor, "1 256 g g"],
     point_coords: Float[Tensor, "p n 2"],

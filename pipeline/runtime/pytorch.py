@@ -11,7 +11,7 @@ from pipeline.errors import InputError
 from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
 from pipeline.runtime.graphs import Graphs
-from pipeline.runtime.processor import by_parts, keep_pages
+from pipeline.runtime.processor import decode_by_parts, encode_by_parts, keep_pages
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EXECUTIONS = ("eager", "compile", "cuda_graph")
@@ -73,6 +73,11 @@ class TorchSegmenter:
     @torch.inference_mode()
     def encode(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
         """See `pipeline.runtime.Segmenter.encode`."""
+        if self._device.type != "cpu":
+            return self._encode(images)
+        return encode_by_parts(self._encode, images)
+
+    def _encode(self, images: Tensor) -> Tensor:
         return self._encoder(images.to(self._device, self._dtype)).float()
 
     @torch.inference_mode()
@@ -87,7 +92,7 @@ class TorchSegmenter:
         prompts = (point_coords, point_labels, mask_input)
         if self._device.type != "cpu":
             return self._decode(image_embedding, *prompts)
-        return by_parts(self._decode, image_embedding, *prompts)
+        return decode_by_parts(self._decode, image_embedding, *prompts)
 
     def _decode(
         self, image_embedding: Tensor, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor | None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.runtime import processor
-from pipeline.runtime.processor import by_parts, keep_pages
+from pipeline.runtime.processor import decode_by_parts, encode_by_parts, keep_pages
 
 GRID = 4
 
@@ -29,11 +29,29 @@ def test_prompts_come_back_in_order_however_they_are_cut(monkeypatch, prompts, p
     calls, coords = [], torch.arange(float(prompts))[:, None, None].expand(-1, 1, 2)
     masks = 10 * torch.arange(float(prompts))[:, None, None, None].expand(-1, 1, 4 * GRID, 4 * GRID) if masked else None
     embedding = torch.zeros(1, 256, GRID, GRID)
-    logits, ious = by_parts(decoder(calls), embedding, coords, torch.ones(prompts, 1), masks)
+    logits, ious = decode_by_parts(decoder(calls), embedding, coords, torch.ones(prompts, 1), masks)
     assert calls == [(count, count if masked else None) for count in parts]
     assert logits.shape == (prompts, 4, 4 * GRID, 4 * GRID)
     assert ious.shape == (prompts, 4)
     assert ious[:, 0].tolist() == [(11.0 if masked else 1.0) * i for i in range(prompts)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "images", "parts"), [(2, 0, [0]), (2, 1, [1]), (2, 2, [2]), (2, 5, [2, 2, 1]), (0, 2, [1, 1])]
+)
+def test_images_come_back_in_order_however_they_are_cut(monkeypatch, limit, images, parts):
+    monkeypatch.setattr(processor, "PIXELS_AT_ONCE", limit * 8**2)
+    calls = []
+
+    def encode(part):
+        calls.append(len(part))
+        return part[:, :1, :1, :1].expand(-1, 256, GRID, GRID)
+
+    pixels = torch.arange(float(images))[:, None, None, None].expand(-1, 3, 8, 8)
+    embeddings = encode_by_parts(encode, pixels)
+    assert calls == parts
+    assert embeddings.shape == (images, 256, GRID, GRID)
+    assert embeddings[:, 0, 0, 0].tolist() == list(range(images))
 
 
 class Library:
