@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.artifact import Card, Contents, digest
 from pipeline.evaluate.images import Done
@@ -53,10 +54,9 @@ def world(tmp_path_factory):
     Card.seal(data, prepare(config, out=data, log=silent), {})
     save_checkpoint(build("bundled"), teacher)
     Card.seal(teacher, Contents(kind="checkpoint", model="bundled", precision="fp32"), {})
-    params = (ROOT / "presets/demo.yaml").read_text()
-    for old, new in (("    runs: 20\n", "    runs: 0\n"), ("    threads: 2\n", "    threads: 1\n")):
-        params = params.replace(old, new)
-    (root / "params.yaml").write_text(params)
+    params = yaml.safe_load((ROOT / "presets/demo.yaml").read_text())
+    params["evaluate"]["latency"] |= {"runs": 0, "threads": 1}
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
     return root
 
 

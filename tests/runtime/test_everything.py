@@ -319,7 +319,13 @@ def test_any_runtime_finds_the_same(tmp_path: Path, teacher, predictor, engine):
     export_encoder(teacher, tmp_path / "onnx" / ENCODER, opset=18, tolerance=1e-2)
     export_decoder(teacher, tmp_path / "onnx" / DECODER, opset=18, tolerance=1e-2)
     config = BuildEngineConfig(
-        engine=engine, inference_precision="f32", threads=1, min_cosine=-1.0, min_mask_agreement=0.0
+        engine=engine,
+        inference_precision="f32",
+        threads=1,
+        images=1,
+        min_cosine=-1.0,
+        min_mask_agreement=0.0,
+        tensorrt=None,
     )
     out = tmp_path / "engine"
     out.mkdir()
