@@ -1,16 +1,17 @@
-"""Latency of the image encoder: one image or a batch, one forward pass, no resizing around it.
+"""Latency of the image encoder: one image or a batch, handed over at once, no resizing around it.
 
-PyTorch's rows, too, are those of its runtime, with the limits that it sets on processors.
-The baseline of all is the teacher with the students' prompt frame, in PyTorch in fp32: SAM ViT-B, or the bundled
-teacher where all students are nano ones.
+PyTorch's rows, too, are those of its runtime. The limits that it sets on processors, `keep_pages`, are the whole
+process's, so every row is measured with them. The baseline of all is the teacher with the students' prompt frame, in
+PyTorch in fp32: SAM ViT-B, or the bundled teacher where all students are nano ones.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.bench import cuda
 from pipeline.bench.candidate import Candidate, Subject
@@ -51,7 +52,7 @@ def _build(
                 call, size_mib = _encoding(engine[0].encode, pixels), files_mib(engine[1], "encoder")
             else:
                 segmenter = TorchSegmenter(sam, threads=settings.threads, precision=precision)
-                call, size_mib = _encoding(segmenter.encode, pixels), weights_mib(sam.image_encoder) * _share(precision)
+                call, size_mib = _encoding(segmenter.encode, pixels), _size_mib(sam.image_encoder, precision)
             candidates.append(
                 Candidate(
                     name=student,
@@ -75,8 +76,8 @@ def _peak_share(precision: str, threads: int, gmacs: float) -> Callable[[float],
     return lambda median_ms: {"peak_share": gmacs * 1e9 / (median_ms / 1e3) / peak_macs_per_s(precision, threads)}
 
 
-def _share(precision: str) -> float:
-    return DTYPES[precision].itemsize / DTYPES["fp32"].itemsize
+def _size_mib(encoder: nn.Module, precision: str) -> float:
+    return weights_mib(copy.deepcopy(encoder).to(DTYPES[precision]))
 
 
 def _encoding(encode: Callable[[Tensor], Tensor], pixels: Tensor) -> Callable[[], object]:

@@ -65,7 +65,8 @@ class TorchSegmenter:
         if precision != "fp32":
             encoder = copy.deepcopy(encoder).to(self._dtype)
         self._encoder: Callable[[Tensor], Tensor] = encoder
-        if execution == "compile":
+        self._compiled = execution == "compile"  # for whole batches: each other size would be compiled anew
+        if self._compiled:
             self._encoder = torch.compile(encoder)
         elif execution == "cuda_graph":
             self._encoder = Graphs(encoder)
@@ -73,7 +74,7 @@ class TorchSegmenter:
     @torch.inference_mode()
     def encode(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
         """See `pipeline.runtime.Segmenter.encode`."""
-        if self._device.type != "cpu":
+        if self._device.type != "cpu" or self._compiled:
             return self._encode(images)
         return encode_by_parts(self._encode, images)
 

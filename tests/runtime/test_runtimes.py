@@ -4,6 +4,7 @@ import builtins
 import subprocess
 import sys
 import threading
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from pipeline.export import ExportConfig, export
 from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
-from pipeline.runtime import Predictor, Segmenter, load
+from pipeline.runtime import Predictor, Segmenter, load, processor
 
 STUDENT = "efficientvit_sam_nano"
 ENGINES = ("openvino", "onnxruntime")
@@ -109,6 +110,17 @@ def test_a_batch_of_images_encodes_like_its_images(segmenters):
     for segmenter in segmenters.values():
         assert (segmenter.encode(images) - expected).abs().max() < 1e-3
         assert (segmenter.encode(images[1:2]) - expected[1:2]).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("at_once", "parts"), [(1, [1, 1, 1]), (2, [2, 1])])
+def test_every_runtime_cuts_a_batch_that_is_too_large(monkeypatch, segmenters, at_once, parts):
+    images = torch.randn(3, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    expected = segmenters["checkpoint"].encode(images)
+    monkeypatch.setattr(processor, "PIXELS_AT_ONCE", at_once * 256**2)
+    for segmenter in segmenters.values():
+        with patch.object(segmenter, "_encode", wraps=segmenter._encode) as calls:
+            assert (segmenter.encode(images) - expected).abs().max() < 1e-3
+        assert [len(call.args[0]) for call in calls.call_args_list] == parts
 
 
 def test_every_runtime_is_a_segmenter_of_the_same_sizes(segmenters):
