@@ -130,6 +130,7 @@ _SAY_FULL = (
     "no space left on device", "os error 28", "file too large", "os error 27", "database or disk is full",
     "iostream error",  # all that a C++ stream has to say
 )  # fmt: skip
+_SAY_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
 def _from_system(error: BaseException) -> str | None:
@@ -137,9 +138,14 @@ def _from_system(error: BaseException) -> str | None:
     file = getattr(error, "filename", None)
     where = f"{file}: " if file else ""
     number = getattr(error, "errno", None)
-    if number in _FULL or _says_full(error):
+    if _says(error, _FULL, _SAY_FULL):
         remedy = "Free some (`dvc gc --workspace` empties DVC's cache) and run again."
         return f"{file or ARTIFACTS}: no space left on the device. {remedy}"
+    if isinstance(error, MemoryError) or _says(error, (errno.ENOMEM,), _SAY_NO_MEMORY):
+        return (
+            "memory ran out. Let the stage's section of params.yaml take less at once (batch, masks, prompts, "
+            "calibration_images); in a training, optimizer.accumulate cuts a batch into parts."
+        )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}may not be written or read ({os.strerror(number)}). Give yourself the permission, or move it."
     if number in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG):
@@ -147,13 +153,10 @@ def _from_system(error: BaseException) -> str | None:
     return None
 
 
-def _says_full(error: BaseException | None) -> bool:
-    """Whether an error, or one it came from, is a full disk: safetensors, torch and SQLite have words of their own."""
+def _says(error: BaseException | None, numbers: Sequence[int], words: Sequence[str]) -> bool:
+    """Whether an error, or one it came from, has such a number or such words: not every library passes numbers on."""
     while error is not None:
-        if getattr(error, "errno", None) in _FULL:
-            return True
-        text = str(error).lower()
-        if any(words in text for words in _SAY_FULL):
+        if getattr(error, "errno", None) in numbers or any(each in str(error).lower() for each in words):
             return True
         error = error.__cause__ or error.__context__
     return False

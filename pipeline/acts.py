@@ -211,9 +211,9 @@ ACTS: dict[str, Act] = {
                 {
                     "type": _names,
                     "metavar": "A,B",
-                    "default": ("embedding", "tokens_masks", "hard_prompts", "hard_mask_weight"),
-                    "help": "of embedding, tokens_masks, hard_prompts, hard_mask_weight (TinySAM's ladder: default), "
-                    "plain, layer_wise",
+                    "default": ("embedding", "tokens_masks", "hard_prompts", "hard_mask_weight", "ground_truth"),
+                    "help": "of embedding, tokens_masks, hard_prompts, hard_mask_weight (TinySAM's ladder), "
+                    "ground_truth (default: these five); plain, layer_wise",
                 },
             ),
             ("--seeds", {"type": _counts, "metavar": "N,N", "default": (0, 1, 2), "help": "default: 0,1,2"}),

@@ -8,11 +8,12 @@ results have equal hashes.
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from pipeline.errors import InputError
 
@@ -48,6 +49,16 @@ class Contents(BaseModel):
     load: dict[str, str | int | float | bool] = {}
     """What a loader needs beside the files: the engine's kind, its settings."""
     calibration: Calibration | None = None
+    spent: tuple[Path, ...] = Field(default=(), exclude=True)
+    """Files and directories outside the artifact, from which an interrupted run goes on. They are not on the card."""
+
+    def clear_away(self) -> None:
+        """Remove what is ``spent``; to be called when the artifact is in its place, and not before."""
+        for path in self.spent:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 class Card(Contents):

@@ -168,6 +168,7 @@ class Stage:
                 contents = self.function(config, **places, **keys, out=draft, log=log)
                 card = Card.seal(draft, contents, parents)
                 _put(draft, out)
+                contents.clear_away()
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         return card

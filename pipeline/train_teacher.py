@@ -88,7 +88,7 @@ def held_out(sam: Sam) -> dict[str, float]:
         config = EvaluateConfig(
             prompts_batch=32, feed_back=False, pictures=0, detections={}, sginw=None, everything=None, latency=untimed
         )
-        evaluate_teacher(config, prepare=data, teacher=teacher, out=out, log=silent)
+        evaluate_teacher(config, prepare=data, teacher=teacher, out=out, log=silent).clear_away()
         metrics: dict[str, float] = json.loads((out / "metrics.json").read_text())
     return {name: value for name, value in metrics.items() if "miou" in name or name == "instances"}
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.__main__ import _from_system
 from pipeline.acts import ACTS
@@ -41,6 +42,9 @@ def test_help_names_every_verb():
     [
         (OSError(28, "No space left on device", "model.onnx"), "model.onnx: no space left on the device. Free some"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left on the device"),
+        (MemoryError("Unable to allocate 4 GiB"), "memory ran out. Let the stage's section of params.yaml take less"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), "memory ran out"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4 GiB"), "optimizer.accumulate cuts a batch"),
         (PermissionError(13, "Permission denied", "params.yaml"), "params.yaml: may not be written or read"),
     ],
 )

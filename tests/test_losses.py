@@ -71,7 +71,7 @@ def test_embedding_loss_ignores_padding_and_is_zero_when_equal():
 
 
 def test_embedding_gradient_reaches_the_student_only():
-    student, teacher = torch.ones(1, 2, 2, 2, requires_grad=True), torch.zeros(1, 2, 2, 2)
+    student, teacher = (torch.full((1, 2, 2, 2), value, requires_grad=True) for value in (1.0, 0.0))
     losses.embedding_error(student, teacher, torch.ones(1, 2, 2, dtype=torch.bool), "mse").backward()
     assert student.grad.abs().min() > 0
     assert teacher.grad is None

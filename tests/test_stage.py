@@ -22,7 +22,7 @@ def make(config: MakeConfig, *, out: Path, log: Log) -> Contents:
         raise InputError("it is wrong")
     if config.text == "stop":
         raise KeyboardInterrupt
-    return Contents(kind="dataset")
+    return Contents(kind="dataset", spent=(Path("state.pt"), Path("state")))
 
 
 def use(config: MakeConfig, *, make: Path, student: str, out: Path, log: Log) -> Contents:
@@ -78,6 +78,28 @@ def test_a_stage_that_ends_well_replaces_the_earlier_artifact():
     run(MAKE, text="new")
     assert Path("artifacts/make/text").read_text() == "new"
     assert [path.name for path in DRAFTS.iterdir()] == ["make.lock"]
+
+
+def test_what_a_run_could_go_on_with_goes_only_when_the_artifact_is_in_its_place(monkeypatch):
+    def leave():
+        Path("state").mkdir(exist_ok=True)
+        for path in (Path("state.pt"), Path("state/part")):
+            path.write_text("weights")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    leave()
+    with monkeypatch.context() as patch:
+        patch.setattr(Card, "seal", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(MAKE)
+    assert Path("state.pt").exists()
+    assert Path("state/part").exists()
+    run(MAKE)
+    assert Card.read(Path("artifacts/make")).spent == ()
+    assert not Path("state.pt").exists()
+    assert not Path("state").exists()
 
 
 def test_a_second_writer_is_told_who_the_first_is():

@@ -45,7 +45,7 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
     inputs = (Card.read(need).digest for need in (prepare, distill))
     precision = precision_of(device, config.optimizer.autocast)
     checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), precision, code_digest(), *inputs)
-    contents = Contents(kind="checkpoint", model=student, options=card.options, precision="fp32")
+    contents = Contents(kind="checkpoint", model=student, options=card.options, precision="fp32", spent=(checkpoint,))
     with joined(device) as ranks:
         metrics = align_masks(sam, images, config, device=device, log=log, checkpoint=checkpoint)
     if not ranks.first:
@@ -53,5 +53,4 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
     log(metrics)
     write_metrics(out, metrics)
     save_checkpoint(sam, out)
-    checkpoint.unlink(missing_ok=True)
     return contents

@@ -8,7 +8,8 @@ mask loss, which is not its paper's, is `losses.bce_points`. Embeddings of a fro
 memory allows each image is encoded once.
 """
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipeline.log import Log
 from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
 from pipeline.ranks import current
-from pipeline.training import autocast, epoch_indices, fit
+from pipeline.training import Draw, Step, autocast, cut, epoch_indices, fit
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def align_masks(
     """Train ``sam`` in place; gives the mean loss terms of the weights it ends with, in the first process.
 
     They are taken on as many batches as a tenth of the steps has, with prompts of their own: what an interrupted run
-    has forgotten of its way does not change them. ``images`` must have a mask somewhere.
+    has forgotten of its way does not change them. A batch is cut into parts no larger than those of training.
+    ``images`` must have a mask somewhere.
     """
     sam.to(device).eval().requires_grad_(False)
     module: nn.Module = sam.mask_decoder
@@ -79,20 +81,31 @@ def align_masks(
     )
     if not current().first:
         return {}
-    reached = list[dict[str, float]]()
-    with torch.inference_mode():
-        for number in range(-(-config.optimizer.steps // 10)):
-            rngs = [np.random.default_rng((config.optimizer.seed, number, 2, place)) for place in range(config.batch)]
-            indices = epoch_indices(len(labelled), config.batch, number, config.optimizer.seed)
-            terms = step(draw(indices, number, rngs), number, rngs[0])
-            reached.append({key: float(value) for key, value in terms.items() if key != "weight"})
+    reached = _reached(draw, step, config, len(labelled), parts=current().count * config.optimizer.accumulate)
     sam.to("cpu").requires_grad_(True)
-    return {f"train_{key}": float(np.mean([terms[key] for terms in reached])) for key in reached[0]}
+    return {f"train_{name}": value for name, value in reached.items()}
 
 
-def _drawing(
-    sam: Sam, images: Shards, labelled: list[int], config: AlignConfig, device: torch.device
-) -> Callable[[list[int], int, list[np.random.Generator]], _Batch]:
+@torch.inference_mode()
+def _reached(
+    draw: Draw[_Batch], step: Step[_Batch], config: AlignConfig, count: int, *, parts: int
+) -> dict[str, float]:
+    """Loss terms, means over all prompts."""
+    sums, total, seed = defaultdict[str, float](float), 0.0, config.optimizer.seed
+    for number in range(-(-config.optimizer.steps // 10)):
+        indices = epoch_indices(count, config.batch, number, seed)
+        for places in cut(config.batch, parts):
+            rngs = [np.random.default_rng((seed, number, 2, place)) for place in places]
+            batch = draw([indices[place] for place in places], number, rngs)
+            terms = dict(step(batch, number, np.random.default_rng((seed, number, 4))))
+            weight = float(terms.pop("weight"))
+            total += weight
+            for name, value in terms.items():
+                sums[name] += weight * float(value)
+    return {name: value / total for name, value in sums.items()}
+
+
+def _drawing(sam: Sam, images: Shards, labelled: list[int], config: AlignConfig, device: torch.device) -> Draw[_Batch]:
     kept: dict[int, _Example] = {}
 
     def example(index: int, rng: np.random.Generator) -> _Example:

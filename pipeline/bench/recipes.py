@@ -5,6 +5,7 @@ on the validation split as it leaves ``distill``, without alignment. Rows go to 
 in it already are not measured again.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,17 +29,21 @@ from pipeline.models.students import load_checkpoint
 from pipeline.progress import progress
 from pipeline.runtime.pytorch import TorchSegmenter
 
-_FULL_STAGE = {
-    "kind": "full_stage", "train": "all", "decoder_lr_share": 1.0, "alpha": 1.0, "beta": 1.0, "gamma": 1.0,
-    "task_weight": 1.0, "hard_mask_weight": False, "rounds": 0, "prompts": 4,
+_EMBEDDING = {
+    "kind": "full_stage", "train": "encoder", "decoder_lr_share": 0.2, "alpha": 1.0, "beta": 0.0, "gamma": 0.0,
+    "task_weight": 0.0, "hard_mask_weight": False, "rounds": 0, "prompts": 4,
 }  # fmt: skip
+_TOKENS_MASKS = _EMBEDDING | {"beta": 1.0, "gamma": 1.0}
+_HARD_PROMPTS = _TOKENS_MASKS | {"rounds": 9}
+_HARD_MASK_WEIGHT = _HARD_PROMPTS | {"hard_mask_weight": True}
 LADDER: Mapping[str, Mapping[str, Any]] = {
-    "embedding": {"kind": "embedding", "distance": "l1"},
-    "tokens_masks": _FULL_STAGE,
-    "hard_prompts": _FULL_STAGE | {"rounds": 9},
-    "hard_mask_weight": _FULL_STAGE | {"rounds": 9, "hard_mask_weight": True},
+    "embedding": _EMBEDDING,
+    "tokens_masks": _TOKENS_MASKS,
+    "hard_prompts": _HARD_PROMPTS,
+    "hard_mask_weight": _HARD_MASK_WEIGHT,
+    "ground_truth": _HARD_MASK_WEIGHT | {"task_weight": 1.0, "train": "all"},
 }
-"""TinySAM's ablation, each rung with those before it."""
+"""TinySAM's ablation, each rung with those before it, and last what lets the decoder learn: ground truth."""
 TAPS: Mapping[str, Sequence[tuple[int, int]]] = {
     "sam_lightening_nano": ((1, 0), (2, 1), (3, 2), (4, 3)),
     "tinysam_nano": ((1, 2), (4, 5)),
@@ -59,6 +64,8 @@ class Row:
     recipe: str
     steps: int
     seed: int
+    settings: str
+    """Digest of the whole recipe and of the teacher, its first 12 characters: other settings are another row."""
 
 
 def compare_recipes(
@@ -86,10 +93,20 @@ def compare_recipes(
     for name in recipes:
         if name not in RECIPES:
             raise InputError(f"unknown recipe {name!r}: there is {', '.join(RECIPES)}.")
-    data = Card.read(artifacts / "prepare").digest[:12]
+    data, source = (Card.read(artifacts / name).digest for name in ("prepare", "teacher"))
     found = {_key(row): row for row in ledger.read(out)}
-    asked = [Row(data, student, recipe, steps, seed) for seed in seeds for student in students for recipe in recipes]
-    teacher = Row(data, "teacher", "", 0, 0)
+
+    def asked_for(student: str, recipe: str, steps: int, seed: int, settings: str) -> Row:
+        digest = hashlib.sha256(f"{source} {settings}".encode()).hexdigest()
+        return Row(data[:12], student, recipe, steps, seed, digest[:12])
+
+    asked = [
+        asked_for(student, recipe, steps, seed, _config(student, recipe, steps, seed).model_dump_json())
+        for seed in seeds
+        for student in students
+        for recipe in recipes
+    ]
+    teacher = asked_for("teacher", "", 0, 0, "")
     with TemporaryDirectory(prefix="recipes-") as directory:
         for row in progress([row for row in (teacher, *asked) if row not in found], "recipes", "training"):
             found[row] = _measure(row, artifacts, Path(directory))
@@ -113,7 +130,8 @@ def table(measured: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _key(row: Mapping[str, Any]) -> Row:
-    return Row(**{name: row[name] for name in Row.__dataclass_fields__})
+    """What a row of the file was of; one of an earlier version, without its settings, is like none that is asked."""
+    return Row(**{name: row.get(name, "") for name in Row.__dataclass_fields__})
 
 
 def _measure(row: Row, artifacts: Path, directory: Path) -> dict[str, Any]:
@@ -126,7 +144,7 @@ def _measure(row: Row, artifacts: Path, directory: Path) -> dict[str, Any]:
 
 def _trained(row: Row, artifacts: Path, directory: Path) -> tuple[Sam, float]:
     """The student, and the mean cosine of its embeddings to the teacher's on the calibration split."""
-    config, taps = _config(row), TAPS.get(row.student, ())
+    config, taps = _config(row.student, row.recipe, row.steps, row.seed), TAPS.get(row.student, ())
     prepared, teacher, cache = (artifacts / name for name in ("prepare", "teacher", "embed"))
     if row.recipe == "layer_wise":
         if not taps:
@@ -146,19 +164,19 @@ def _trained(row: Row, artifacts: Path, directory: Path) -> tuple[Sam, float]:
     return task.sam, held_out_error(replace(task, images=Shards(prepared, "calibration")))["embedding_cosine"]
 
 
-def _config(row: Row) -> DistillConfig:
-    """The student's section of params.yaml with this row's recipe, steps and seed."""
-    given = find(read_params(), f"distill.{row.student}")
+def _config(student: str, name: str, steps: int, seed: int) -> DistillConfig:
+    """The student's section of params.yaml with this recipe, these steps and this seed."""
+    given = find(read_params(), f"distill.{student}")
     recipe: Mapping[str, Any] = {"kind": "embedding", "distance": "mse"}
-    if row.recipe == "layer_wise":
-        pairs = [list(pair) for pair in TAPS[row.student]] if row.student in TAPS else [[0, 0]]
-        recipe = {"kind": "layer_wise", "taps": pairs, "focus": 2, "ramp_steps": row.steps // 2, "layer_weight": 1.0}
-    recipe = LADDER.get(row.recipe, recipe)
-    share = row.steps / given["optimizer"]["steps"]
-    lengths = {name: round(share * given["optimizer"][name]) for name in ("warmup_steps", "cooldown_steps")}
-    optimizer = given["optimizer"] | lengths | {"steps": row.steps, "seed": row.seed}
-    changed = {"distill": {row.student: given | {"recipe": dict(recipe), "optimizer": optimizer}}}
-    return section(changed, f"distill.{row.student}", DistillConfig)
+    if name == "layer_wise":
+        pairs = [list(pair) for pair in TAPS[student]] if student in TAPS else [[0, 0]]
+        recipe = {"kind": "layer_wise", "taps": pairs, "focus": 2, "ramp_steps": steps // 2, "layer_weight": 1.0}
+    recipe = LADDER.get(name, recipe)
+    share = steps / given["optimizer"]["steps"]
+    lengths = {key: round(share * given["optimizer"][key]) for key in ("warmup_steps", "cooldown_steps")}
+    optimizer = given["optimizer"] | lengths | {"steps": steps, "seed": seed}
+    changed = {"distill": {student: given | {"recipe": dict(recipe), "optimizer": optimizer}}}
+    return section(changed, f"distill.{student}", DistillConfig)
 
 
 def _tapped_cache(artifacts: Path, directory: Path, taps: list[int]) -> Path:

@@ -69,14 +69,13 @@ def distill(
     )
     with joined(device) as ranks:
         learn(task)
-    contents = Contents(kind="checkpoint", model=student, options=config.options, precision="fp32")
+    contents = Contents(kind="checkpoint", model=student, options=config.options, precision="fp32", spent=(checkpoint,))
     if not ranks.first:
         return contents
     metrics = held_out_error(replace(task, images=Shards(prepare, "calibration")))
     log(metrics)
     write_metrics(out, metrics)
     save_checkpoint(task.sam, out)
-    checkpoint.unlink(missing_ok=True)
     return contents
 
 

@@ -34,8 +34,8 @@ def held_out_error(task: Task) -> dict[str, float]:
     """Mean squared error and cosine to the teacher's embeddings on ``task.images``, one by one, in fp32."""
     encoder = task.sam.image_encoder.to(task.device).eval()
     errors, cosines = [], []
-    for start in range(0, len(task.images), task.config.batch):
-        batch = task.batch(range(start, min(start + task.config.batch, len(task.images))))
+    for place in range(len(task.images)):  # a batch of training may be more than a device holds at once
+        batch = task.batch([place])
         target, valid = batch.embeddings.to(task.device), batch.valid.to(task.device)
         predicted = encoder(batch.pixels.to(task.device)).float()
         errors += losses.embedding_error(predicted, target, valid, "mse").tolist()

@@ -6,7 +6,7 @@ loss, a mean squared error of features normalised over channels. A student's blo
 a 1x1 convolution that is trained with it and thrown away, and to the embedding's grid by resampling.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,18 +52,38 @@ def distill_layer_wise(task: Task, recipe: LayerWiseRecipe) -> None:
         embeddings, valid = batch.images.embeddings.to(task.device), batch.images.valid.to(task.device)
         with tapped(encoder, ours) as features:
             predicted = task.encode(batch.images.pixels)
-        terms = {"embedding": losses.embedding_error(predicted, embeddings, valid, "mse").mean()}
+        taught = [features.to(task.device) for features in batch.features]
+        with task.autocast():
+            projected = [
+                projection(_on_grid(features[tap], goal.shape[-1]))
+                for tap, projection, goal in zip(ours, projections, taught, strict=True)
+            ]
+        embedding = losses.embedding_error(predicted, embeddings, valid, "mse").mean()
         weights = layer_weights(number, layers=len(ours), focus=recipe.focus, ramp_steps=recipe.ramp_steps)
-        layers = torch.zeros((), device=task.device)
-        for place, (tap, projection, goal) in enumerate(zip(ours, projections, batch.features, strict=True)):
-            with task.autocast():
-                projected = projection(_on_grid(features[tap], goal.shape[-1]))
-            error = losses.feature_error(projected.float(), goal.to(task.device), valid).mean()
-            terms |= {f"layer_{place}": error, f"layer_{place}_weight": error.new_tensor(weights[place])}
-            layers = layers + weights[place] / sum(weights) * error
-        return {"loss": terms["embedding"] + recipe.layer_weight * layers, **terms}
+        layers = layer_terms([each.float() for each in projected], taught, valid, weights)
+        return {"loss": embedding + recipe.layer_weight * layers.pop("layers"), "embedding": embedding, **layers}
 
     task.fit(nn.ModuleDict({"encoder": encoder, "projections": projections}), draw, step)
+
+
+def layer_terms(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Tensor, weights: Sequence[float]
+) -> dict[str, Tensor]:
+    """The error of each layer, its weight, and ``layers``, the mean of the errors by these weights.
+
+    Args:
+        student: Features ``(B, C, g, g)`` of each layer, in its teacher's width and on its grid.
+        teacher: Features alike.
+        valid: ``(B, g, g)``, False where the padding is.
+        weights: One for each layer, not all 0.
+    """
+    pairs = zip(student, teacher, strict=True)
+    errors = torch.stack([losses.feature_error(ours, theirs, valid).mean() for ours, theirs in pairs])
+    shares = errors.new_tensor(weights)
+    terms = {"layers": (shares * errors).sum() / shares.sum()}
+    for place, (error, share) in enumerate(zip(errors, shares, strict=True)):
+        terms |= {f"layer_{place}": error, f"layer_{place}_weight": share}
+    return terms
 
 
 def _projections(widths: list[int], goals: list[int], seed: int) -> nn.ModuleList:

@@ -162,8 +162,11 @@ def _device(name: str) -> torch.device:
         InputError: There is none.
     """
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+        device = torch.empty(0, device=name).device
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        return device
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"embed.device is {name!r}, which is not to be had here ({reason}): set it to cpu.") from None
 

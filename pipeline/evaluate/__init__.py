@@ -10,7 +10,6 @@ Several processes may share the work (``torchrun``); the figures are the same. A
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -139,7 +138,7 @@ def _evaluate(
     example = next(photograph for photograph in validation if photograph.instances)
     box = masks.box(masks.decode(example.instances[0].rle))
     segmenter = load(source, threads=config.latency.threads)
-    timed, spent = config.latency.runs > 0, dict[str, float]()
+    timed, measured = config.latency.runs > 0, dict[str, float]()
     identity = [
         config.model_dump_json(exclude={"latency"}),
         str(config.latency.threads),
@@ -166,20 +165,19 @@ def _evaluate(
                 keep_all=subject.role == "teacher",
             )
             metrics = _detections(config, run, out)
-        contents = Contents(kind="evaluation", model=card.model, precision=card.precision)
+        contents = Contents(kind="evaluation", model=card.model, precision=card.precision, spent=(kept,))
         if not ranks.first:
             return contents
         metrics |= scores.metrics() | _cost(card) | {"size_mib": _size_mib(source)}
         log(metrics)
         if timed:
-            spent["memory_mib"] = memory()
-            write_json(out / "memory.json", spent)
-            spent |= _measure_latency(config.latency, segmenter, read_image(prepare, example), box, out)
-            log(spent)
+            measured["memory_mib"] = memory()
+            write_json(out / "memory.json", measured)
+            measured |= _measure_latency(config.latency, segmenter, read_image(prepare, example), box, out)
+            log(measured)
     metrics |= _everything(config, segmenter, prepare, validation, out)
     _write(out, scores, subject, card, validation, config.pictures)
-    write_metrics(out, metrics | spent)
-    shutil.rmtree(kept, ignore_errors=True)
+    write_metrics(out, metrics | measured)
     return contents
 
 

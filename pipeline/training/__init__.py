@@ -4,7 +4,7 @@ from pipeline.training.checkpoint import CHECKPOINTS, checkpoint_of, code_digest
 from pipeline.training.config import OptimizerConfig, rate
 from pipeline.training.device import autocast, device_of, has_bf16, precision_of
 from pipeline.training.loop import LOG_EVERY, Step, fit
-from pipeline.training.samples import Draw, epoch_indices
+from pipeline.training.samples import Draw, cut, epoch_indices
 
 __all__ = [
     "CHECKPOINTS",
@@ -15,6 +15,7 @@ __all__ = [
     "autocast",
     "checkpoint_of",
     "code_digest",
+    "cut",
     "device_of",
     "epoch_indices",
     "fit",

@@ -32,7 +32,7 @@ class OptimizerConfig(Config):
     """Pass the module's forward through `torch.compile`."""
     checkpoint_every: Annotated[int, Field(ge=1)]
     """Steps after which the state is kept on the disk, so that an interrupted run can go on from there."""
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
 
     @model_validator(mode="after")
     def _schedule_is_whole(self) -> "OptimizerConfig":

@@ -25,8 +25,11 @@ def device_of(name: str, where: str) -> torch.device:
     """
     own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" and "WORLD_SIZE" in os.environ else name
     try:
-        return torch.empty(0, device=own).device
-    except (RuntimeError, AssertionError) as error:
+        device = torch.empty(0, device=own).device
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        return device
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{where} is {own!r}, which is not to be had here ({reason}): set it to cpu.") from None
 

@@ -74,8 +74,8 @@ def fit(
         log: Gets each loss as ``<name>/<loss>`` every `LOG_EVERY` steps, in the first process.
         name: Shown on the progress bar.
         device: Where ``module`` is.
-        checkpoint: File to go on from where it exists, renewed every ``checkpoint_every`` steps. The caller removes it
-            when the result is on the disk, so that a full disk at the end costs no training.
+        checkpoint: File to go on from where it exists, renewed every ``checkpoint_every`` steps. It goes when the
+            artifact is in its place (`Contents.spent`), so that a full disk at the end costs no training.
         lr_shares: Of the learning rate, by the beginning of parameters' names: what was trained before learns slower.
 
     Raises:
@@ -106,14 +106,17 @@ def fit(
             terms = _gradients(forward, batches, number, samples, scaler)
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
-            # The scaler of fp16 tries scales until gradients are finite, so theirs may well not be.
+            # The scaler of fp16 lowers its scale until gradients are finite, so theirs may well not be for a while.
             watch.see(number, terms if scaler.is_enabled() else terms | {"gradient": norm})
             told = number % LOG_EVERY == 0 or number + 1 == config.steps
             saved = checkpoint is not None and (number + 1) % config.checkpoint_every == 0
-            if device.type == "cpu" or told or saved:  # elsewhere a look at each step would hold up the device
+            looked = device.type == "cpu" or told or saved  # elsewhere a look at each step would hold up the device
+            if looked:
                 watch.check()
             scaler.step(optimizer)
             scaler.update()
+            if looked and scaler.is_enabled():
+                watch.check_scale(number, scaler.get_scale())
             average.update_parameters(module)
             pace.step()
             if told and ranks.first:

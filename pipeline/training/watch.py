@@ -10,6 +10,9 @@ from torch import Tensor
 
 BatchT = TypeVar("BatchT")
 
+_LEAST_SCALE = 2.0**-10
+"""Of fp16 gradients; it begins at 2^16. Gradients that need less than 1 are larger than fp16's largest number."""
+
 
 class Watch:
     """Notices the first value that is not finite.
@@ -43,6 +46,18 @@ class Watch:
                     "Lower optimizer.lr, or look at the data of that step."
                 )
         self._seen.clear()
+
+    def check_scale(self, number: int, scale: float) -> None:
+        """Look at the scale of fp16 gradients: each step whose gradient is not finite is left out and halves it.
+
+        Raises:
+            FloatingPointError: It is so low that no scale will do.
+        """
+        if scale < _LEAST_SCALE:
+            raise FloatingPointError(
+                f"step {number}: the gradient has not been finite in fp16 for many steps, at no scale down to "
+                f"{scale:g}, and nothing was learned in them; {self._good()}. Set optimizer.autocast to bf16 or none."
+            )
 
     def _good(self) -> str:
         if self._checkpoint is None or not self.kept:

@@ -6,6 +6,7 @@ import torch
 
 from pipeline import masks, training
 from pipeline.align import AlignConfig, align
+from pipeline.align.masks import _example
 from pipeline.artifact import Card, Contents, digest
 from pipeline.data.instances import instances_of
 from pipeline.data.shards import Sample
@@ -18,6 +19,7 @@ from pipeline.prepare import PrepareConfig, prepare
 from pipeline.prepare.sources import Folder, Procedural
 
 STUDENT = "efficientvit_sam_nano"
+CPU = torch.device("cpu")
 
 
 def recipe(steps=5, device="cpu", keep=True, changes=None, **optimizer):
@@ -53,6 +55,7 @@ def run(tmp_path, inputs, monkeypatch):
         contents = align(config or recipe(), student=STUDENT, **inputs | changes, out=out, log=log)
         assert (contents.kind, contents.model) == ("checkpoint", STUDENT)
         Card.seal(out, contents, {})
+        contents.clear_away()
         return out
 
     return go
@@ -155,10 +158,38 @@ def test_a_speck_that_leaves_nothing_on_the_raster_is_no_instance():
 def test_end_to_end_trains_encoder_and_decoder(run, inputs):
     changes = {"train": "all", "flip": True, "clicks": [1, 10], "mask_loss": "bce_points"}
     out = run(config=recipe(2, keep=False, changes=changes))
-    before, after = load_checkpoint(inputs["distill"]).state_dict(), load_checkpoint(out).state_dict()
-    changed = {key.partition(".")[0] for key in before if not torch.equal(before[key], after[key])}
-    assert changed == {"image_encoder", "mask_decoder"}
+    before, after = (dict(load_checkpoint(place).named_parameters()) for place in (inputs["distill"], out))
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    assert {key.partition(".")[0] for key in before.keys() - same} == {"image_encoder", "mask_decoder"}
+    assert not any(key.startswith("image_encoder.") for key in same)
     assert metrics(out).keys() == {"train_loss", "train_bce", "train_dice", "train_iou"}
+
+
+def test_what_was_reached_is_measured_in_parts_no_larger_than_those_of_training(run, monkeypatch):
+    sizes = []
+
+    def watched(place):
+        sam = load_checkpoint(place)
+        sam.image_encoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+        return sam
+
+    monkeypatch.setattr("pipeline.align.load_checkpoint", watched)
+    run(config=recipe(1, keep=False, changes={"train": "all"}, accumulate=2))
+    assert sizes == [2, 2, 2, 2]
+    whole, parted = (metrics(run(str(parts), recipe(1, lr=1e-12, accumulate=parts))) for parts in (1, 2))
+    assert parted == pytest.approx(whole, rel=1e-4)
+
+
+def test_an_image_is_mirrored_with_its_masks():
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    mask = np.zeros((64, 64), bool)
+    mask[5:30, 8:24] = True
+    sample = Sample("x", image, [{"segmentation": masks.encode(mask)}])
+    sam = build(STUDENT, seed=1)
+    plain, mirrored = (_example(sam, sample, CPU, frozen=False, mirror=mirror) for mirror in (False, True))
+    assert torch.equal(mirrored.seen, plain.seen.flip(2))
+    assert not torch.equal(mirrored.seen, plain.seen)
+    assert np.array_equal(mirrored.instances.coverages, plain.instances.coverages[:, :, ::-1])
 
 
 def test_mirrored_images_have_mirrored_masks_and_boxes():

@@ -40,9 +40,10 @@ def test_unknown_recipes_list_the_known_ones():
 
 
 def test_each_rung_of_the_ladder_adds_one_thing():
-    rungs = [dict(rung) for rung in LADDER.values()]
-    changed = [{key for key in b if b[key] != a.get(key)} for a, b in pairwise(rungs[1:])]
-    assert changed == [{"rounds"}, {"hard_mask_weight"}]
+    changed = [{key for key in b if b[key] != a.get(key)} for a, b in pairwise(LADDER.values())]
+    assert changed == [{"beta", "gamma"}, {"rounds"}, {"hard_mask_weight"}, {"task_weight", "train"}]
+    first = LADDER["embedding"]
+    assert first["beta"] == first["gamma"] == first["task_weight"] == 0
 
 
 def test_blocks_that_are_compared_are_there():
@@ -90,3 +91,30 @@ def test_rows_are_measured_once_and_go_on_from_the_file(artifacts, tmp_path):
     before = out.read_bytes()
     assert compare_recipes(**asked, seeds=(0,)) == text
     assert out.read_bytes() == before
+
+
+def test_a_row_of_other_settings_another_teacher_or_an_earlier_version_is_measured_anew(artifacts, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    asked = {"students": (STUDENT,), "recipes": ("plain",), "steps": 1, "seeds": (0,), "artifacts": artifacts}
+    compare_recipes(**asked, out=out)
+    first = [json.loads(line) for line in out.read_text().splitlines()]
+    earlier = [{key: value for key, value in each.items() if key != "settings"} for each in first]
+    out.write_text("".join(json.dumps(each) + "\n" for each in earlier))
+    compare_recipes(**asked, out=out)
+    assert [json.loads(line) for line in out.read_text().splitlines()][2:] == first
+
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["distill"][STUDENT]["optimizer"]["lr"] = 0.01
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    compare_recipes(**asked, out=out)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 5
+    assert rows[4]["cosine"] != rows[3]["cosine"]
+
+    save_checkpoint(build("bundled", seed=2), artifacts / "teacher")
+    Card.seal(artifacts / "teacher", Contents(kind="checkpoint", model="bundled"), {})
+    settings = {"store": "store", "batch": 4, "device": "cpu", "taps": []}
+    inputs = {name: artifacts / name for name in ("prepare", "teacher")}
+    embed(EmbedConfig(**settings), **inputs, out=artifacts / "embed", log=silent)
+    compare_recipes(**asked, out=out)
+    assert len(out.read_text().splitlines()) == 7

@@ -9,9 +9,10 @@ from pipeline.artifact import Card, Contents, digest
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.prompts import Prompts
 from pipeline.data.shards import Shards
-from pipeline.distill import DistillConfig, Task, distill, student_of
+from pipeline.distill import DistillConfig, Task, distill, full_stage, student_of
 from pipeline.distill.embedding import held_out_error
-from pipeline.distill.full_stage import decoder_terms, harden
+from pipeline.distill.full_stage import decoder_terms, embedding_terms, harden, weigh
+from pipeline.distill.layer_wise import layer_terms
 from pipeline.embed import EmbedConfig, embed
 from pipeline.errors import InputError
 from pipeline.log import silent
@@ -82,6 +83,7 @@ def run(tmp_path, inputs, monkeypatch):
         contents = distill(config or recipe(), student=student, **inputs, out=out, log=log)
         assert (contents.kind, contents.model) == ("checkpoint", student)
         Card.seal(out, contents, {})
+        contents.clear_away()
         return out
 
     return go
@@ -167,7 +169,7 @@ def test_embeddings_of_another_teacher_are_refused(inputs, tmp_path):
         distill(recipe(), student=STUDENT, **inputs | {"teacher": other}, out=tmp_path, log=silent)
 
 
-@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "meta", "hpu"])
 def test_a_device_that_is_not_there_is_named(run, device):
     with pytest.raises(InputError, match=rf"distill\.{STUDENT}\.device is '{device}', .*: set it to cpu"):
         run(config=recipe(device=device))
@@ -206,6 +208,64 @@ def test_full_stage_trains_encoder_and_decoder_and_says_what_each_part_costs(run
     assert {f"distill/{name}" for name in names} <= first.keys()
     total = sum(first[f"distill/{name}"] for name in ("embedding", "token", "mask", "task"))
     assert first["distill/loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_each_term_of_full_stage_has_its_weight():
+    config = recipe(kind=FULL_STAGE | {"alpha": 2.0, "beta": 3.0, "gamma": 5.0, "task_weight": 7.0}).recipe
+    given = {"embedding": 1.0, "token": 10.0, "mask": 100.0, "task": 1000.0, "iou": 1e6}
+    terms = weigh(config, {name: torch.tensor(value) for name, value in given.items()})
+    assert terms.pop("loss") == 2 + 30 + 500 + 7000
+    assert terms == given
+
+
+def test_the_embeddings_error_is_a_share_of_the_teachers_scale_over_valid_cells():
+    student = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]).repeat(2, 1, 1, 1).requires_grad_(True)
+    teacher = torch.tensor([[[[4.0, 9.0], [9.0, 9.0]]], [[[-2.0, 6.0], [2.0, -6.0]]]], requires_grad=True)
+    valid = torch.ones(2, 2, 2, dtype=torch.bool)
+    valid[0, 1], valid[0, 0, 1] = False, False
+    assert embedding_terms(teacher, teacher, valid)["embedding"] == 0
+    error = embedding_terms(student, teacher, valid)["embedding"]
+    error.backward()
+    assert error.item() == pytest.approx((3 / 4 + (3 + 6 + 2 + 6) / (2 + 6 + 2 + 6)) / 2)
+    assert student.grad[1].abs().min() > 0
+    assert teacher.grad is None
+
+
+def test_masks_where_only_the_teacher_is_right_count_twice_those_where_both_are():
+    targets = torch.zeros(1, 2, 4, 4)
+    targets[..., :2] = 1
+    right, off = 2 * targets - 1, 1 - 2 * targets
+    prompts = Prompts(torch.zeros(1, 2, 1, 2), torch.ones(1, 2, 1), targets, torch.ones(1, 2, dtype=torch.bool))
+
+    def error(logits, weighted):
+        config = recipe(kind=FULL_STAGE | {"hard_mask_weight": weighted}).recipe
+        student, teacher = ((masks[:, :, None].expand(-1, -1, 4, -1, -1)) for masks in (logits, right))
+        rest = torch.ones(1, 2, 4), torch.ones(1, 2, 5, 8)
+        return decoder_terms(config, (student, *rest), (teacher, *rest), prompts)["mask"].item()
+
+    # Off by 2 where the teacher's scale is 1; off by half of it, with the same mask; with and without weights.
+    assert [error(off, False), error(right / 2, False)] == pytest.approx([2, 0.5])
+    assert [error(off, True), error(right / 2, True)] == pytest.approx([2 * 1, 0.5 * 0.5], rel=1e-4)
+
+
+def test_both_decoders_are_asked_where_clicks_have_moved_to_in_0_to_all_rounds(run, monkeypatch):
+    rounds, asked = [], []
+
+    def move(sam, embeddings, prompts, chance):
+        assert not embeddings.requires_grad
+        rounds.append(chance.shape[1])
+        return prompts.coords + 1000
+
+    def decoded(sam, embeddings, coords, labels):
+        asked.append(coords.max().item())
+        return decode_with_tokens(sam, embeddings, coords - 1000, labels)
+
+    monkeypatch.setattr(full_stage, "harden", move)
+    monkeypatch.setattr(full_stage, "decode_with_tokens", decoded)
+    run(config=recipe(12, kind=FULL_STAGE))
+    assert set(rounds) == {0, 1, 2}
+    assert len(asked) == 2 * len(rounds)
+    assert min(asked) >= 1000
 
 
 def test_full_stage_can_leave_the_decoder_as_the_teachers(run, inputs):
@@ -268,6 +328,43 @@ def test_layer_wise_logs_each_layer_and_its_weight_and_keeps_no_projection(run, 
     layers = (seen["distill/layer_0"] + seen["distill/layer_1"]) / 2
     assert seen["distill/loss"] == pytest.approx(seen["distill/embedding"] + layers, rel=1e-5)
     assert 0 < seen["distill/layer_0"] < 4
+
+
+def test_layers_count_by_their_weights():
+    valid = torch.ones(1, 1, 1, dtype=torch.bool)
+    teacher = torch.tensor([1.0, -1.0]).reshape(1, 2, 1, 1).requires_grad_(True)
+    near, far = ((factor * teacher.detach()).requires_grad_(True) for factor in (3.0, -3.0))
+    equal = layer_terms([teacher, teacher], [teacher, teacher], valid, [1.0, 0.5])
+    assert equal["layers"] == equal["layer_0"] == equal["layer_1"] == 0
+    terms = layer_terms([near, far], [teacher, teacher], valid, [1.0, 0.5])
+    # Normalised, one layer is its teacher's and the other off by 2 in each channel.
+    assert terms["layer_0"].item() == pytest.approx(0, abs=1e-4)
+    assert terms["layer_1"].item() == pytest.approx(4, rel=1e-4)
+    assert terms["layers"].item() == pytest.approx(0.5 * 4 / 1.5, rel=1e-4)
+    assert [terms["layer_0_weight"].item(), terms["layer_1_weight"].item()] == [1, 0.5]
+    tilted = torch.tensor([1.0, 0.0, -3.0]).reshape(1, 3, 1, 1).requires_grad_(True)
+    goal = torch.tensor([0.0, 1.0, -1.0]).reshape(1, 3, 1, 1).requires_grad_(True)
+    layer_terms([tilted], [goal], valid, [1.0])["layers"].backward()
+    assert tilted.grad.abs().max() > 0
+    assert goal.grad is None
+
+
+def test_later_layers_gain_weight_while_it_trains(run, monkeypatch):
+    monkeypatch.setattr(training.loop, "LOG_EVERY", 1)
+    seen = losses_of(run, kind=LAYER_WISE | {"focus": 0}, steps=5)
+    logged = [each["distill/layer_1_weight"] for each in seen if "distill/layer_1_weight" in each]
+    assert logged == [0, 0, 0, 0.5, 1]
+
+
+def test_layers_teach_the_encoder_and_not_their_projections_alone(run):
+    """Without clipping, projections have no part in what the encoder learns but through its features."""
+    changed = {"steps": 2, "clip_norm": 1e9}
+    kinds = [LAYER_WISE | {"layer_weight": weight} for weight in (1e-12, 1.0)]
+    outs = [
+        run(str(place), recipe(kind=kind, **changed), student="sam_lightening_nano") for place, kind in enumerate(kinds)
+    ]
+    little, full = (load_checkpoint(out).image_encoder.state_dict() for out in outs)
+    assert not torch.allclose(little["patch_embed.weight"], full["patch_embed.weight"], atol=1e-4)
 
 
 def test_layer_wise_lowers_the_error_on_images_it_never_saw(run, inputs):

@@ -25,6 +25,14 @@ def test_every_recipe_is_valid_and_of_a_known_student(text):
             section(params, f"{verb}.{student}", model)
 
 
+@pytest.mark.parametrize("snippet", SNIPPETS[:3])
+def test_the_recipe_of_each_paper_is_its_presets(snippet):
+    shown = yaml.safe_load(snippet)
+    (student,) = shown["distill"]
+    preset = yaml.safe_load((ROOT / f"presets/{student}_sa1b.yaml").read_text())
+    assert shown == {verb: preset[verb] for verb in ("distill", "align")}
+
+
 @pytest.mark.parametrize("text", PRESETS)
 def test_presets_cache_the_blocks_that_their_recipes_compare(text):
     params = yaml.safe_load(text)

@@ -112,6 +112,34 @@ def test_where_the_device_is_not_waited_for_the_first_bad_step_is_named_all_the_
         watch.check()
 
 
+@pytest.mark.parametrize(("until", "ends"), [(8, True), (10**9, False)])
+def test_in_fp16_a_gradient_may_be_infinite_for_some_steps_but_not_for_good(monkeypatch, until, ends):
+    monkeypatch.setattr("pipeline.training.loop.precision_of", lambda device, name: "fp16")
+    module = nn.Linear(3, 1)
+    before = copy.deepcopy(module.state_dict())
+
+    def step(batch, number, rng):
+        answer = module(batch)
+        # The root of 0 is finite, and its slope is not.
+        return {"loss": answer.square().mean() + ((answer * 0).square().sum().sqrt() if number < until else 0)}
+
+    def train():
+        fit(
+            module, lambda indices, number, rngs: torch.ones(len(indices), 3), step, recipe(steps=60), count=9,
+            batch=4, log=silent, name="x", device=CPU,
+        )  # fmt: skip
+
+    if ends:
+        train()
+        assert not torch.equal(module.weight, before["weight"])
+        return
+    with pytest.raises(
+        FloatingPointError, match=r"step 26: the gradient has not been finite in fp16.*autocast to bf16"
+    ):
+        train()
+    assert torch.equal(module.weight, before["weight"])
+
+
 def test_the_loop_reports_its_pace_and_what_it_waited_for():
     reports = []
 
