@@ -12,8 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from pipeline.artifact import Card
 from pipeline.bench import ledger
 from pipeline.config import find, read_params, section
@@ -28,6 +26,7 @@ from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
 from pipeline.progress import progress
 from pipeline.runtime.pytorch import TorchSegmenter
+from pipeline.training import device_of
 
 _EMBEDDING = {
     "kind": "full_stage", "train": "encoder", "decoder_lr_share": 0.2, "alpha": 1.0, "beta": 0.0, "gamma": 0.0,
@@ -156,7 +155,7 @@ def _trained(row: Row, artifacts: Path, directory: Path) -> tuple[Sam, float]:
         images=Shards(prepared, "train"),
         embeddings=Embeddings(cache),
         config=config,
-        device=torch.device(config.device),
+        device=device_of(config.device, f"distill.{row.student}.device"),
         log=silent,
         checkpoint=None,
     )
