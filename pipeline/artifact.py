@@ -56,7 +56,7 @@ class Contents(BaseModel):
         """Remove what is ``spent``; to be called when the artifact is in its place, and not before."""
         for path in self.spent:
             if path.is_dir():
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 

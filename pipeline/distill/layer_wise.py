@@ -52,7 +52,7 @@ def distill_layer_wise(task: Task, recipe: LayerWiseRecipe) -> None:
         embeddings, valid = batch.images.embeddings.to(task.device), batch.images.valid.to(task.device)
         with tapped(encoder, ours) as features:
             predicted = task.encode(batch.images.pixels)
-        taught = [features.to(task.device) for features in batch.features]
+        taught = [each.to(task.device) for each in batch.features]
         with task.autocast():
             projected = [
                 projection(_on_grid(features[tap], goal.shape[-1]))
