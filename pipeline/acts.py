@@ -222,7 +222,9 @@ ACTS: dict[str, Act] = {
             ("--out", {"type": Path, "default": Path("recipes.jsonl"), "help": "rows as JSON lines, gone on with"}),
         ),
         "Needs `dvc repro embed`. Trains by section distill.<student> of params.yaml but for its recipe, steps and "
-        "seed; measures box and one-click mIoU on the validation split, before alignment.",
+        "seed; warm-up and cool-down keep their shares of the steps, and ema_decay stays: averaged over far more "
+        "steps than there are, weights are those of the beginning. Measures box and one-click mIoU on the validation "
+        "split, before alignment.",
     ),
     "study": Act(
         "pipeline.bench.study:study",
