@@ -8,6 +8,7 @@ in it already are not measured again.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,7 +43,7 @@ LADDER: Mapping[str, Mapping[str, Any]] = {
     "hard_mask_weight": _HARD_MASK_WEIGHT,
     "ground_truth": _HARD_MASK_WEIGHT | {"task_weight": 1.0, "train": "all"},
 }
-"""TinySAM's ablation, each rung with those before it, and last what lets the decoder learn: ground truth."""
+"""TinySAM's ablation, each rung with those before it; beyond it, ground truth's losses and a decoder that learns."""
 TAPS: Mapping[str, Sequence[tuple[int, int]]] = {
     "sam_lightening_nano": ((1, 0), (2, 1), (3, 2), (4, 3)),
     "tinysam_nano": ((1, 2), (4, 5)),
@@ -95,22 +96,18 @@ def compare_recipes(
     data, source = (Card.read(artifacts / name).digest for name in ("prepare", "teacher"))
     found = {_key(row): row for row in ledger.read(out)}
 
-    def asked_for(student: str, recipe: str, steps: int, seed: int, settings: str) -> Row:
-        digest = hashlib.sha256(f"{source} {settings}".encode()).hexdigest()
-        return Row(data[:12], student, recipe, steps, seed, digest[:12])
+    def settings(config: DistillConfig | None) -> str:
+        return hashlib.sha256(f"{source} {config.model_dump_json() if config else ''}".encode()).hexdigest()[:12]
 
-    asked = [
-        asked_for(student, recipe, steps, seed, _config(student, recipe, steps, seed).model_dump_json())
-        for seed in seeds
-        for student in students
-        for recipe in recipes
-    ]
-    teacher = asked_for("teacher", "", 0, 0, "")
+    asked: dict[Row, DistillConfig | None] = {Row(data[:12], "teacher", "", 0, 0, settings(None)): None}
+    for seed, student, recipe in product(seeds, students, recipes):
+        config = _config(student, recipe, steps, seed)
+        asked[Row(data[:12], student, recipe, steps, seed, settings(config))] = config
     with TemporaryDirectory(prefix="recipes-") as directory:
-        for row in progress([row for row in (teacher, *asked) if row not in found], "recipes", "training"):
-            found[row] = _measure(row, artifacts, Path(directory))
+        for row in progress([row for row in asked if row not in found], "recipes", "training"):
+            found[row] = _measure(row, asked[row], artifacts, Path(directory))
             ledger.append(out, found[row])
-    return table([found[row] for row in (teacher, *asked)])
+    return table([found[row] for row in asked])
 
 
 def table(measured: Sequence[Mapping[str, Any]]) -> str:
@@ -133,17 +130,18 @@ def _key(row: Mapping[str, Any]) -> Row:
     return Row(**{name: row.get(name, "") for name in Row.__dataclass_fields__})
 
 
-def _measure(row: Row, artifacts: Path, directory: Path) -> dict[str, Any]:
+def _measure(row: Row, config: DistillConfig | None, artifacts: Path, directory: Path) -> dict[str, Any]:
+    """What a row comes to; without a config it is the teacher's."""
     cosine = 1.0
     sam = load_checkpoint(artifacts / "teacher")
-    if row.student != "teacher":
-        sam, cosine = _trained(row, artifacts, directory)
+    if config:
+        sam, cosine = _trained(row, config, artifacts, directory)
     return vars(row) | ledger.accuracy(TorchSegmenter(sam), artifacts / "prepare") | {"cosine": cosine}
 
 
-def _trained(row: Row, artifacts: Path, directory: Path) -> tuple[Sam, float]:
+def _trained(row: Row, config: DistillConfig, artifacts: Path, directory: Path) -> tuple[Sam, float]:
     """The student, and the mean cosine of its embeddings to the teacher's on the calibration split."""
-    config, taps = _config(row.student, row.recipe, row.steps, row.seed), TAPS.get(row.student, ())
+    taps = TAPS.get(row.student, ())
     prepared, teacher, cache = (artifacts / name for name in ("prepare", "teacher", "embed"))
     if row.recipe == "layer_wise":
         if not taps:

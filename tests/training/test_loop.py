@@ -89,6 +89,11 @@ def test_every_step_of_every_schedule_learns_and_none_more_than_the_peak(steps, 
     assert all(0 < rate(n, config) <= 1 for n in range(steps))
 
 
+def test_a_seed_beyond_what_torch_takes_is_refused():
+    with pytest.raises(ValidationError, match="less than 18446744073709551616"):
+        recipe(seed=2**64)
+
+
 def test_a_cosine_with_a_cool_down_is_refused():
     with pytest.raises(ValidationError, match="set cooldown_steps to 0"):
         recipe(schedule="cosine", cooldown_steps=3)
