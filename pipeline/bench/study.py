@@ -25,7 +25,7 @@ from pipeline.quantize import QuantizeConfig
 from pipeline.quantize.calibration import SPLIT, Material
 from pipeline.quantize.int8 import find_scales
 from pipeline.quantize.layers import chosen_layers
-from pipeline.quantize.qdq import Scales
+from pipeline.quantize.qdq import Scales, Widths
 from pipeline.quantize.rounding import kinds
 from pipeline.quantize.search import search
 from pipeline.quantize.simulated import SimulatedSegmenter
@@ -42,8 +42,13 @@ METHODS: Mapping[str, tuple[str, str]] = {
     "search_split": ("search", "max"),
 }
 """Tool and calibration of each method; ``search_split`` has two ranges after softmax and GELU."""
-WIDTHS: Mapping[str, tuple[int, int]] = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a8": (4, 8)}
-"""Bits of weights and of activations."""
+WIDTHS: Mapping[str, Widths] = {
+    "w8a8": Widths(8, 8),
+    "w8a8_reduced": Widths(8, 8, reduce_range=True),
+    "w6a6": Widths(6, 6),
+    "w4a8": Widths(4, 8),
+}
+"""Bits of weights and of activations; ``reduced`` is what processors get (`quantize.reduce_range`)."""
 
 
 @dataclass(frozen=True)
@@ -154,15 +159,12 @@ def _simulated(
     config = config.model_copy(update={"method": tool, "calibration": calibration})
     material, model = Material(config, sam, shards), onnx.load(encoder)
     chosen = chosen_layers(model, attention=row.attention, keep=config.keep)
-    weight_bits, bits = WIDTHS[row.width]
+    widths = WIDTHS[row.width]
     split = kinds(model) if row.method == "search_split" else {}
     if tool == "search":
-        scales = search(
-            config.search, model, chosen, material,
-            weight_bits=weight_bits, activation_bits=bits, seed=config.seed, split=split,
-        )  # fmt: skip
+        scales = search(config.search, model, chosen, material, widths=widths, seed=config.seed, split=split)
     else:
         known = ranges.get((row.method, row.seed))
-        scales = find_scales(config, model, chosen, material, weight_bits, bits, known)
+        scales = find_scales(config, model, chosen, material, widths, known)
         ranges[row.method, row.seed] = scales
     return SimulatedSegmenter(sam, model, chosen, scales, split)

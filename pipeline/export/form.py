@@ -10,8 +10,13 @@ import onnx
 from pipeline.export.rules import check_onnx
 
 
-def save(model: onnx.ModelProto, path: Path) -> dict[str, float]:
+def save(model: onnx.ModelProto, path: Path, *, reduce_range: bool = False) -> dict[str, float]:
     """Bring a model into its one form, check it, and write it.
+
+    Args:
+        model: Changed in place.
+        path: Where to.
+        reduce_range: Check also that int8 arithmetic cannot saturate (`pipeline.export.saturation`).
 
     Returns:
         Counts of QuantizeLinear and DequantizeLinear, where there are any.
@@ -21,7 +26,7 @@ def save(model: onnx.ModelProto, path: Path) -> dict[str, float]:
     """
     _share_integers(model.graph)
     normalise(model)
-    check_onnx(model, path.name)
+    check_onnx(model, path.name, reduce_range=reduce_range)
     path.write_bytes(model.SerializeToString(deterministic=True))
     kinds = [node.op_type for node in model.graph.node]
     counts = {

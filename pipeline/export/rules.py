@@ -15,6 +15,8 @@ from jaxtyping import Shaped
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from pipeline.errors import InputError
+from pipeline.export.saturation import factor_ranges
+from pipeline.runtime.cpu import EXACT_FACTOR
 
 OPSETS = range(18, 24)
 DYNAMIC_AXES = frozenset({"batch", "masks", "prompts", "points"})
@@ -77,12 +79,13 @@ class _Graph:
         return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def check_onnx(model: ModelProto, name: str) -> None:
+def check_onnx(model: ModelProto, name: str, *, reduce_range: bool = False) -> None:
     """Hold a model against every rule.
 
     Args:
         model: With named nodes.
         name: Of its file, for errors.
+        reduce_range: Also against the rule that no pair of int8 products saturates.
 
     Raises:
         InputError: A rule is broken; the text names the node and what to do.
@@ -90,6 +93,14 @@ def check_onnx(model: ModelProto, name: str) -> None:
     graph = _Graph.of(model)
     for fault in (*_operators(model, graph), *_axes(model), *_placement(graph)):
         raise InputError(f"{name}: {fault}")
+    if reduce_range:
+        for node, reach in factor_ranges(model).items():
+            if reach > EXACT_FACTOR:
+                raise InputError(
+                    f"{name}: {node} multiplies int8 values of up to {reach}, "
+                    f"beyond the {EXACT_FACTOR} that never saturate "
+                    "on processors: quantize with quantize.reduce_range."
+                )
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -4,10 +4,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import onnx
+
 from pipeline.artifact import Card, Contents, write_metrics
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.export import DECODER, ENCODER
+from pipeline.export.saturation import weight_range
 from pipeline.log import Log
 from pipeline.models.students import load_checkpoint
 from pipeline.quantize.calibration import SPLIT, Material
@@ -19,6 +22,7 @@ from pipeline.quantize.int8 import int8
 from pipeline.quantize.int8_fp16 import int8_fp16
 from pipeline.quantize.w4a8 import w4a8
 from pipeline.quantize.w6a6 import w6a6
+from pipeline.runtime.cpu import WEIGHT_RANGE
 
 __all__ = ["PRECISIONS", "QuantizeConfig", "SearchConfig", "quantize"]
 
@@ -75,6 +79,7 @@ def quantize(
     metrics |= lower_decoder(config, decoder, encoder, material)
     sizes = {"encoder_bytes": float(encoder.stat().st_size), "decoder_bytes": float(decoder.stat().st_size)}
     metrics |= sizes | {"size_mib": sum(sizes.values()) / 2**20}
+    reach = max(weight_range(onnx.load(file)) for file in (encoder, decoder))
     log(metrics)
     write_metrics(out, metrics)
     return Contents(
@@ -82,6 +87,6 @@ def quantize(
         model=student,
         options=source.options,
         precision=precision,
-        load=source.load,
+        load=source.load | ({WEIGHT_RANGE: reach} if reach else {}),
         calibration=material.card() if precision != "fp32" or config.decoder != "fp32" else None,
     )

@@ -39,6 +39,9 @@ class QuantizeConfig(Config):
     """Part of an activation's values that its range holds, in percent, where ``calibration`` says so."""
     search: SearchConfig
     """For ``method: search``."""
+    reduce_range: bool = True
+    """Keep int8 weights in [-64, 64], as processors without VNNI need (ONNX Runtime's name for it); false for TensorRT,
+    whose arithmetic is exact over the whole range. Costs a bit of the weights' precision."""
     quantize_attention: bool
     """Also lower products of two activations (attention with softmax), not only those with weights."""
     keep: list[str]

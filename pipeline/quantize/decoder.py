@@ -19,7 +19,7 @@ from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.fp16 import narrowed
 from pipeline.quantize.int8 import CALIBRATORS
 from pipeline.quantize.layers import chosen_layers, weights
-from pipeline.quantize.qdq import Scales, weight_scales, write_qdq
+from pipeline.quantize.qdq import Scales, Widths, weight_scales, write_qdq
 from pipeline.quantize.task import prompts
 from pipeline.runtime.onnxruntime import open_session
 
@@ -39,7 +39,7 @@ def lower_decoder(config: QuantizeConfig, decoder: Path, encoder: Path, material
     """
     if config.decoder == "fp32":
         return {}
-    session = open_session(encoder)
+    session = open_session(encoder, simulate=True)
     with TemporaryDirectory(dir=decoder.parent, prefix=".decoder-") as directory:
         lowered = Path(directory) / decoder.name
         if config.decoder == "fp16":
@@ -66,8 +66,11 @@ def _int8(config: QuantizeConfig, decoder: Path, lowered: Path, session: Inferen
     method = CALIBRATORS.get(config.method, CALIBRATORS["onnxruntime"])
     reader = Reader(lambda index: decoder_feeds(session, material, index), material.chosen)
     found, kernels = method(config, copy, chosen, reader), weights(model, chosen)
-    scales = {str(layer.weight): weight_scales(kernels[str(layer.weight)], layer.axis, 8) for layer in chosen}
-    save(write_qdq(model, chosen, Scales(activations=found, weights=scales)), lowered)
+    widths = Widths(reduce_range=config.reduce_range)
+    scales = {
+        str(layer.weight): weight_scales(kernels[str(layer.weight)], layer.axis, widths.weight_qmax) for layer in chosen
+    }
+    save(write_qdq(model, chosen, Scales(found, scales, widths)), lowered, reduce_range=config.reduce_range)
 
 
 def decoder_feeds(session: InferenceSession, material: Material, index: int) -> dict[str, Any]:
@@ -85,7 +88,7 @@ def decoder_feeds(session: InferenceSession, material: Material, index: int) -> 
 
 def _price(reference: Path, lowered: Path, session: InferenceSession, material: Material) -> dict[str, float]:
     agreements, differences = [], []
-    decoders: Sequence[InferenceSession] = [open_session(path) for path in (reference, lowered)]
+    decoders: Sequence[InferenceSession] = [open_session(path, simulate=True) for path in (reference, lowered)]
     for index in progress(material.held_out, "compare decoders", "image"):
         feeds: Mapping[str, Any] = decoder_feeds(session, material, index)
         (a, scores_a), (b, scores_b) = (decoder.run(None, feeds) for decoder in decoders)

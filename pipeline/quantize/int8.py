@@ -18,7 +18,7 @@ from pipeline.quantize.keys import centre_keys
 from pipeline.quantize.layers import Layer, chosen_layers, weights
 from pipeline.quantize.modelopt import modelopt
 from pipeline.quantize.onnxruntime import onnxruntime
-from pipeline.quantize.qdq import Scales, largest, weight_scales, write_qdq
+from pipeline.quantize.qdq import Scales, Widths, qmax, weight_scales, write_qdq
 from pipeline.quantize.search import search
 
 Calibrator = Callable[[QuantizeConfig, Path, Sequence[Layer], Reader], dict[str, float]]
@@ -47,14 +47,15 @@ def lower(
     config: QuantizeConfig, precision: str, encoder: Path, material: Material, *, weight_bits: int, activation_bits: int
 ) -> dict[str, float]:
     """Replace ``encoder`` by a form of any width up to 8 bits; otherwise see `int8`."""
+    widths = Widths(weight_bits, activation_bits, config.reduce_range)
     with TemporaryDirectory(dir=encoder.parent, prefix=f".{precision}-") as directory:
         lowered, model = Path(directory) / encoder.name, onnx.load(encoder)
         shifted = list[str]()
         if config.quantize_attention and config.method == "search":
             model, shifted = centre_keys(model, material)
         chosen = chosen_layers(model, attention=config.quantize_attention, keep=config.keep)
-        scales = find_scales(config, model, chosen, material, weight_bits, activation_bits)
-        figures = save(write_qdq(model, chosen, scales), lowered)
+        scales = find_scales(config, model, chosen, material, widths)
+        figures = save(write_qdq(model, chosen, scales), lowered, reduce_range=config.reduce_range)
         figures |= agreement(encoder, lowered, material)
         gate(config, precision, figures)
         if config.sensitivity_images:
@@ -70,24 +71,15 @@ def find_scales(
     model: onnx.ModelProto,
     chosen: Sequence[Layer],
     material: Material,
-    weight_bits: int,
-    activation_bits: int,
+    widths: Widths,
     known: Scales | None = None,
 ) -> Scales:
     """Scales of layers by the method that the config names.
 
-    The tools' are for 8 bits; fewer share their ranges, so those of another width may be handed over as ``known``.
+    The tools' are for 8 bits; fewer share their ranges, so those of other widths may be handed over as ``known``.
     """
     if config.method == "search":
-        return search(
-            config.search,
-            model,
-            chosen,
-            material,
-            weight_bits=weight_bits,
-            activation_bits=activation_bits,
-            seed=config.seed,
-        )
+        return search(config.search, model, chosen, material, widths=widths, seed=config.seed)
     if known is None:
         reader = Reader(material.feeds, material.chosen)
         with TemporaryDirectory(prefix="calibrate-") as directory:
@@ -95,14 +87,17 @@ def find_scales(
             onnx.save(model, source)
             known = Scales(CALIBRATORS[config.method](config, source, chosen, reader), {})
     values = weights(model, chosen)
-    narrower = largest(known.activation_bits) / largest(activation_bits)
+    before, after = known.widths.bits_of(chosen), widths.bits_of(chosen)
     return Scales(
-        activations={name: scale * narrower for name, scale in known.activations.items()},
+        activations={
+            name: scale * (qmax(before[name]) / qmax(after[name]))
+            for name, scale in known.activations.items()
+            if name in after
+        },
         weights={
-            layer.weight: weight_scales(values[layer.weight], layer.axis, weight_bits)
+            layer.weight: weight_scales(values[layer.weight], layer.axis, widths.weight_qmax)
             for layer in chosen
             if layer.weight
         },
-        activation_bits=activation_bits,
-        weight_bits=weight_bits,
+        widths=widths,
     )

@@ -16,7 +16,11 @@ def int8_fp16(config: QuantizeConfig, encoder: Path, material: Material) -> dict
         lowered = Path(directory) / encoder.name
         lowered.write_bytes(encoder.read_bytes())
         figures = int8(config, lowered, material)
-        figures |= save(narrowed(lowered, material.feeds(material.chosen[0]), Path(directory)), lowered)
+        figures |= save(
+            narrowed(lowered, material.feeds(material.chosen[0]), Path(directory)),
+            lowered,
+            reduce_range=config.reduce_range,
+        )
         figures |= agreement(encoder, lowered, material)
         gate(config, "int8_fp16", figures)
         lowered.replace(encoder)

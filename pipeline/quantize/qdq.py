@@ -20,6 +20,31 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from pipeline.errors import InputError
 from pipeline.quantize.layers import Layer
+from pipeline.runtime.cpu import EXACT_FACTOR
+
+_REDUCED_BITS = 7
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Bits of weights and activations."""
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    reduce_range: bool = False
+    """Weights keep to [-64, 64], and the second factors of products of two activations, which processors multiply as
+    they multiply weights, to 7 bits."""
+
+    @property
+    def weight_qmax(self) -> int:
+        """The largest integer that a weight is stored as."""
+        return min(qmax(self.weight_bits), EXACT_FACTOR) if self.reduce_range else qmax(self.weight_bits)
+
+    def bits_of(self, lowered: Sequence[Layer]) -> dict[str, int]:
+        """Width of each activation that layers read, by tensor."""
+        widths = {name: self.activation_bits for layer in lowered for name in layer.inputs}
+        second = {layer.inputs[1] for layer in lowered if layer.weight is None} if self.reduce_range else set()
+        return widths | {name: min(self.activation_bits, _REDUCED_BITS) for name in second}
 
 
 @dataclass(frozen=True)
@@ -30,28 +55,27 @@ class Scales:
     """By tensor."""
     weights: Mapping[str, Float32[np.ndarray, " channels"]]
     """By initializer, one for each output channel."""
-    activation_bits: int = 8
-    weight_bits: int = 8
+    widths: Widths = Widths()
 
 
-def largest(bits: int) -> int:
+def qmax(bits: int) -> int:
     """The largest value of ``bits`` signed bits."""
     return 2 ** (bits - 1) - 1
 
 
-def weight_scales(weight: Float32[np.ndarray, "..."], axis: int, bits: int) -> Float32[np.ndarray, " channels"]:
-    """The largest magnitude of each output channel, over the largest value."""
+def weight_scales(weight: Float32[np.ndarray, "..."], axis: int, qmax: int) -> Float32[np.ndarray, " channels"]:
+    """The largest magnitude of each output channel, over ``qmax``, the largest integer it is stored as."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale: Float32[np.ndarray, " channels"] = np.abs(weight).max(axis=others) / np.float32(largest(bits))
+    scale: Float32[np.ndarray, " channels"] = np.abs(weight).max(axis=others) / np.float32(qmax)
     return np.maximum(scale, np.float32(1e-12))
 
 
 def rounded(
-    weight: Float32[np.ndarray, "..."], scale: Float32[np.ndarray, " channels"], axis: int, bits: int
+    weight: Float32[np.ndarray, "..."], scale: Float32[np.ndarray, " channels"], axis: int, qmax: int
 ) -> Int8[np.ndarray, "..."]:
     """A weight in steps of its scales; the range is symmetric, as TensorRT asks of weights."""
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    steps = np.rint(weight / scale.reshape(shape)).clip(-largest(bits), largest(bits))
+    steps = np.rint(weight / scale.reshape(shape)).clip(-qmax, qmax)
     return np.asarray(steps, np.int8)
 
 
@@ -71,7 +95,7 @@ def write_qdq(model: ModelProto, lowered: Sequence[Layer], scales: Scales) -> Mo
     result = ModelProto()
     result.CopyFrom(model)
     graph = result.graph
-    tensors = {name: None for layer in lowered for name in layer.inputs}
+    tensors = scales.widths.bits_of(lowered)
     axes = {layer.weight: layer.axis for layer in lowered if layer.weight}
     missing = [name for name in tensors if name not in scales.activations]
     missing += [name for name in axes if name not in scales.weights]
@@ -80,7 +104,7 @@ def write_qdq(model: ModelProto, lowered: Sequence[Layer], scales: Scales) -> Mo
     zero = _constant(graph, "int8_zero", np.zeros((), np.int8))
     after: dict[str, list[NodeProto]] = {}
     for name in tensors:
-        after[name] = _round_activation(graph, name, scales.activations[name], scales.activation_bits, zero)
+        after[name] = _round_activation(graph, name, scales.activations[name], tensors[name], zero)
     front = [_store_weight(graph, name, axis, scales) for name, axis in axes.items()]
     renamed = {name: f"{name}_dequantized" for name in (*tensors, *axes)}
     nodes = [*front, *(n for value in graph.input for n in after.get(value.name, []))]
@@ -114,8 +138,8 @@ def _round_activation(graph: onnx.GraphProto, name: str, scale: float, bits: int
     step = _constant(graph, f"{name}_scale", np.array(scale, np.float32))
     nodes, source = list[NodeProto](), name
     if bits < 8:
-        low = _constant(graph, f"{name}_low", np.array(-(largest(bits) + 1) * scale, np.float32))
-        high = _constant(graph, f"{name}_high", np.array(largest(bits) * scale, np.float32))
+        low = _constant(graph, f"{name}_low", np.array(-(qmax(bits) + 1) * scale, np.float32))
+        high = _constant(graph, f"{name}_high", np.array(qmax(bits) * scale, np.float32))
         source = f"{name}_clipped"
         nodes.append(helper.make_node("Clip", [name, low, high], [source], name=f"{name}_Clip"))
     steps, out = f"{name}_quantized", f"{name}_dequantized"
@@ -127,7 +151,7 @@ def _round_activation(graph: onnx.GraphProto, name: str, scale: float, bits: int
 def _store_weight(graph: onnx.GraphProto, name: str, axis: int, scales: Scales) -> NodeProto:
     weight = numpy_helper.to_array(next(c for c in graph.initializer if c.name == name))
     scale = np.asarray(scales.weights[name], np.float32)
-    steps = _constant(graph, f"{name}_quantized", rounded(weight, scale, axis, scales.weight_bits))
+    steps = _constant(graph, f"{name}_quantized", rounded(weight, scale, axis, scales.widths.weight_qmax))
     step = _constant(graph, f"{name}_scale", scale)
     zero = _constant(graph, f"{name}_zero", np.zeros(scale.shape, np.int8))
     return helper.make_node(

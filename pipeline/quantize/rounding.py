@@ -8,7 +8,7 @@ from jaxtyping import Float
 from onnx import ModelProto
 from torch import Tensor
 
-from pipeline.quantize.qdq import largest
+from pipeline.quantize.qdq import qmax
 
 Kind = Literal["plain", "gelu", "softmax"]
 """How many ranges a tensor has: one, one on each side of 0, or one for small values and one up to 1."""
@@ -27,7 +27,7 @@ def fake(x: Float[Tensor, "..."], scale: Float[Tensor, "..."], bits: int, kind: 
             the range of ``scale`` in steps of 1 over the largest value (TinySAM and PTQ4ViT: twin ranges). Both need
             one bit that plain QDQ has not: the range a value is in takes the place of the sign.
     """
-    top = largest(bits)
+    top = qmax(bits)
     if kind == "plain":
         return (x / scale).round_().clamp_(-top - 1, top).mul_(scale)
     fine = (x / scale).round_().clamp_(0, top).mul_(scale)
@@ -67,11 +67,11 @@ def _is_gelu(name: str, made_by: Mapping[str, object], constants: set[str]) -> b
 
 
 def rounders(
-    scales: Mapping[str, float], bits: int, split: Mapping[str, Kind]
+    scales: Mapping[str, float], bits: Mapping[str, int], split: Mapping[str, Kind]
 ) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What `pipeline.quantize.graph.Graph` does to tensors, by name."""
+    """What `pipeline.quantize.graph.Graph` does to tensors, by name; ``scales`` and ``bits`` are by name, too."""
 
-    def rounder(scale: float, kind: Kind) -> Callable[[Tensor], Tensor]:
+    def rounder(scale: float, bits: int, kind: Kind) -> Callable[[Tensor], Tensor]:
         return lambda x: fake(x, torch.tensor(scale), bits, kind)
 
-    return {name: rounder(scale, split.get(name, "plain")) for name, scale in scales.items()}
+    return {name: rounder(scale, bits[name], split.get(name, "plain")) for name, scale in scales.items()}

@@ -20,7 +20,7 @@ from pipeline.progress import counter
 from pipeline.quantize.calibration import Material
 from pipeline.quantize.config import SearchConfig
 from pipeline.quantize.layers import Layer, weights
-from pipeline.quantize.qdq import Scales, largest
+from pipeline.quantize.qdq import Scales, Widths, qmax
 from pipeline.quantize.rounding import Kind, fake
 from pipeline.quantize.rows import Samples, collect
 
@@ -34,8 +34,7 @@ def search(
     lowered: Sequence[Layer],
     material: Material,
     *,
-    weight_bits: int,
-    activation_bits: int,
+    widths: Widths,
     seed: int,
     split: Mapping[str, Kind] | None = None,
 ) -> Scales:
@@ -46,13 +45,12 @@ def search(
         model: The encoder in fp32.
         lowered: The layers to be lowered.
         material: Calibration images with prompts, and the decoder.
-        weight_bits: Width of weights.
-        activation_bits: Width of activations.
+        widths: Of weights and activations.
         seed: Draws rows and masks.
         split: Tensors with two ranges, by name.
     """
     samples = collect(model, lowered, material, rows=config.rows, seed=seed)
-    return Search(config, model, lowered, samples, weight_bits, activation_bits, split or {}).run()
+    return Search(config, model, lowered, samples, widths, split or {}).run()
 
 
 class Search:
@@ -64,12 +62,11 @@ class Search:
         model: ModelProto,
         lowered: Sequence[Layer],
         samples: Samples,
-        weight_bits: int,
-        activation_bits: int,
+        widths: Widths,
         split: Mapping[str, Kind],
     ) -> None:
         self._config, self._layers, self._samples, self._split = config, lowered, samples, split
-        self._weight_bits, self._bits = weight_bits, activation_bits
+        self._widths, self._bits = widths, widths.bits_of(lowered)
         self._factors = torch.linspace(config.lowest, config.highest, config.candidates)
         values = weights(model, lowered)
         self._matrix = {
@@ -78,9 +75,9 @@ class Search:
             if layer.weight
         }
         self._activations = {
-            name: torch.tensor(max(peak, 1e-12) / largest(activation_bits)) for name, peak in samples.peaks.items()
+            name: torch.tensor(max(peak, 1e-12) / qmax(self._bits[name])) for name, peak in samples.peaks.items()
         }
-        top = largest(weight_bits)
+        top = widths.weight_qmax
         self._weights = {n: w.abs().amax(-1, keepdim=True).clamp(1e-12) / top for n, w in self._matrix.items()}
         self._left = {node: torch.cat(rows.left, dim=-2) for node, rows in samples.rows.items()}
         self._right = {node: torch.cat(rows.right) for node, rows in samples.rows.items() if rows.right}
@@ -112,8 +109,7 @@ class Search:
                 for layer in self._layers
                 if layer.weight
             },
-            activation_bits=self._bits,
-            weight_bits=self._weight_bits,
+            widths=self._widths,
         )
 
     def _other(self, layer: Layer, side: int, *, exact: bool = False) -> Tensor:
@@ -122,20 +118,20 @@ class Search:
             return self._rounded(self._left[layer.node], layer.inputs[0])
         if layer.weight:
             matrix = self._matrix[layer.node]
-            return (matrix if exact else _round_weight(matrix, self._weights[layer.node], self._weight_bits)).mT
+            return (matrix if exact else _round_weight(matrix, self._weights[layer.node], self._widths.weight_qmax)).mT
         right = self._right[layer.node]
         return right if exact else self._rounded(right, layer.inputs[1])
 
     def _rounded(self, x: Tensor, name: str) -> Tensor:
-        return fake(x, self._activations[name], self._bits, self._split.get(name, "plain"))
+        return fake(x, self._activations[name], self._bits[name], self._split.get(name, "plain"))
 
     def _search_weight(self, layer: Layer) -> None:
         left, matrix, now = self._other(layer, 1), self._matrix[layer.node], self._weights[layer.node]
-        peak = matrix.abs().amax(-1, keepdim=True).clamp(1e-12) / largest(self._weight_bits)
+        peak = matrix.abs().amax(-1, keepdim=True).clamp(1e-12) / self._widths.weight_qmax
         scales = torch.cat([now[None], self._factors.reshape(-1, 1, 1, 1) * peak])  # (candidates, groups, n, 1)
         exact, hessian = self._exact[layer.node], self._hessian[layer.node]
         distances = [
-            ((left @ _round_weight(matrix, part, self._weight_bits).mT - exact).square_() * hessian).sum(-2)
+            ((left @ _round_weight(matrix, part, self._widths.weight_qmax).mT - exact).square_() * hessian).sum(-2)
             for part in scales.split(_chunk(matrix.numel(), exact.numel()))
         ]
         best = torch.cat(distances).argmin(0)  # (groups, n)
@@ -143,7 +139,7 @@ class Search:
 
     def _search_activation(self, name: str, readers: Sequence[Layer]) -> None:
         kind = self._split.get(name, "plain")
-        peak = max(self._samples.peaks[name], 1e-12) / largest(self._bits)
+        peak = max(self._samples.peaks[name], 1e-12) / qmax(self._bits[name])
         scales = torch.cat([self._activations[name][None], self._factors * peak])
         distances = torch.zeros(len(scales))
         for layer in readers:
@@ -152,7 +148,7 @@ class Search:
         if name in self._samples.values:
             values, hessian = self._samples.values[name]
             distances += torch.stack(
-                [((fake(values, scale, self._bits, kind) - values).square_() * hessian).sum() for scale in scales]
+                [((fake(values, scale, self._bits[name], kind) - values).square_() * hessian).sum() for scale in scales]
             )
         self._activations[name] = scales[distances.argmin()]
 
@@ -161,9 +157,9 @@ class Search:
     ) -> Float[Tensor, " c"]:
         own = self._right[layer.node] if side else self._left[layer.node]
         other, exact, hessian = self._other(layer, side), self._exact[layer.node], self._hessian[layer.node]
-        found = []
+        bits, found = self._bits[layer.inputs[side]], []
         for part in scales.split(_chunk(own.numel(), exact.numel())):
-            candidates = fake(own, part.reshape(-1, *[1] * own.ndim), self._bits, kind)
+            candidates = fake(own, part.reshape(-1, *[1] * own.ndim), bits, kind)
             products = other @ candidates if side else candidates @ other
             found.append(((products - exact).square_() * hessian).flatten(1).sum(1))
         return torch.cat(found)
@@ -174,9 +170,9 @@ def _matrix(weight: Float[np.ndarray, "..."], layer: Layer, groups: int) -> Floa
     return matrix.reshape(groups, matrix.shape[0] // groups, -1)
 
 
-def _round_weight(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+def _round_weight(weight: Tensor, scale: Tensor, top: int) -> Tensor:
     """As `pipeline.quantize.qdq.rounded` does; the range is symmetric."""
-    return (weight / scale).round_().clamp_(-largest(bits), largest(bits)).mul_(scale)
+    return (weight / scale).round_().clamp_(-top, top).mul_(scale)
 
 
 def _chunk(*numbers: int) -> int:

@@ -26,7 +26,7 @@ from pipeline.progress import progress
 from pipeline.quantize.calibration import Material
 from pipeline.quantize.layers import Layer
 from pipeline.quantize.plots import draw
-from pipeline.quantize.qdq import Scales, largest
+from pipeline.quantize.qdq import Scales, qmax
 from pipeline.quantize.simulated import SimulatedSegmenter
 from pipeline.runtime import Predictor
 
@@ -73,8 +73,8 @@ def write_sensitivity(
     }
     report = {
         "images": len(held_out),
-        "weight_bits": scales.weight_bits,
-        "activation_bits": scales.activation_bits,
+        "weight_bits": scales.widths.weight_bits,
+        "activation_bits": scales.widths.activation_bits,
         "fp32": asdict(found["fp32"]),
         "lowered": asdict(found["lowered"]),
         "layers": rows,
@@ -132,7 +132,7 @@ def _layers(
 
 def _histogram(layer: Layer, values: Tensor, scales: Scales) -> dict[str, Any]:
     counts, edges = np.histogram(values.numpy(), _BINS)
-    reach = scales.activations[layer.inputs[0]] * largest(scales.activation_bits)
+    reach = scales.activations[layer.inputs[0]] * qmax(scales.widths.bits_of([layer])[layer.inputs[0]])
     beyond = float((values.abs() > reach).float().mean())
     return {
         "name": layer.name,

@@ -46,10 +46,10 @@ class SimulatedSegmenter(TorchSegmenter):
             if layer.weight:
                 steps = scales.weights[layer.weight]
                 shape = [-1 if i == layer.axis else 1 for i in range(values[layer.weight].ndim)]
-                integers = rounded(values[layer.weight], steps, layer.axis, scales.weight_bits)
+                integers = rounded(values[layer.weight], steps, layer.axis, scales.widths.weight_qmax)
                 self._constants[layer.weight] = torch.from_numpy(integers.astype("float32") * steps.reshape(shape))
         read = {name: scales.activations[name] for layer in lowered for name in layer.inputs}
-        self._rounding = rounders(read, scales.activation_bits, split or {})
+        self._rounding = rounders(read, scales.widths.bits_of(lowered), split or {})
 
     @torch.inference_mode()
     def compare(

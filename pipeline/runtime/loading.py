@@ -7,18 +7,22 @@ from pipeline.artifact import Card
 from pipeline.errors import InputError
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
+from pipeline.runtime.cpu import check_exact
 from pipeline.runtime.segmenter import Segmenter
 
 
 def _onnxruntime(directory: Path, card: Card, device: str, threads: int | None) -> Segmenter:
     from pipeline.runtime.onnxruntime import OnnxRuntimeSegmenter
 
+    if device == "cpu":
+        check_exact(directory, card)
     return OnnxRuntimeSegmenter(directory, card, device=device, threads=threads)
 
 
 def _openvino(directory: Path, card: Card, device: str, threads: int | None) -> Segmenter:
     from pipeline.runtime.openvino import OpenVinoSegmenter
 
+    check_exact(directory, card)
     return OpenVinoSegmenter(directory, card, device=device, threads=threads)
 
 

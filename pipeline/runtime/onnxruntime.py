@@ -18,8 +18,17 @@ if TYPE_CHECKING:
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def open_session(path: Path, device: str = "cpu", threads: int | None = None) -> "onnxruntime.InferenceSession":
+def open_session(
+    path: Path, device: str = "cpu", threads: int | None = None, *, simulate: bool = False
+) -> "onnxruntime.InferenceSession":
     """Open one ONNX file.
+
+    Args:
+        path: The file.
+        device: A key of `PROVIDERS`, as torch names devices.
+        threads: CPU threads within one call; None leaves the choice to ONNX Runtime.
+        simulate: Compute what is rounded to int8 in floating point: the file's meaning, whatever the processor's int8
+            arithmetic is.
 
     Raises:
         InputError: The package, the device or the file is missing, or the file is damaged.
@@ -36,6 +45,8 @@ def open_session(path: Path, device: str = "cpu", threads: int | None = None) ->
     present(path.parent, path.name)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if simulate:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

@@ -8,7 +8,7 @@ from onnxruntime import InferenceSession
 from pipeline.errors import InputError
 from pipeline.export.rules import DOCUMENTED, FORBIDDEN, check_onnx
 from pipeline.quantize.layers import layers
-from pipeline.quantize.qdq import Scales, weight_scales, write_qdq
+from pipeline.quantize.qdq import Scales, Widths, qmax, weight_scales, write_qdq
 
 rng = np.random.default_rng(0)
 CONSTANTS = {
@@ -47,9 +47,9 @@ def lowered(bits=8):
     kernels = {
         layer.weight: (CONSTANTS[layer.weight].astype(np.float32), layer.axis) for layer in every if layer.weight
     }
-    scales = {name: weight_scales(kernel, axis, bits) for name, (kernel, axis) in kernels.items()}
+    scales = {name: weight_scales(kernel, axis, qmax(bits)) for name, (kernel, axis) in kernels.items()}
     activations = {name: 0.01 for layer in every for name in layer.inputs}
-    return write_qdq(model, every, Scales(activations, scales, activation_bits=bits, weight_bits=bits))
+    return write_qdq(model, every, Scales(activations, scales, Widths(bits, bits)))
 
 
 def find(model, kind, reads):

@@ -7,6 +7,7 @@ from onnx import TensorProto, numpy_helper
 
 from pipeline.errors import InputError
 from pipeline.export.sam import export_decoder
+from pipeline.export.saturation import weight_range
 from pipeline.quantize import PRECISIONS
 from pipeline.quantize.calibration import Material
 from pipeline.quantize.decoder import lower_decoder
@@ -54,9 +55,13 @@ def test_int8_fp16_has_neither_fp32_weights_nor_rounded_ones_in_floats(small, en
     assert figures["quantize_linear_nodes"] > 0
 
 
-@pytest.mark.parametrize(("precision", "most"), [("int8", 127), ("w6a6", 31), ("w4a8", 7)])
-def test_weights_use_the_whole_range_of_their_width(small, encoder, tmp_path, precision, most):  # noqa: F811
-    path, _ = lowered(small, encoder, tmp_path, precision)
+@pytest.mark.parametrize(
+    ("precision", "reduce_range", "most"),
+    [("int8", True, 64), ("int8", False, 127), ("int8_fp16", True, 64), ("w6a6", True, 31), ("w4a8", True, 7)],
+)
+def test_weights_fill_the_range_of_their_width(small, encoder, tmp_path, precision, reduce_range, most):  # noqa: F811
+    path, _ = lowered(small, encoder, tmp_path, precision, reduce_range=reduce_range)
+    assert weight_range(onnx.load(path)) == most
     weights = [c for c in onnx.load(path).graph.initializer if c.data_type == TensorProto.INT8 and len(c.dims) > 1]
     assert {int(np.abs(numpy_helper.to_array(c).astype(int)).max()) for c in weights} == {most}
 

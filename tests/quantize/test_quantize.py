@@ -133,7 +133,7 @@ def test_the_verb_leaves_two_models_and_their_figures(whole):
     _, out, contents = whole
     assert sorted(p.name for p in out.iterdir()) == ["decoder.onnx", "encoder.onnx", "metrics.json"]
     assert (contents.kind, contents.precision) == ("onnx", "int8")
-    assert contents.load == {"image_size": 256, "input_size": 256, "embedding_size": 16}
+    assert contents.load == {"image_size": 256, "input_size": 256, "embedding_size": 16, "weight_range": 64}
     # int8 weights are stored as such: about a quarter of fp32's bytes.
     parameters = sum(p.numel() for p in build("efficientvit_sam_nano").image_encoder.parameters())
     assert (out / "encoder.onnx").stat().st_size < 4 * parameters / 2.5

@@ -14,7 +14,7 @@ from pipeline.geometry import to_input
 from pipeline.quantize.calibration import Material
 from pipeline.quantize.int8 import find_scales
 from pipeline.quantize.layers import chosen_layers
-from pipeline.quantize.qdq import write_qdq
+from pipeline.quantize.qdq import Widths, write_qdq
 from pipeline.runtime.onnxruntime import open_session
 from tests.quantize.test_quantize import CONFIG
 from tests.reference.published import photograph, rebuilt
@@ -37,7 +37,7 @@ def test_int8_of_true_sizes_keeps_the_embedding(student, settings, size, tmp_pat
     material = Material(config, sam, scenes(tmp_path / "scenes", "calibration", 6, sam.input_size))
     model = onnx.load(path)
     chosen = chosen_layers(model, attention=False, keep=config.keep)
-    save(write_qdq(model, chosen, find_scales(config, model, chosen, material, 8, 8)), lowered)
+    save(write_qdq(model, chosen, find_scales(config, model, chosen, material, Widths(reduce_range=True))), lowered)
     assert lowered.stat().st_size <= size * path.stat().st_size
     pictures = [material.feeds(i) for i in material.held_out]
     pictures.append({"image": to_input(photograph(), sam.input_size)[None].numpy()})
