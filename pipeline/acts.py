@@ -303,6 +303,27 @@ ACTS: dict[str, Act] = {
         "Prints COCO's twelve figures, or LVIS's thirteen, to six digits; -1 where there is nothing to find. Example: "
         "python -m pipeline score --gt instances_val2017.json --results detections.json --iou-type segm",
     ),
+    "verify": Act(
+        "pipeline.verify:verify",
+        "Repeat an engine's self-check on this machine",
+        (
+            ("directory", {"type": Path, "metavar": "DIR", "help": "an engine: artifacts/build_engine/STUDENT/int8"}),
+            (
+                "--against",
+                {
+                    "type": Path,
+                    "metavar": "DIR",
+                    "help": "fp32 engine of the same student, to time beside (default: DIR/../fp32, if it is there)",
+                },
+            ),
+            ("--device", {"help": "as torch names it (default: where the engine runs by itself)"}),
+            ("--threads", {"type": int, "metavar": "N", "help": "processor threads (default: the runtime's choice)"}),
+            ("--json", {"dest": "as_json", "action": "store_true", "help": "print JSON"}),
+        ),
+        "Prints cosine of embeddings and IoU of masks to the student in fp32, what the processor can do, versions of "
+        "libraries, and whether a lower precision is faster here. Exits with 1 where the engine misses the gate it was "
+        "built under. Example: python -m pipeline verify artifacts/build_engine/tinysam_nano/int8",
+    ),
     "register": Act("pipeline.promote:register", "Register the best model of the leaderboard as challenger"),
     "promote": Act("pipeline.promote:promote", "Make the challenger champion, if the gate in params.yaml holds"),
     "rollback": Act("pipeline.promote:rollback", "Give the previous champion its place back"),

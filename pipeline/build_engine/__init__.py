@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from pipeline.artifact import Card, Contents, write_metrics
-from pipeline.build_engine.check import check
+from pipeline.build_engine.check import boxes, check
 from pipeline.build_engine.config import BuildEngineConfig
 from pipeline.build_engine.onnxruntime import onnxruntime
 from pipeline.build_engine.openvino import openvino
@@ -16,10 +17,12 @@ from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.runtime import ENGINES as RUNTIMES
-from pipeline.runtime import load
+from pipeline.runtime import Segmenter, load, self_check
 from pipeline.runtime.loading import DEVICES
 
 SPLIT = "calibration"
+SELF_CHECK_IMAGES = 2
+"""Photographs that an engine carries to be checked by; see `pipeline.runtime.self_check`."""
 
 __all__ = ["ENGINES", "BuildEngineConfig", "build_engine"]
 
@@ -52,7 +55,7 @@ def build_engine(
         quantize: The ONNX artifact made of it.
         student: Its model's name.
         precision: Its encoder's precision.
-        out: Gets the engine's files and ``metrics.json``.
+        out: Gets the engine's files, ``self_check.safetensors`` and ``metrics.json``.
         log: Told the figures, seconds of building among them; those are not written down.
 
     Raises:
@@ -80,10 +83,24 @@ def build_engine(
     engine = RUNTIMES[config.engine](out, card, DEVICES.get(config.engine, "cpu"), config.threads)
     images = Shards(prepare, SPLIT)
     samples = (images[i] for i in range(min(config.images, len(images))))
-    with torch.inference_mode():
-        figures = check(config, engine, load(align, threads=config.threads), samples, quantize)
     payload = sum(path.stat().st_size for path in out.iterdir())
+    reference = load(align, threads=config.threads)
+    with torch.inference_mode():
+        figures = check(config, engine, reference, samples, quantize)
+        figures |= _self_check(config, engine, reference, images, out)
     figures["size_mib"] = payload / 2**20
     log(figures)
     write_metrics(out, figures)
     return contents
+
+
+def _self_check(
+    config: BuildEngineConfig, engine: Segmenter, reference: Segmenter, images: Shards, out: Path
+) -> dict[str, float]:
+    """Write the engine's self-check from the first photographs that have instances, and repeat it here."""
+    pairs = ((sample.image, boxes(sample, reference.image_size)) for sample in (images[i] for i in range(len(images))))
+    some = islice((pair for pair in pairs if len(pair[1])), SELF_CHECK_IMAGES)
+    cases = [self_check.make_case(reference, image, corners) for image, corners in some]
+    self_check.save(cases, out, min_cosine=config.min_cosine, min_mask_iou=config.min_mask_agreement)
+    agreement = self_check.repeat(engine, out)
+    return {"self_check_cosine": agreement.embedding_cosine, "self_check_mask_iou": agreement.mask_iou}

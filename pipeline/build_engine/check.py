@@ -59,7 +59,7 @@ def check(
         if not cosines[-1] >= config.min_cosine:  # NaN too
             place = first_out_of_range(exported / "encoder.onnx", _arrays(feeds))
             raise _too_far(config, "embedding_cosine", cosines[-1], "min_cosine", place)
-        corners = _boxes(sample, engine.image_size)
+        corners = boxes(sample, engine.image_size)
         if len(corners):
             agreements.append(_masks(config, engine, reference, found, expected, corners, exported))
     if not agreements:
@@ -104,13 +104,12 @@ def _masks(
     return torch.where(union > 0, (mask & true).sum(dim=1) / union.clamp(min=1), 1.0)
 
 
-def _boxes(sample: Sample, side: int) -> Float[Tensor, "p 2 2"]:
+def boxes(sample: Sample, side: int) -> Float[Tensor, "p 2 2"]:
     """Boxes of the largest instances as pairs of corners, in the prompt frame."""
     rles = sorted((a["segmentation"] for a in sample.annotations), key=masks.area, reverse=True)[:BOXES]
     found = [masks.box(masks.decode(rle)) for rle in rles if masks.area(rle)]
-    boxes = np.array(found, np.float32).reshape(-1, 4)
     size = (sample.image.shape[0], sample.image.shape[1])
-    return torch.from_numpy(boxes_to_frame(boxes, size, side).reshape(-1, 2, 2))
+    return torch.from_numpy(boxes_to_frame(np.array(found, np.float32).reshape(-1, 4), size, side).reshape(-1, 2, 2))
 
 
 def _arrays(feeds: dict[str, Tensor]) -> dict[str, np.ndarray]:

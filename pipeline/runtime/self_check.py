@@ -1,0 +1,131 @@
+"""A check that an engine carries with it: inputs, and what the student gives for them in PyTorch fp32.
+
+An engine is compared with its student where it is built. Elsewhere the student, the dataset and PyTorch may be missing,
+and the processor's arithmetic is another; the self-check is what is left to compare with there. It is small:
+photographs are made smaller, embeddings kept at some cells in half precision, masks as bits of the low-resolution
+raster.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.errors import InputError
+from pipeline.geometry import resize_image, to_input
+from pipeline.runtime.segmenter import Segmenter
+
+SELF_CHECK = "self_check.safetensors"
+_SIDE_PX = 224
+_CELLS = 384
+_BOXES = 4
+_CORNERS = (2.0, 3.0)
+_GATE = "gate"
+_FIELDS = ("image", "point_coords", "cells", "embedding", "token", "masks")
+
+Case = dict[str, Tensor]
+"""A photograph and what the student gives for it.
+
+``image`` uint8 (h, w, 3) RGB; ``point_coords`` (p, 2, 2), corners of boxes in the prompt frame; ``cells`` (n), which
+cells of the embedding are kept, row by row; ``embedding`` (256, n), in half precision; ``token`` (p), which
+of four masks the student chooses; ``masks`` (p, m, m / 8), the low-resolution raster of that mask as bits."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an engine gives what its student gives, and the gate it was built under."""
+
+    embedding_cosine: float
+    """The lowest of all images."""
+    mask_iou: float
+    """Mean over boxes."""
+    images: int
+    boxes: int
+    min_cosine: float
+    min_mask_iou: float
+
+    @property
+    def passes(self) -> bool:
+        """Whether both figures keep to the gate; NaN does not."""
+        return self.embedding_cosine >= self.min_cosine and self.mask_iou >= self.min_mask_iou
+
+
+def make_case(reference: Segmenter, image: UInt8[np.ndarray, "h w 3"], corners: Float[Tensor, "p 2 2"]) -> Case:
+    """What the student gives for a photograph, made smaller.
+
+    Args:
+        reference: The student in PyTorch.
+        image: RGB.
+        corners: Of boxes, in the prompt frame; the first few are taken.
+    """
+    image = resize_image(image, _SIDE_PX) if max(image.shape[:2]) > _SIDE_PX else image
+    corners = corners[:_BOXES]
+    embedding = reference.encode(to_input(image, reference.input_size)[None]).cpu()
+    flat = embedding[0].flatten(1)
+    cells = torch.linspace(0, flat.shape[1] - 1, min(_CELLS, flat.shape[1])).round().long()
+    logits, ious = (tensor.cpu() for tensor in reference.decode(embedding, corners, _labels(corners)))
+    token = ious.argmax(dim=1)
+    masks = (logits[torch.arange(len(corners)), token] > 0).numpy()
+    bits = torch.from_numpy(np.packbits(masks, axis=-1))
+    pixels = torch.from_numpy(np.array(image))
+    return dict(zip(_FIELDS, (pixels, corners, cells, flat[:, cells].half(), token, bits), strict=True))
+
+
+def save(cases: Sequence[Case], directory: Path, *, min_cosine: float, min_mask_iou: float) -> None:
+    """Write ``self_check.safetensors``: at most 1 MB for two cases, the same bytes for the same cases."""
+    tensors = {f"{i}.{name}": value.contiguous() for i, case in enumerate(cases) for name, value in case.items()}
+    # No metadata: safetensors writes them in any order.
+    save_file(tensors | {_GATE: torch.tensor([min_cosine, min_mask_iou], dtype=torch.float64)}, directory / SELF_CHECK)
+
+
+@torch.inference_mode()
+def repeat(engine: Segmenter, directory: Path) -> Agreement:
+    """Compare an engine on this machine with what its student gave where it was built.
+
+    Args:
+        engine: Loaded from ``directory``.
+        directory: Holds ``self_check.safetensors``.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    cases, gate = _read(directory / SELF_CHECK)
+    cosines, overlaps = list[float](), list[Tensor]()
+    for case in cases:
+        embedding = engine.encode(to_input(case["image"].numpy(), engine.input_size)[None]).cpu()
+        found = embedding[0].flatten(1)[:, case["cells"]].double().flatten()
+        cosines.append(float(F.cosine_similarity(found, case["embedding"].double().flatten(), dim=0)))
+        corners, token = case["point_coords"], case["token"]
+        logits = engine.decode(embedding, corners, _labels(corners))[0].cpu()
+        mask = (logits[torch.arange(len(token)), token] > 0).flatten(1)
+        true = torch.from_numpy(np.unpackbits(case["masks"].numpy(), axis=-1).astype(bool)).flatten(1)
+        union = (mask | true).sum(1)
+        overlaps.append(torch.where(union > 0, (mask & true).sum(1) / union.clamp(min=1), 1.0))
+    ious = torch.cat(overlaps)
+    return Agreement(min(cosines), float(ious.mean()), len(cases), len(ious), *gate)
+
+
+def _labels(corners: Float[Tensor, "p 2 2"]) -> Float[Tensor, "p 2"]:
+    return torch.tensor([_CORNERS]).expand(len(corners), 2).contiguous()
+
+
+def _read(path: Path) -> tuple[list[Case], tuple[float, float]]:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: build the engine anew, for example with `dvc repro --force`.")
+    try:
+        with safe_open(path, "pt") as stream:
+            count = len({name.partition(".")[0] for name in stream.keys()} - {_GATE})  # noqa: SIM118 - no mapping
+            cases = [{field: stream.get_tensor(f"{i}.{field}") for field in _FIELDS} for i in range(count)]
+            min_cosine, min_mask_iou = stream.get_tensor(_GATE).tolist()
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({error}): build the engine anew.") from None
+    if not cases:
+        raise InputError(f"{path} holds no case: build the engine anew.")
+    return cases, (min_cosine, min_mask_iou)

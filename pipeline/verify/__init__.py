@@ -1,0 +1,156 @@
+"""The command ``verify``: whether an engine gives on this machine what its student gave where it was built.
+
+Engines are compiled for the processor or GPU that loads them, and int8 arithmetic differs between processors. The
+engine's own self-check (`pipeline.runtime.self_check`) is repeated here, and its encoder is timed beside the fp32
+engine's of the same student: on some processors int8 is no faster.
+"""
+
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import artifact
+from pipeline.artifact import Card
+from pipeline.errors import GateError, InputError
+from pipeline.runtime import Segmenter, cpu, load
+from pipeline.runtime.self_check import Agreement, repeat
+from pipeline.timing import PAYS_FROM, Stopwatch
+
+WARMUP = 3
+RUNS = 20
+_TURNS = 4
+_MAX_FOREIGN_LOAD = 0.1
+
+
+def verify(*, directory: Path, against: Path | None, device: str | None, threads: int | None, as_json: bool) -> str:
+    """Repeat an engine's self-check on this machine.
+
+    Args:
+        directory: An engine artifact.
+        against: The fp32 engine of the same student, to time beside; None takes ``../fp32`` where that is one.
+        device: Where to run, as torch names it; None: where the engine runs by itself.
+        threads: Processor threads of one call; None leaves the choice to the runtime.
+        as_json: Give JSON instead of text.
+
+    Returns:
+        The figures, the processor and the versions of libraries, as text or JSON.
+
+    Raises:
+        GateError: The engine misses the gate it was built under; the text has the figures.
+        InputError: ``directory`` is no intact engine, or cannot run here.
+    """
+    card = Card.read(directory)
+    if card.kind != "engine":
+        raise InputError(
+            f"{directory} is an artifact of kind {card.kind!r}, not an engine: name one of build_engine's."
+        )
+    if artifact.digest(directory) != card.digest:
+        raise InputError(f"{directory} is not what its card says: `dvc checkout` or build it anew.")
+    engine = load(directory, device, threads)
+    agreement = repeat(engine, directory)
+    report = _report(directory, card, agreement) | _times(directory, engine, card, against, device, threads)
+    text = json.dumps(report, indent=2, allow_nan=False) if as_json else _text(report)
+    if not agreement.passes:
+        sys.stdout.write(f"{text}\n")  # whoever reads the figures wants them all the more
+        raise GateError(
+            f"{directory} misses its gate on this machine ({report['processor']}): embedding cosine "
+            f"{agreement.embedding_cosine:.4f} (at least {agreement.min_cosine:g}), mask IoU {agreement.mask_iou:.4f} "
+            f"(at least {agreement.min_mask_iou:g})."
+        )
+    return text
+
+
+def _report(directory: Path, card: Card, agreement: Agreement) -> dict[str, Any]:
+    return {
+        "artifact": str(directory),
+        "model": card.model,
+        "precision": card.precision,
+        "engine": card.load.get("engine"),
+        "weight_range": card.load.get(cpu.WEIGHT_RANGE),
+        "processor": cpu.processor(),
+        "instructions": list(cpu.instructions()),
+        "exact_int8": cpu.has_exact_int8(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": cpu.versions(),
+        "passes": agreement.passes,
+        **{name: value if math.isfinite(value) else None for name, value in asdict(agreement).items()},
+    }
+
+
+def _times(
+    directory: Path, engine: Segmenter, card: Card, against: Path | None, device: str | None, threads: int | None
+) -> dict[str, Any]:
+    """Milliseconds of the encoder for one image, in turns with the fp32 engine's where there is one."""
+    engines = {"encoder_ms": engine}
+    other = against or directory.parent / "fp32"
+    if card.precision != "fp32" and (against or (other / artifact.CARD).is_file()):
+        reference = Card.read(other)
+        if (reference.kind, reference.model, reference.precision) != ("engine", card.model, "fp32"):
+            raise InputError(f"{other} is not the fp32 engine of {card.model}: name that one with --against.")
+        engines["fp32_encoder_ms"] = load(other, device, threads)
+    pixels = torch.zeros(1, 3, engine.input_size, engine.input_size)
+    with torch.inference_mode():
+        watches = {}
+        for name, each in engines.items():
+            encode = _Encode(each, pixels)
+            for _ in range(WARMUP):
+                encode()
+            watches[name] = Stopwatch(encode, max_foreign_load=_MAX_FOREIGN_LOAD)
+        for turn in range(1, _TURNS + 1):
+            for watch in watches.values():
+                watch.gather(turn * RUNS // _TURNS)
+    return {name: watch.timing(RUNS).median_ms for name, watch in watches.items()}
+
+
+class _Encode:
+    """One call of an encoder, to its end on a GPU too."""
+
+    def __init__(self, engine: Segmenter, pixels: torch.Tensor) -> None:
+        self._engine, self._pixels = engine, pixels
+
+    def __call__(self) -> None:
+        self._engine.encode(self._pixels).cpu()
+
+
+def _text(report: dict[str, Any]) -> str:
+    """The report in lines."""
+    reach = report["weight_range"]
+    int8 = "int8 products are exact" if report["exact_int8"] else "no VNNI: int8 weights must keep to [-64, 64]"
+    lines = [
+        ("artifact", f"{report['artifact']}: {report['model']} {report['precision']} on {report['engine']}"),
+        ("processor", f"{report['processor']} ({' '.join(report['instructions']) or 'unknown instructions'}); {int8}"),
+        ("gpu", report["gpu"] or "none"),
+        ("libraries", ", ".join(f"{name} {number}" for name, number in report["versions"].items())),
+        ("int8 weights", "none" if reach is None else f"within [-{reach}, {reach}]"),
+        (
+            "embedding",
+            f"cosine {_figure(report['embedding_cosine'])} to the student in fp32, the lowest of {report['images']} "
+            f"images (at least {report['min_cosine']:g})",
+        ),
+        (
+            "masks",
+            f"IoU {_figure(report['mask_iou'])} with the student's, mean of {report['boxes']} boxes "
+            f"(at least {report['min_mask_iou']:g})",
+        ),
+        ("encoder", _speed(report)),
+        ("verdict", "passes" if report["passes"] else "MISSES THE GATE"),
+    ]
+    return "\n".join(f"{name:<13} {value}" for name, value in lines)
+
+
+def _speed(report: dict[str, Any]) -> str:
+    own, fp32 = report["encoder_ms"], report.get("fp32_encoder_ms")
+    if fp32 is None:
+        return f"{own:.1f} ms an image"
+    ratio = fp32 / own
+    verdict = "is" if ratio >= PAYS_FROM else "does not pay on this machine:"
+    return f"{own:.1f} ms an image, fp32 {fp32:.1f} ms: {report['precision']} {verdict} {ratio:.2f} times as fast"
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
