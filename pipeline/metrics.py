@@ -6,8 +6,8 @@ Source of the bands: COCO's detection evaluation. As in EfficientViT-SAM's evalu
 by zero.
 """
 
-from collections.abc import Sequence
-from typing import Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from jaxtyping import Bool
@@ -104,3 +104,15 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 def retained(value: float | None, whole: float | None) -> float | None:
     """The share of ``whole`` that ``value`` is; None where either is not known or the whole is 0."""
     return value / whole if value is not None and whole else None
+
+
+TRIVIAL = {"box": "trivial_box_miou", "click": "trivial_click_miou"}
+"""By prompt, the key under which a model's figures have what the best trivial mask scores on the same instances."""
+
+
+def below_trivial(figures: Mapping[str, Any]) -> list[str]:
+    """The prompts (``box``, ``click``) for which a model is known to be no better than a trivial mask."""
+    pairs = {prompt: (figures.get(f"{prompt}_miou"), figures.get(key)) for prompt, key in TRIVIAL.items()}
+    return [
+        prompt for prompt, (own, trivial) in pairs.items() if own is not None and trivial is not None and own <= trivial
+    ]

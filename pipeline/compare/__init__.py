@@ -9,9 +9,9 @@ from pydantic import Field
 from pipeline import provenance
 from pipeline.artifact import Contents, read_metrics, write_json, write_metrics
 from pipeline.compare import pictures
-from pipeline.compare.evaluations import read_all
+from pipeline.compare.evaluations import read_all, read_baselines
 from pipeline.compare.everything import overlays
-from pipeline.compare.leaderboard import flat, leaderboard, points
+from pipeline.compare.leaderboard import baseline_rows, flat, leaderboard, points
 from pipeline.compare.measures import sections
 from pipeline.compare.plots import draw
 from pipeline.compare.published import beside_measured
@@ -64,7 +64,9 @@ def compare(
     evaluations, left_out = read_all(prepare, evaluate_teacher, evaluate)
     for other in left_out:
         _LOGGER.warning("%s is left out of the comparison: %s", other.name, other.reason)
-    rows = leaderboard(evaluations)
+    baselines = read_baselines(evaluate_teacher)
+    rows = leaderboard(evaluations, baselines)
+    trivial = baseline_rows(baselines, rows[0])
     order = {(row["model"], row["precision"], row["role"]): place for place, row in enumerate(rows)}
     evaluations.sort(key=lambda e: order[e.model, e.precision, e.role])
     validation = coco.read(prepare / "validation" / "instances.json", min_area_px=1).photographs
@@ -76,7 +78,7 @@ def compare(
         title=config.title,
         rows=rows,
         plots=plots,
-        sections=sections(rows),
+        sections=sections(rows, trivial),
         sensitivities=sensitivities(rows, quantize, out / "plots"),
         published=beside_measured(rows, dataset),
         everything=overlays(prepare, evaluations),
@@ -84,12 +86,13 @@ def compare(
         worst=worst,
         best=best,
         evaluations=evaluations,
+        baselines=trivial,
         left_out=left_out,
         dataset=dataset,
         commit=provenance.commit(),
     )
     (out / "report.html").write_text(render(page), encoding="utf-8")
-    write_json(out / "leaderboard.json", rows)
+    write_json(out / "leaderboard.json", [*rows, *trivial])
     write_json(out / "plots.json", points(rows))
     write_metrics(out, flat(rows))
     log({"models": float(len(rows)), "left_out": float(len(left_out))})

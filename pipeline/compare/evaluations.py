@@ -39,6 +39,8 @@ class Evaluation:
     """Of some images, what was found without prompts, by mode; empty where not measured."""
     guarded: bool | None
     """Whether latency was measured on a quiet machine; None where it was not measured."""
+    processor: str | None = None
+    """On which latency was measured, as the system names it."""
 
     @property
     def name(self) -> str:
@@ -74,6 +76,7 @@ def read(directory: Path, keys: Path = Path()) -> Evaluation:
     if card.kind != "evaluation" or len(sources) != 1 or DATASET not in card.parents:
         raise InputError(f"{directory} is not an evaluation of one model on one dataset: make it anew (`dvc repro`).")
     subject = _read_json(directory / "subject.json")
+    latency = _read_json_if_there(directory / "latency.json") or {}
     return Evaluation(
         model=str(subject["model"]),
         precision=str(subject["precision"]),
@@ -87,7 +90,8 @@ def read(directory: Path, keys: Path = Path()) -> Evaluation:
         scores={s["annotation_id"]: s for s in _read_json(directory / "instances.json")},
         calibration=_read_json_if_there(directory / "calibration.json") or {},
         everything=(_read_json_if_there(directory / "everything.json") or {}).get("images", []),
-        guarded=(_read_json_if_there(directory / "latency.json") or {}).get("guarded"),
+        guarded=latency.get("guarded"),
+        processor=latency.get("processor"),
     )
 
 
@@ -109,6 +113,11 @@ def read_all(prepare: Path, evaluate_teacher: Path, evaluate: Path) -> tuple[lis
         else:
             left_out.append(LeftOut(" ".join(keys.parts), "measured on another dataset"))
     return kept, left_out
+
+
+def read_baselines(evaluate_teacher: Path) -> Mapping[str, Mapping[str, float]]:
+    """What trivial masks score on the same instances, by predictor; empty where an older version did not measure it."""
+    return _read_json_if_there(evaluate_teacher / "baselines.json") or {}
 
 
 def _read_json_if_there(path: Path) -> Any:

@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One row; its kind is ``teacher``, ``student`` or ``published``."""
+    """One row; its kind is ``teacher``, ``student``, ``baseline`` or ``published``."""
 
     cells: Sequence[Cell]
     kind: str = "student"
@@ -70,7 +70,8 @@ Write = Callable[[float | None], str]
 
 def model_cell(row: Mapping[str, Any]) -> Cell:
     """A model with what is needed to tell it from others."""
-    below = f"{'teacher · ' if row['role'] == 'teacher' else ''}{row['precision']} · {row['runtime']}"
+    about = ("teacher" if row["role"] == "teacher" else "", row["precision"], row["runtime"])
+    below = " · ".join(filter(None, about))
     return Cell(text=row["model"], value=f"{row['model']} {row['precision']}", below=below)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.compare.evaluations import Evaluation
-from pipeline.metrics import BANDS, retained
+from pipeline.metrics import BANDS, TRIVIAL, retained
 
 Row = dict[str, Any]
 
@@ -26,21 +26,31 @@ MEASURED = (
 _COUNTS = ("instances", "sginw_sets")
 """Numbers of an evaluation that are no measure of the model."""
 
-_ABOUT = ("model", "precision", "runtime", "role", "guarded", "artifact", "digest")
+BASELINES = {"filled_box": "filled box", "ellipse": "ellipse in the box", "disc": "best fixed disc"}
+"""Trivial predictors, as people say them."""
+_ABOUT = ("model", "precision", "runtime", "role", "guarded", "processor", "artifact", "digest", *TRIVIAL.values())
 """What a row says of its model, beside numbers."""
 _LESS_IS_BETTER = ("latency_ms", "size_mib", "memory_mib")
 
 
-def leaderboard(evaluations: Sequence[Evaluation]) -> list[Row]:
+def leaderboard(evaluations: Sequence[Evaluation], baselines: Mapping[str, Mapping[str, float]]) -> list[Row]:
     """Rows of all evaluations; the first of them is the teacher's, which the others are measured against.
 
-    A row has the numbers of `MEASURED` and all others that any of the evaluations has.
+    A row has the numbers of `MEASURED` and all others that any of the evaluations has, and those of `TRIVIAL`.
+
+    Args:
+        evaluations: The teacher's first.
+        baselines: What trivial masks score, by predictor.
     """
+    trivial = {
+        key: max((b[f"{prompt}_miou"] for b in baselines.values() if f"{prompt}_miou" in b), default=None)
+        for prompt, key in TRIVIAL.items()
+    }
     teacher, *students = evaluations
     ordered = sorted(students, key=lambda e: (-e.metrics.get("box_miou", 0.0), e.model, e.precision))
     everything = {name for evaluation in evaluations for name in evaluation.metrics}
     more = sorted(everything - {*MEASURED, *_COUNTS})
-    return [_row(evaluation, teacher, more) for evaluation in (teacher, *ordered)]
+    return [_row(evaluation, teacher, more) | trivial for evaluation in (teacher, *ordered)]
 
 
 def _row(evaluation: Evaluation, teacher: Evaluation, more: Sequence[str]) -> Row:
@@ -56,6 +66,7 @@ def _row(evaluation: Evaluation, teacher: Evaluation, more: Sequence[str]) -> Ro
         "role": evaluation.role,
         **{name: numbers.get(name) for name in (*MEASURED, *more)},
         "guarded": evaluation.guarded,
+        "processor": evaluation.processor,
         "artifact": evaluation.source,
         "digest": evaluation.source_digest,
     }
@@ -80,6 +91,15 @@ def points(rows: Sequence[Row]) -> list[Row]:
 def measures(rows: Sequence[Row]) -> list[str]:
     """Names of all numbers that rows have: those of `MEASURED` in order, then what else was measured."""
     return [*MEASURED, *(name for name in rows[0] if name not in (*MEASURED, *_ABOUT))]
+
+
+def baseline_rows(baselines: Mapping[str, Mapping[str, float]], like: Row) -> list[Row]:
+    """Rows of the trivial predictors, with the keys of ``like``; their role is ``baseline``."""
+    rows = []
+    for name, scores in baselines.items():
+        about = {"model": BASELINES[name], "precision": "", "runtime": "no model", "role": "baseline"}
+        rows.append(dict.fromkeys(like) | about | {key: value for key, value in scores.items() if key in like})
+    return rows
 
 
 def front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:

@@ -7,7 +7,8 @@ from typing import Any
 from pipeline.compare import table
 from pipeline.compare.grid import Cell, Column, Grid, Line, Section, Tone, Write, model_cell, number, of_models
 from pipeline.compare.leaderboard import Row, best, measures
-from pipeline.metrics import BANDS
+from pipeline.metrics import BANDS, below_trivial
+from pipeline.timing import PAYS_FROM
 
 _SAYS = {"box": "box", "click": "1 click", "click3": "3 clicks", "click5": "5 clicks"} | {
     "click3_fed": "3 clicks, mask fed back",
@@ -25,8 +26,8 @@ _WRITE: Mapping[str, Write] = {"ms": table.amount, "mib": table.amount, "s": tab
 Wanted = dict[str, tuple[str, Write, bool]]
 
 
-def leaderboard_grid(rows: Sequence[Row]) -> Grid:
-    """What people look at first, with the best student of each column."""
+def leaderboard_grid(rows: Sequence[Row], baselines: Sequence[Row]) -> Grid:
+    """What people look at first, with the best student of each column, and what trivial masks score."""
     winners = best(rows)
     columns = [
         Column(title="Model", words=True, less_is_better=True),
@@ -37,13 +38,16 @@ def leaderboard_grid(rows: Sequence[Row]) -> Grid:
         Column(title="Memory, MiB", less_is_better=True),
         Column(title="Parameters", less_is_better=True),
     ]
-    return Grid(columns=columns, lines=[Line(_leaders(i, row, winners), row["role"]) for i, row in enumerate(rows)])
+    every = enumerate([*rows, *baselines])
+    return Grid(columns=columns, lines=[Line(_leaders(i, row, winners), row["role"]) for i, row in every])
 
 
 def _leaders(place: int, row: Row, winners: Mapping[str, int]) -> list[Cell]:
     def cell(name: str, write: Write, **more: Any) -> Cell:
-        tone: Tone = "best" if winners.get(name) == place else ""
+        tone: Tone = "worse" if name in trivial else "best" if winners.get(name) == place else ""
         return Cell(text=write(row[name]), value=row[name], tone=tone, **more)
+
+    trivial = [f"{prompt}_miou" for prompt in below_trivial(row)]
 
     def kept(prompt: str) -> dict[str, Any]:
         share = row[f"{prompt}_retained"] if row["role"] == "student" else None
@@ -57,13 +61,24 @@ def _leaders(place: int, row: Row, winners: Mapping[str, int]) -> list[Cell]:
         cell("latency_ms", table.amount, below="" if row["encoder_ms"] is None else parts),
         cell("size_mib", table.amount),
         cell("memory_mib", table.amount),
-        cell("parameters", table.large, below=f"{table.large(row['encoder_macs'])} MACs"),
+        cell(
+            "parameters",
+            table.large,
+            below="" if row["encoder_macs"] is None else f"{table.large(row['encoder_macs'])} MACs",
+        ),
     ]
 
 
-def sections(rows: Sequence[Row]) -> list[Section]:
+def sections(rows: Sequence[Row], baselines: Sequence[Row]) -> list[Section]:
     """All tables after the leaderboard that there are figures for."""
-    found = [_sizes(rows), _clicks(rows), _trust(rows), _detectors(rows), _everything(rows), quantization(rows)]
+    found = [
+        _sizes([*rows, *baselines]),
+        _clicks(rows),
+        _trust(rows),
+        _detectors(rows),
+        _everything(rows),
+        quantization(rows),
+    ]
     return [section for section in found if section is not None]
 
 
@@ -171,6 +186,19 @@ def quantization(rows: Sequence[Row]) -> Section | None:
         "better, red for the worse, whichever way the figure counts."
     )
     return Section(title="What quantization costs", note=note, grids=[Grid(columns=columns, lines=lines)])
+
+
+def slower_than_fp32(rows: Sequence[Row]) -> list[str]:
+    """Students in a lower precision whose encoder is hardly faster than in fp32, each with both times in words."""
+    whole = {row["model"]: row["encoder_ms"] for row in rows if row["role"] == "student" and row["precision"] == "fp32"}
+    return [
+        f"{row['model']} {row['precision']} encodes in {table.amount(row['encoder_ms'])} ms, "
+        f"fp32 in {table.amount(whole[row['model']])} ms"
+        for row in rows
+        if row["role"] == "student" and row["precision"] != "fp32"
+        if row["encoder_ms"] is not None and whole.get(row["model"]) is not None
+        if whole[row["model"]] < PAYS_FROM * row["encoder_ms"]
+    ]
 
 
 def _change(name: str, before: Row, after: Row) -> Cell:

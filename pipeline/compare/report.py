@@ -14,9 +14,10 @@ from pipeline.compare.drawing import Plot
 from pipeline.compare.evaluations import DATASET, Evaluation, LeftOut
 from pipeline.compare.grid import Section
 from pipeline.compare.leaderboard import Row, best
-from pipeline.compare.measures import leaderboard_grid
+from pipeline.compare.measures import leaderboard_grid, slower_than_fp32
 from pipeline.compare.pictures import Case, Tile
 from pipeline.compare.sensitivity import Sensitivity
+from pipeline.metrics import below_trivial
 from pipeline.provenance import Commit
 
 _HERE = Path(__file__).parent
@@ -29,6 +30,8 @@ class Page:
     title: str
     rows: Sequence[Row]
     """The teacher's first."""
+    baselines: Sequence[Row]
+    """Of trivial predictors."""
     plots: Sequence[Plot]
     sections: Sequence[Section]
     """Tables after the leaderboard."""
@@ -100,8 +103,11 @@ def render(page: Page) -> str:
         teacher=page.rows[0],
         winner=page.winner,
         best=best(page.rows),
-        leaderboard=leaderboard_grid(page.rows),
+        leaderboard=leaderboard_grid(page.rows, page.baselines),
+        below=[f"{row['model']} {row['precision']}" for row in page.rows if below_trivial(row)],
         dataset_digest=page.evaluations[0].card.parents[DATASET],
+        slower=slower_than_fp32(page.rows),
+        processor=next((row["processor"] for row in page.rows if row.get("processor")), None),
         unguarded=[e.name for e in page.evaluations if e.guarded is False],
         style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),

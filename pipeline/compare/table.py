@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipeline.metrics import below_trivial
+
 NOTHING = "-"
 
 
@@ -51,22 +53,31 @@ _WORDS = 3
 
 
 def leaderboard_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of leaderboard.json in columns, with a rule below the head and below the teacher.
+    """The rows of leaderboard.json in columns, with rules between head, teacher, students and trivial masks.
 
-    A latency that was measured on a busy machine is marked.
+    A latency that was measured on a busy machine is marked, and an mIoU that is no better than a trivial mask's.
     """
     head = [title for title, _ in _COLUMNS.values()]
     body = [[write(row.get(name)) for name, (_, write) in _COLUMNS.items()] for row in rows]
     busy = [i for i, row in enumerate(rows) if row.get("guarded") is False]
     for i in busy:
         body[i][list(_COLUMNS).index("latency_ms")] += " !"
+    below = [(i, prompt) for i, row in enumerate(rows) for prompt in below_trivial(row)]
+    for i, prompt in below:
+        body[i][list(_COLUMNS).index(f"{prompt}_miou")] += " \u25bc"
     widths = [max(map(len, cells)) for cells in zip(head, *body, strict=True)]
     rule = "  ".join("─" * width for width in widths)
     lines = [_line(head, widths), rule]
+    before = None
     for row, cells in zip(rows, body, strict=True):
-        lines.append(_line(cells, widths))
-        if row.get("role") == "teacher" and len(rows) > 1:
+        if before is not None and row.get("role") != before:
             lines.append(rule)
+        lines.append(_line(cells, widths))
+        before = row.get("role")
+    if below:
+        lines.append(
+            "\u25bc no better than a mask that no model made: a filled box, an ellipse in it, a disc around the click"
+        )
     if busy:
         lines.append("! timed while the machine was busy with other work: an upper bound")
     return "\n".join(lines)

@@ -4,7 +4,7 @@ Everything goes through `pipeline.runtime`, the way users run it. What is writte
 ``instances.json`` (each instance's IoUs), ``calibration.json`` (predicted against true IoU), ``predictions.json``
 (masks of the first images, for the report), ``subject.json`` (what was measured), ``everything.json`` (all masks of
 some images, where that is asked for), and ``latency.json`` and ``memory.json`` unless nothing is to be timed; of the
-teacher ``masks.json``, which students are compared with.
+teacher ``masks.json``, which students are compared with, and ``baselines.json``: what trivial masks score.
 
 Several processes may share the work (``torchrun``); the figures are the same. A killed evaluation goes on where it was.
 """
@@ -28,6 +28,7 @@ from pipeline.artifact import CARD, METRICS, Card, Contents, file_sha256, write_
 from pipeline.config import Config
 from pipeline.data.coco import Photograph
 from pipeline.errors import InputError
+from pipeline.evaluate import baselines
 from pipeline.evaluate.accuracy import Kept, Scores, evaluate_accuracy, photographs, read_image, read_kept
 from pipeline.evaluate.detections import DetectionsConfig, SginwConfig, evaluate_detections, evaluate_sginw, files
 from pipeline.evaluate.everything import EverythingConfig, evaluate_everything
@@ -38,7 +39,8 @@ from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
 from pipeline.ranks import Ranks, joined
-from pipeline.runtime import Predictor, Segmenter, load
+from pipeline.runtime import Predictor, Segmenter, cpu, load
+from pipeline.runtime.self_check import SELF_CHECK
 from pipeline.training import checkpoint_of
 
 __all__ = ["DetectionsConfig", "EvaluateConfig", "LatencyConfig", "SginwConfig", "evaluate", "evaluate_teacher"]
@@ -176,6 +178,9 @@ def _evaluate(
             measured |= _measure_latency(config.latency, segmenter, read_image(prepare, example), box, out)
             log(measured)
     metrics |= _everything(config, segmenter, prepare, validation, out)
+    if subject.role == "teacher":
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            write_json(out / baselines.FILE, baselines.trivial_masks(validation, pool))
     _write(out, scores, subject, card, validation, config.pictures)
     write_metrics(out, metrics | measured)
     return contents
@@ -239,7 +244,8 @@ def _cost(card: Card) -> dict[str, float]:
 
 def _size_mib(source: Path) -> float:
     """Size of the files that are deployed: the artifact without what only tells of it."""
-    files = [path for path in source.rglob("*") if path.is_file() and path.name not in (CARD, METRICS)]
+    aside = (CARD, METRICS, SELF_CHECK)
+    files = [path for path in source.rglob("*") if path.is_file() and path.name not in aside]
     return sum(path.stat().st_size for path in files) / _MIB
 
 
@@ -255,6 +261,7 @@ def _measure_latency(
     write_json(
         out / "latency.json",
         {"threads": config.threads, "guarded": all(t.guarded for t in timings.values())}
+        | {"processor": cpu.processor(), "instructions": cpu.instructions(), "versions": cpu.versions()}
         | {part: asdict(timing) for part, timing in timings.items()},
     )
     return {

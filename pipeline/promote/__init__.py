@@ -14,6 +14,7 @@ from mlflow.entities.model_registry import ModelVersion
 from pipeline.artifact import Card
 from pipeline.config import read_params, section
 from pipeline.errors import GateError, InputError
+from pipeline.metrics import TRIVIAL
 from pipeline.promote import registry
 from pipeline.promote.gate import PromoteConfig, Rule, best, check
 from pipeline.promote.registry import CHALLENGER, CHAMPION, PREVIOUS
@@ -132,7 +133,7 @@ def _open() -> tuple[PromoteConfig, Store]:
 
 def _numbers(row: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float]:
     """What the gate looks at: the model's measured values and its teacher's."""
-    numbers = {name: float(row[name]) for name in _MEASURED if row.get(name) is not None}
+    numbers = {name: float(row[name]) for name in (*_MEASURED, *TRIVIAL.values()) if row.get(name) is not None}
     return numbers | {f"teacher_{name}": float(teacher[name]) for name in _MEASURED if teacher.get(name) is not None}
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.metrics import retained
+from pipeline.metrics import TRIVIAL, retained
 
 
 class PromoteConfig(Config):
@@ -20,6 +20,8 @@ class PromoteConfig(Config):
     """Least share of the teacher's mIoU with one click, in [0, 1]."""
     max_latency_ms: float
     """Ceiling of the median latency, in milliseconds, on the machine that evaluated."""
+    allow_below_trivial: bool = False
+    """Take also a model whose mIoU is no better than a filled box's, an ellipse's or, by clicks, a fixed disc's."""
     prefer: Literal["latency_ms", "box_miou", "click_miou"]
     """What decides between models that meet the rules."""
 
@@ -30,11 +32,14 @@ class Rule:
 
     name: str
     value: float | None
-    limit: float
+    limit: float | None
+    """None where what it is held against was not measured."""
     holds: bool
 
     def __str__(self) -> str:
         """The rule in words, with the shortfall where it does not hold."""
+        if self.limit is None:
+            return f"{self.name} has nothing to be held against: run `dvc repro` and register again"
         if self.value is None:
             return f"{self.name} was not measured (limit {self.limit:.4g})"
         if self.holds:
@@ -53,6 +58,11 @@ def check(config: PromoteConfig, row: Mapping[str, Any], teacher: Mapping[str, A
         rules.append(
             Rule(name=f"{metric}_retained", value=share, limit=limit, holds=share is not None and share >= limit)
         )
+    if not config.allow_below_trivial:
+        for prompt, key in TRIVIAL.items():
+            value, trivial = row.get(f"{prompt}_miou"), row.get(key)
+            above = value is not None and trivial is not None and value > trivial
+            rules.append(Rule(name=f"{prompt}_miou_above_trivial", value=value, limit=trivial, holds=above))
     latency = row.get("latency_ms")
     fast = latency is not None and latency <= config.max_latency_ms
     return [

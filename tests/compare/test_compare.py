@@ -8,7 +8,7 @@ from pipeline.artifact import Card, Contents, digest
 from pipeline.compare import CompareConfig, compare, leaderboard_text
 from pipeline.errors import InputError
 from pipeline.log import silent
-from tests.compare.fabricated import evaluation, small_world
+from tests.compare.fabricated import evaluation, reseal, small_world
 
 CONFIG = CompareConfig(title="Teacher & <students>", pictures=2, extremes=1)
 
@@ -47,6 +47,8 @@ def test_the_teacher_is_first_and_students_follow_by_box_miou(compared):
         ("teacher", "fp32"),
         ("student", "fp32"),
         ("student", "int8"),
+        ("baseline", ""),
+        ("baseline", ""),
     ]
     assert rows[1]["box_miou"] > rows[2]["box_miou"]
     assert rows[0]["box_retained"] == 1.0
@@ -148,7 +150,7 @@ def test_without_latency_the_report_says_so(world):
 def test_a_teacher_alone_can_be_reported(world):
     shutil.rmtree(world / "evaluate")
     rows, report = _compare(world, config=CompareConfig(title="t", pictures=1, extremes=2))
-    assert len(rows) == 1
+    assert [row["role"] for row in rows] == ["teacher", "baseline", "baseline"]
     assert "Leaderboard" in report
 
 
@@ -167,10 +169,11 @@ def test_the_table_is_aligned_and_has_a_dash_for_what_is_missing(compared):
     _, rows, _ = compared
     rows = [row | {"guarded": True} for row in rows]
     text = leaderboard_text([rows[0] | {"latency_ms": None}, *rows[1:]])
-    lines = text.splitlines()
-    assert len(lines) == 6
-    assert lines[1] == lines[3] == re.sub(r"[^ ]", "─", lines[1])
+    *lines, legend = text.splitlines()
+    assert len(lines) == 9
+    assert lines[1] == lines[3] == lines[6] == re.sub(r"[^ ]", "─", lines[1])
     assert len({len(line) for line in lines}) == 1
+    assert legend.startswith("\u25bc no better")
     assert lines[2].split()[:3] == ["bundled", "fp32", "torch"]
     column = lines[0].index("latency ms")
     assert lines[2][column : column + 10].strip() == "-"
@@ -184,3 +187,32 @@ def test_a_latency_of_a_busy_machine_is_marked(compared):
     assert len(marked) == len(rows) - 1
     assert "upper bound" in text
     assert "!" not in leaderboard_text([row | {"guarded": True} for row in rows])
+
+
+def test_trivial_masks_stand_below_the_students_and_what_they_beat_is_marked(compared):
+    _, rows, report = compared
+    assert [row["model"] for row in rows if row["role"] == "baseline"] == ["filled box", "ellipse in the box"]
+    assert {row["trivial_box_miou"] for row in rows if row["role"] != "baseline"} == {1.0}
+    lines = leaderboard_text(rows).splitlines()
+    marked = [line.split()[0] for line in lines if "\u25bc" in line]
+    assert marked == ["bundled", "nano", "nano", "\u25bc"]  # rows, and what the mark means
+    assert lines.index(next(x for x in lines if x.startswith("filled box"))) > 5
+    assert "no better than a mask that no model made" in report
+    assert "bundled fp32, nano fp32, nano int8 are no better" in " ".join(report.split())
+
+
+def test_what_beats_trivial_masks_is_not_marked(world):
+    reseal(world / "evaluate_teacher", {"ellipse": {"box_miou": 0.01}, "disc": {"click_miou": 0.01, "radius": 0.1}})
+    rows, report = _compare(world)
+    assert "\u25bc" not in leaderboard_text(rows)
+    assert "no better than a mask that no model made" not in report
+
+
+def test_a_precision_that_is_not_faster_is_told(world):
+    for precision, time in (("fp32", 20.0), ("int8", 21.5)):
+        place = world / "evaluate/nano" / precision
+        metrics = json.loads((place / "metrics.json").read_text())
+        (place / "metrics.json").write_text(json.dumps(metrics | {"encoder_ms": time}))
+    _, report = _compare(world)
+    said = " ".join(re.sub("<[^>]*>", "", report).split())
+    assert "A lower precision does not pay on this machine: nano int8 encodes in 21.5 ms, fp32 in 20.0 ms." in said

@@ -128,7 +128,7 @@ def test_nothing_is_compared_with_a_precision_that_is_not_there(rich):
 def test_what_was_not_measured_has_no_table(rich):
     _, rows, _ = rich
     bare = [{name: None if isinstance(value, float) else value for name, value in row.items()} for row in rows]
-    assert sections(bare) == []
+    assert sections(bare, []) == []
 
 
 @pytest.mark.parametrize(

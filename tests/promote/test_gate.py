@@ -17,6 +17,7 @@ TEACHER = {"role": "teacher", "box_miou": 0.8, "click_miou": 0.5, "latency_ms": 
 
 def student(box=0.8, click=0.5, latency=10.0, name="s"):
     numbers = {"box_miou": box, "click_miou": click, "latency_ms": latency}
+    numbers |= {"trivial_box_miou": 0.05, "trivial_click_miou": 0.02}
     return {"role": "student", "model": name, "artifact": f"artifacts/{name}"} | numbers
 
 
@@ -25,7 +26,7 @@ def test_a_model_as_good_as_its_teacher_and_fast_keeps_every_rule():
 
 
 def test_a_broken_rule_tells_value_limit_and_shortfall():
-    box, click, latency = check(CONFIG, student(box=0.4, latency=25.0), TEACHER)
+    box, click, *_, latency = check(CONFIG, student(box=0.4, latency=25.0), TEACHER)
     assert str(box) == "box_miou_retained 0.5 misses 0.9 by 0.4"
     assert click.holds
     assert str(latency) == "latency_ms 25 misses 20 by 5"
@@ -33,7 +34,7 @@ def test_a_broken_rule_tells_value_limit_and_shortfall():
 
 def test_what_was_not_measured_does_not_pass():
     rules = check(CONFIG, student(click=None, latency=None), TEACHER)
-    assert [rule.holds for rule in rules] == [True, False, False]
+    assert [rule.holds for rule in rules] == [True, False, True, False, False]
     assert "was not measured" in str(rules[1])
 
 
@@ -59,3 +60,20 @@ def test_preferring_accuracy_takes_the_more_accurate():
 def test_a_leaderboard_that_cannot_be_judged_is_refused(rows, lack):
     with pytest.raises(InputError, match=lack):
         best(CONFIG, rows)
+
+
+@pytest.mark.parametrize("prompt", ["box", "click"])
+def test_a_model_no_better_than_a_trivial_mask_is_refused_whatever_it_keeps_of_its_teacher(prompt):
+    row = student() | {f"trivial_{prompt}_miou": student()[f"{prompt}_miou"]}
+    broken = [rule for rule in check(CONFIG, row, TEACHER) if not rule.holds]
+    assert [rule.name for rule in broken] == [f"{prompt}_miou_above_trivial"]
+    assert "misses" in str(broken[0])
+    allowed = CONFIG.model_copy(update={"allow_below_trivial": True})
+    assert all(rule.holds for rule in check(allowed, row, TEACHER))
+
+
+def test_a_version_without_a_trivial_score_beside_it_is_refused():
+    row = {key: value for key, value in student().items() if not key.startswith("trivial")}
+    broken = [str(rule) for rule in check(CONFIG, row, TEACHER) if not rule.holds]
+    assert len(broken) == 2
+    assert "nothing to be held against: run `dvc repro`" in broken[0]
