@@ -247,7 +247,7 @@ ACTS: dict[str, Act] = {
                     "type": _names,
                     "metavar": "A,B",
                     "default": ("w8a8", "w6a6", "w4a8"),
-                    "help": "bits of weights and activations: w8a8, w6a6, w4a8 (default: all)",
+                    "help": "bits of weights and activations: w8a8, w8a8_reduced, w6a6, w4a8 (default: all)",
                 },
             ),
             (

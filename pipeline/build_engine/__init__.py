@@ -16,8 +16,10 @@ from pipeline.build_engine.tensorrt import tensorrt
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.log import Log
+from pipeline.progress import notice
 from pipeline.runtime import ENGINES as RUNTIMES
 from pipeline.runtime import Segmenter, load, self_check
+from pipeline.runtime.cpu import EXACT_FACTOR, WEIGHT_RANGE
 from pipeline.runtime.loading import DEVICES
 
 SPLIT = "calibration"
@@ -69,6 +71,12 @@ def build_engine(
             f"{quantize} holds {source.kind} {source.model} {source.precision}, not onnx {student} {precision}: "
             "run `dvc repro`."
         )
+    if (
+        config.engine == "tensorrt"
+        and 0 < int(source.load.get(WEIGHT_RANGE, 0)) <= EXACT_FACTOR
+        and "int8" in precision
+    ):
+        notice("TensorRT computes int8 exactly over its full range: quantize.reduce_range: false keeps more precision.")
     began = time.perf_counter()
     ENGINES[config.engine](config, quantize, out)
     log({"build_seconds": time.perf_counter() - began})

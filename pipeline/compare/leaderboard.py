@@ -96,9 +96,11 @@ def measures(rows: Sequence[Row]) -> list[str]:
 def baseline_rows(baselines: Mapping[str, Mapping[str, float]], like: Row) -> list[Row]:
     """Rows of the trivial predictors, with the keys of ``like``; their role is ``baseline``."""
     rows = []
-    for name, scores in baselines.items():
-        about = {"model": BASELINES[name], "precision": "", "runtime": "no model", "role": "baseline"}
-        rows.append(dict.fromkeys(like) | about | {key: value for key, value in scores.items() if key in like})
+    for name, title in BASELINES.items():
+        if name in baselines:
+            about = {"model": title, "precision": "", "runtime": "no model", "role": "baseline"}
+            scores = {key: value for key, value in baselines[name].items() if key in like}
+            rows.append(dict.fromkeys(like) | about | scores)
     return rows
 
 

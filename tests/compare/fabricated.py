@@ -139,7 +139,7 @@ def rich_world(place, images=4):
     with ThreadPoolExecutor(1) as pool:
         reseal(
             place / "evaluate_teacher",
-            trivial_masks(coco.read(place / "prepare/validation/instances.json").photographs, pool),
+            trivial_masks(coco.read(place / "prepare/validation/instances.json", min_area_px=1).photographs, pool),
         )
     return place
 

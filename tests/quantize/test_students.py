@@ -115,6 +115,17 @@ def test_all_products_with_weights_become_int8_and_the_embedding_stays(artifacts
         assert cosine(found, expected) > 0.95
 
 
+def test_int8_is_what_the_file_means_in_every_runtime_on_every_calibration_image(artifacts):
+    material = Material(CONFIG, load_checkpoint(artifacts["align"]), Pictures(artifacts["align"], "calibration"))
+    path = artifacts["int8"] / "encoder.onnx"
+    meant, session = open_session(path, simulate=True), open_session(path)
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for index in material.chosen:
+        expected = torch.from_numpy(meant.run(None, material.feeds(index))[0])
+        for found in (session.run(None, material.feeds(index))[0], compiled(material.feeds(index))[0]):
+            assert cosine(found, expected) >= 0.995
+
+
 def test_the_options_of_a_student_are_on_the_card_of_its_files(artifacts):
     checkpoint, files = (Card.read(artifacts[name]) for name in ("align", "fp32"))
     assert files.options == checkpoint.options == OPTIONS.get(files.model, {})

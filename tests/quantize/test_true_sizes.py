@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 import yaml
 
@@ -19,6 +20,7 @@ from pipeline.runtime.onnxruntime import open_session
 from tests.quantize.test_quantize import CONFIG
 from tests.reference.published import photograph, rebuilt
 
+FP32_BESIDE_INT8 = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 AS_IS = {"calibration": "max", "percentile": 99.99, "keep": []}
 PRESET = yaml.safe_load((Path(__file__).parents[2] / "presets/tinysam_sa1b.yaml").read_text())["quantize"]
 
@@ -28,7 +30,7 @@ PRESET = yaml.safe_load((Path(__file__).parents[2] / "presets/tinysam_sa1b.yaml"
     ("student", "settings", "size"),
     [("efficientvit_sam_l0", AS_IS, 0.28), ("efficientvit_sam_xl0", AS_IS, 0.28), ("tinysam", PRESET, 0.32)],
 )
-def test_int8_of_true_sizes_keeps_the_embedding(student, settings, size, tmp_path):
+def test_int8_of_true_sizes_keeps_the_embedding_and_is_the_same_in_every_runtime(student, settings, size, tmp_path):
     sam = rebuilt(student)
     changes = {name: settings[name] for name in AS_IS}
     config = CONFIG.model_copy(update=changes | {"calibration_images": 4, "holdout_images": 2})
@@ -37,11 +39,21 @@ def test_int8_of_true_sizes_keeps_the_embedding(student, settings, size, tmp_pat
     material = Material(config, sam, scenes(tmp_path / "scenes", "calibration", 6, sam.input_size))
     model = onnx.load(path)
     chosen = chosen_layers(model, attention=False, keep=config.keep)
-    save(write_qdq(model, chosen, find_scales(config, model, chosen, material, Widths(reduce_range=True))), lowered)
+    widths = Widths(reduce_range=True)
+    save(write_qdq(model, chosen, find_scales(config, model, chosen, material, widths)), lowered, reduce_range=True)
     assert lowered.stat().st_size <= size * path.stat().st_size
-    pictures = [material.feeds(i) for i in material.held_out]
-    pictures.append({"image": to_input(photograph(), sam.input_size)[None].numpy()})
-    sessions = [open_session(file) for file in (path, lowered)]
-    for feeds in pictures:
-        a, b = (session.run(None, feeds)[0].ravel() for session in sessions)
-        assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) >= 0.995
+    held_out = [material.feeds(i) for i in material.held_out]
+    held_out.append({"image": to_input(photograph(), sam.input_size)[None].numpy()})
+    exact, meant = open_session(path), open_session(lowered, simulate=True)
+    for feeds in held_out:
+        assert cosine(exact.run(None, feeds)[0], meant.run(None, feeds)[0]) >= 0.995
+    session, compiled = open_session(lowered), openvino.Core().compile_model(lowered, "CPU", FP32_BESIDE_INT8)
+    for feeds in (material.feeds(i) for i in material.chosen):
+        (expected,) = meant.run(None, feeds)
+        for found in (session.run(None, feeds)[0], compiled(feeds)[0]):
+            assert cosine(found, expected) >= 0.995
+
+
+def cosine(a, b):
+    a, b = a.ravel(), b.ravel()
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
