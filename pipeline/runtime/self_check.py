@@ -109,7 +109,8 @@ def repeat(engine: Segmenter, directory: Path) -> Agreement:
         union = (mask | true).sum(1)
         overlaps.append(torch.where(union > 0, (mask & true).sum(1) / union.clamp(min=1), 1.0))
     ious = torch.cat(overlaps)
-    return Agreement(min(cosines), float(ious.mean()), len(cases), len(ious), *gate)
+    # numpy's minimum is NaN where a cosine is, the built-in one may not be.
+    return Agreement(float(np.min(cosines)), float(ious.mean()), len(cases), len(ious), *gate)
 
 
 def _labels(corners: Float[Tensor, "p 2 2"]) -> Float[Tensor, "p 2"]:
