@@ -18,15 +18,19 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 # Containers often forbid Python to keep what it compiled; then each of a pipeline's many processes starts 6 s later.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow test-gpu test-browser check setup lock dvc.yaml clean
+.PHONY: help demo demo-smallest test test-slow test-gpu test-browser check setup lock dvc.yaml clean
 
 help:  ## Show this
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-CHANGES :=  # of the preset, for example CHANGES="precisions=[fp32]"
+CHANGES :=
 demo: setup  ## The whole pipeline on the demo's scenes: environment, flow, leaderboard, report
 	@python -m pipeline preset demo $(CHANGES)
 	@python -m flows.release --at-once 2
+
+demo-smallest: CHANGES := students=[efficientvit_sam_nano] prepare.source.train=96 prepare.source.validation=8 \
+  distill.efficientvit_sam_nano.optimizer.steps=60 distill.efficientvit_sam_nano.optimizer.cooldown_steps=40
+demo-smallest: demo  ## The demo with one student and fewer images: minutes on any machine
 
 # Two processes of one thread each: nearly all tests are single-threaded. A file stays in one: it shares costly fixtures
 # (marks for groups would do it by fixture, but pytest-xdist 3.8 does not see them with pytest 9.2).
