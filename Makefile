@@ -24,6 +24,7 @@ help:  ## Show this
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 CHANGES :=
+# With CHANGES="key=value ..." those values of the preset are others.
 demo: setup  ## The whole pipeline on the demo's scenes: environment, flow, leaderboard, report
 	@python -m pipeline preset demo $(CHANGES)
 	@python -m flows.release --at-once 2
