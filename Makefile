@@ -1,6 +1,9 @@
-# The commands people type. `make demo` and `make test` need nothing but Python 3.11 or 3.12 and make.
+# The commands people type. `make demo` and `make test` need nothing but Python 3.11 to 3.14 and make.
 
-PYTHON ?= python3
+SUPPORTED := 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
+# The newest supported one that is there and can make an environment; Debian packs venv apart.
+PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
+  "$$python" -c $(SUPPORTED) 2>/dev/null && echo "$$python" && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -15,14 +18,20 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 # Containers often forbid Python to keep what it compiled; then each of a pipeline's many processes starts 6 s later.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow test-gpu test-browser check setup lock dvc.yaml clean
+.PHONY: help demo demo-smallest test test-slow test-gpu test-browser check setup lock dvc.yaml clean
 
 help:  ## Show this
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
+CHANGES :=
+# With CHANGES="key=value ..." those values of the preset are others.
 demo: setup  ## The whole pipeline on the demo's scenes: environment, flow, leaderboard, report
-	@python -m pipeline preset demo
+	@python -m pipeline preset demo $(CHANGES)
 	@python -m flows.release --at-once 2
+
+demo-smallest: CHANGES := students=[efficientvit_sam_nano] prepare.source.train=96 prepare.source.validation=8 \
+  distill.efficientvit_sam_nano.optimizer.steps=60 distill.efficientvit_sam_nano.optimizer.cooldown_steps=40
+demo-smallest: demo  ## The demo with one student and fewer images: minutes on any machine
 
 # Two processes of one thread each: nearly all tests are single-threaded. A file stays in one: it shares costly fixtures
 # (marks for groups would do it by fixture, but pytest-xdist 3.8 does not see them with pytest 9.2).
@@ -48,9 +57,11 @@ check: setup  ## Lint, format, types, import rules, dvc.yaml
 setup: $(VENV)/.ready  ## Make or renew .venv from requirements.lock
 
 $(VENV)/.ready: requirements.lock Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
-	  { echo "error: $(PYTHON) is not Python 3.11 or 3.12; name one with \`make PYTHON=python3.11 $(MAKECMDGOALS)\`" >&2; exit 2; }
-	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'; }
+	@test -x $(BIN)/uv || '$(PYTHON)' -c $(SUPPORTED) 2>/dev/null || \
+	  { echo "error: $(if $(PYTHON),$(PYTHON) is not,there is no) Python 3.11 to 3.14 with venv (Debian's python3-venv);" \
+	  "name one with \`make PYTHON=python3.13 $(MAKECMDGOALS)\`" >&2; exit 2; }
+	@test -x $(BIN)/uv || \
+	  { '$(PYTHON)' -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'; }
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	@touch $@
 

@@ -1,13 +1,16 @@
 """A repository of its own for each test: the real frame around stand-in verbs, with real DVC, MLflow and Prefect."""
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,6 +26,8 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.update(DO_NOT_TRACK="true", DVC_NO_ANALYTICS="1", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.update(PREFECT_SERVER_ANALYTICS_ENABLED="false", PREFECT_LOGGING_LEVEL="WARNING")
 
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+NO_OPTIONS: Mapping[str, Any] = {}
 FRAME = (
     "__init__.py",
     "__main__.py",
@@ -120,21 +125,78 @@ def _make(root: Path) -> World:
     return world
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    """A pipeline nothing of which has run."""
-    return _make(tmp_path / "fresh")
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Give a folder by its name, made by the first that asks for it among all processes of this test run.
+
+    What takes long to make is made so. It is read, or copied, and never changed.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # the folder of the run, above those of its processes
+
+    def give(name: str, make: Callable[[Path], object]) -> Path:
+        place = root / "made_once" / name
+        place.parent.mkdir(exist_ok=True)
+        with place.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not place.exists():
+                draft = place.with_suffix(".draft")
+                shutil.rmtree(draft, ignore_errors=True)
+                make(draft)
+                draft.rename(place)
+        return place
+
+    return give
 
 
 @pytest.fixture(scope="session")
-def _built_once(tmp_path_factory: pytest.TempPathFactory) -> World:
-    world = _make(tmp_path_factory.mktemp("built") / "world")
-    done = world.dvc("repro")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return world
+def _world_once(made_once: MadeOnce) -> Path:
+    return made_once("world", _make)
 
 
 @pytest.fixture
-def built(_built_once: World, tmp_path: Path) -> World:
+def world(_world_once: Path, tmp_path: Path) -> World:
+    """A pipeline nothing of which has run."""
+    return World(shutil.copytree(_world_once, tmp_path / "fresh", symlinks=True))
+
+
+@pytest.fixture(scope="session")
+def _built_once(_world_once: Path, made_once: MadeOnce) -> Path:
+    def make(root: Path) -> None:
+        done = World(shutil.copytree(_world_once, root, symlinks=True)).dvc("repro")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return made_once("built", make)
+
+
+@pytest.fixture
+def built(_built_once: Path, tmp_path: Path) -> World:
     """A pipeline all of which `dvc repro` has run."""
-    return World(shutil.copytree(_built_once.root, tmp_path / "world", symlinks=True))
+    return World(shutil.copytree(_built_once, tmp_path / "world", symlinks=True))
+
+
+@pytest.fixture(scope="session")
+def exported(made_once: MadeOnce) -> Callable[..., dict[str, Path]]:
+    """Give the artifacts of a student with fresh weights: its ``checkpoint``, and that as ``onnx`` files."""
+
+    def give(student: str, options: Mapping[str, Any] = NO_OPTIONS) -> dict[str, Path]:
+        from pipeline.artifact import Card, Contents
+        from pipeline.export import ExportConfig, export
+        from pipeline.log import silent
+        from pipeline.models import build
+        from pipeline.models.sam import save_checkpoint
+
+        def make(root: Path) -> None:
+            checkpoint, files = root / "checkpoint", root / "onnx"
+            for place in (checkpoint, files):
+                place.mkdir(parents=True)
+            save_checkpoint(build(student, options, seed=1), checkpoint)
+            Card.seal(checkpoint, Contents(kind="checkpoint", model=student, options=options), {})
+            settings = ExportConfig(opset=18, max_difference=1e-3)
+            Card.seal(files, export(settings, align=checkpoint, student=student, out=files, log=silent), {})
+
+        root = made_once(f"{student}-{zlib.crc32(json.dumps(options).encode()):x}", make)
+        return {name: root / name for name in ("checkpoint", "onnx")}
+
+    return give

@@ -1,6 +1,9 @@
+import contextlib
 import dataclasses
+import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,12 +46,16 @@ SETTINGS = Settings(
 )
 
 
-def _bench(capsys, subject, *more):
-    """What the command would print, on stdout and on stderr."""
+def _arguments(subject, *more):
     quick = ("--runs", "2", "--rounds", "2", "--warmup", "1", "--threads", "1", "--max-foreign-load", "1")
     arguments = vars(_parser().parse_args(["bench", subject, *quick, *more]))
     assert arguments.pop("verb") == "bench"
-    return bench(**arguments), capsys.readouterr().err
+    return arguments
+
+
+def _bench(capsys, subject, *more):
+    """What the command would print, on stdout and on stderr."""
+    return bench(**_arguments(subject, *more)), capsys.readouterr().err
 
 
 def _check_rows(measured):
@@ -64,23 +71,29 @@ def _check_rows(measured):
         assert row["gmacs"] > 0
 
 
-def test_the_encoder_is_measured_in_batches_per_image(capsys):
-    which = ("--students", NANO, "--runtimes", "torch,openvino", "--precisions", "fp32", "--batches", "1,3")
-    rows = json.loads(_bench(capsys, "encoder", *which, "--json")[0])["rows"]
-    expected = [("bundled", "torch"), (NANO, "torch"), (NANO, "openvino")]
+@pytest.fixture(scope="module")
+def encoders():
+    """All runtimes and precisions of the encoder, in batches of one and of three: the report and what stderr got."""
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        out = bench(**_arguments("encoder", "--batches", "1,3", "--json"))
+    return json.loads(out), err.getvalue()
+
+
+def test_the_encoder_is_measured_in_batches_per_image(encoders):
+    asked = (("bundled", "torch", "fp32"), (NANO, "torch", "fp32"), (NANO, "openvino", "fp32"))
+    rows = [row for row in encoders[0]["rows"] if (row["name"], row["runtime"], row["precision"]) in asked]
     assert [(row["name"], row["runtime"], row["batch"]) for row in rows] == [
-        (*row, batch) for row in expected for batch in (1, 3)
+        (name, runtime, batch) for name, runtime, _ in asked for batch in (1, 3)
     ]
     assert len({row["gmacs"] for row in rows[2:]}) == 1
 
 
-def test_the_encoder_is_compared_with_the_teacher_in_each_combination_that_exists_and_the_others_are_named(capsys):
-    out, err = _bench(capsys, "encoder", "--json")
-    report = json.loads(out)
+def test_the_encoder_is_compared_with_the_teacher_in_each_combination_that_exists_and_the_others_are_named(encoders):
+    report, err = encoders
     _check_rows(report["rows"])
-    assert report["rows"][0]["name"] == "bundled"
-    assert {row["name"] for row in report["rows"][1:]} == {NANO}
-    assert [(row["runtime"], row["precision"]) for row in report["rows"][1:]] == [
+    assert [row["name"] for row in report["rows"]] == 2 * ["bundled"] + 14 * [NANO]
+    assert [(row["runtime"], row["precision"]) for row in report["rows"][2::2]] == [
         ("torch", "fp32"),
         ("torch", "bf16"),
         ("onnxruntime", "fp32"),
@@ -89,7 +102,7 @@ def test_the_encoder_is_compared_with_the_teacher_in_each_combination_that_exist
         ("openvino", "bf16"),
         ("openvino", "int8"),
     ]
-    size = {(row["runtime"], row["precision"]): row["size_mib"] for row in report["rows"][1:]}
+    size = {(row["runtime"], row["precision"]): row["size_mib"] for row in report["rows"][2:]}
     assert size["onnxruntime", "int8"] < 0.5 * size["onnxruntime", "fp32"]
     assert size["torch", "bf16"] == pytest.approx(size["torch", "fp32"] / 2, rel=0.01)
     on_cpu = ["torch fp16", "torch int8", "onnxruntime bf16", "onnxruntime fp16", "openvino fp16"]
@@ -153,6 +166,16 @@ def test_a_gpu_has_rows_for_one_image_and_for_a_batch_with_memory_and_throughput
         assert 0 < row["bf16_peak_share"] < 1
 
 
+@pytest.fixture
+def exported_before(exported, monkeypatch):
+    """Engines are built from files that were exported before; what is measured does not depend on the weights."""
+    for part in ("encoder", "decoder"):
+        source = exported(NANO)["onnx"] / f"{part}.onnx"
+        copy = lambda sam, path, source=source, **_: shutil.copy(source, path)  # noqa: E731
+        monkeypatch.setattr(f"pipeline.bench.engines.export_{part}", copy)
+
+
+@pytest.mark.usefixtures("exported_before")
 def test_the_decoder_is_measured_in_segment_anythings_order_and_in_ours(capsys):
     asked = ("--runtimes", "torch,openvino", "--precisions", "fp32,bf16", "--prompts", "1,3", "--json")
     out, _ = _bench(capsys, "decoder", *asked)
@@ -190,17 +213,30 @@ def test_our_order_of_products_needs_fewer_of_them():
 
 
 def test_training_takes_whole_steps_of_the_stages_own_loop_beside_a_bare_one(capsys):
-    asked = ("--runtimes", "torch", "--precisions", "bf16", "--steps", "45", "--json")
+    asked = ("--runtimes", "torch", "--precisions", "fp32", "--steps", "45", "--json")
     measured = json.loads(_bench(capsys, "training", *asked)[0])["rows"]
     bare, loop = measured
     assert [(row["name"], row["precision"], row["baseline"]) for row in measured] == [
-        (f"{NANO} bare", "bf16", True),
-        (NANO, "bf16", False),
+        (f"{NANO} bare", "fp32", True),
+        (NANO, "fp32", False),
     ]
     assert loop["speedup"] == pytest.approx(bare["median_ms"] / loop["median_ms"])
     assert loop["images_per_s"] == pytest.approx(2000 / loop["median_ms"])
     assert 0 <= loop["waiting_share"] <= 1
     assert abs(loop["memory_last_mib"] / loop["memory_first_mib"] - 1) < 0.2
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_training_is_measured_in_bf16_where_the_processor_has_instructions_for_it(capsys, monkeypatch, there):
+    monkeypatch.setattr("pipeline.bench.training.has_bf16", lambda device: there)
+    asked = ("--runtimes", "torch", "--precisions", "bf16", "--steps", "2", "--json")
+    if there:
+        rows = json.loads(_bench(capsys, "training", *asked)[0])["rows"]
+        assert [(row["name"], row["precision"]) for row in rows] == [(f"{NANO} bare", "bf16"), (NANO, "bf16")]
+    else:
+        with pytest.raises(InputError, match="training"):
+            _bench(capsys, "training", *asked)
+        assert "torch: this processor has no instructions for bf16; take fp32" in capsys.readouterr().err
 
 
 def test_a_table_is_printed_with_the_baseline_though_only_another_precision_was_asked_for(capsys, tmp_path):

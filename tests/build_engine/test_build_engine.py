@@ -13,10 +13,10 @@ from pipeline.build_engine import ENGINES, BuildEngineConfig, build_engine
 from pipeline.build_engine.check import check
 from pipeline.data.shards import Sample, Shards
 from pipeline.errors import InputError
-from pipeline.export.sam import export_decoder, export_encoder
+from pipeline.export.sam import export_encoder
 from pipeline.log import silent
-from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
+from pipeline.models.students import load_checkpoint
 from pipeline.runtime import ENGINES as RUNTIMES
 from pipeline.runtime import load
 
@@ -41,19 +41,13 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    place = tmp_path_factory.mktemp("align")
-    save_checkpoint(build(STUDENT), place)
-    Card.seal(place, Contents(kind="checkpoint", model=STUDENT), {})
-    return place
+def checkpoint(exported):
+    return exported(STUDENT)["checkpoint"]
 
 
 @pytest.fixture(scope="module")
-def onnx_artifact(tmp_path_factory):
-    place = tmp_path_factory.mktemp("onnx")
-    sam = build(STUDENT)
-    export_encoder(sam, place / "encoder.onnx", opset=18, tolerance=1e-3)
-    export_decoder(sam, place / "decoder.onnx", opset=18, tolerance=1e-3)
+def onnx_artifact(exported, tmp_path_factory):
+    place = shutil.copytree(exported(STUDENT)["onnx"], tmp_path_factory.mktemp("build_engine") / "onnx")
     options = {"carried": [1, 2]}
     Card.seal(place, Contents(kind="onnx", model=STUDENT, options=options, precision="fp32", load=SIZES), {})
     return place
@@ -144,7 +138,7 @@ def test_images_without_instances_compare_nothing(checkpoint, onnx_artifact, sam
 
 def test_an_overflow_in_fp16_is_caught_and_its_place_is_named(dataset, checkpoint, onnx_artifact, tmp_path):
     # The last convolution before the encoder's LayerNorm a million times as strong: the norm hides it in fp32.
-    loud, exported = build(STUDENT), tmp_path / "onnx"
+    loud, exported = load_checkpoint(checkpoint), tmp_path / "onnx"
     with torch.no_grad():
         for parameter in loud.image_encoder.neck.output_ops[0].parameters():
             parameter *= 1e6

@@ -57,9 +57,12 @@ def new_clone(world_at, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def released(new_clone):
+def released(made_once, world_at, tmp_path_factory):
     """A clone in which `dvc repro` has run every stage."""
-    world = new_clone("released")
-    done = world.dvc("repro")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return world
+
+    def make(root):
+        done = world_at(clone(root)).dvc("repro")
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+    root = tmp_path_factory.mktemp("released") / "clone"
+    return world_at(shutil.copytree(made_once("released", make), root, symlinks=True))

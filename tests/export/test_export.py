@@ -6,33 +6,24 @@ import onnx
 import pytest
 import torch
 
-from pipeline.artifact import Card, Contents
+from pipeline.artifact import Card
 from pipeline.errors import InputError
 from pipeline.export import ExportConfig, export, export_encoder
 from pipeline.export import sam as sam_module
 from pipeline.log import silent
-from pipeline.models import build
-from pipeline.models.sam import save_checkpoint
 from tests.quantize.test_quantize import small  # noqa: F401 - a fixture
 
 CONFIG = ExportConfig(opset=18, max_difference=1e-3)
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def places(exported):
     """The verb run once on the nano student."""
-    root = tmp_path_factory.mktemp("export")
-    align, out = root / "align", root / "out"
-    align.mkdir()
-    out.mkdir()
-    save_checkpoint(build("efficientvit_sam_nano"), align)
-    Card.seal(align, Contents(kind="checkpoint", model="efficientvit_sam_nano"), {})
-    contents = export(CONFIG, align=align, student="efficientvit_sam_nano", out=out, log=silent)
-    Card.seal(out, contents, {})
-    return out
+    return exported("efficientvit_sam_nano")
 
 
-def test_the_verb_leaves_two_models_and_their_figures(exported):
+def test_the_verb_leaves_two_models_and_their_figures(places):
+    exported = places["onnx"]
     names = ["card.json", "decoder.onnx", "encoder.onnx", "metrics.json"]
     assert sorted(path.name for path in exported.iterdir()) == names
     card = Card.read(exported)
@@ -44,9 +35,9 @@ def test_the_verb_leaves_two_models_and_their_figures(exported):
         assert figures[f"{part}_nodes"] == len(onnx.load(exported / f"{part}.onnx").graph.node)
 
 
-def test_no_operator_is_left_that_engines_refuse_and_axes_are_named(exported):
+def test_no_operator_is_left_that_engines_refuse_and_axes_are_named(places):
     for name, dynamic in (("encoder", {"batch"}), ("decoder", {"masks", "prompts", "points"})):
-        model = onnx.load(exported / f"{name}.onnx")
+        model = onnx.load(places["onnx"] / f"{name}.onnx")
         kinds = {node.op_type for node in model.graph.node}
         assert not kinds & {"OneHot", "Tile", "NonZero", "ScatterND", "BatchNormalization", "Loop", "If"}
         assert "LayerNormalization" in kinds
@@ -56,8 +47,8 @@ def test_no_operator_is_left_that_engines_refuse_and_axes_are_named(exported):
 
 
 @pytest.mark.parametrize("name", ["encoder", "decoder"])
-def test_a_file_tells_nothing_but_its_computation(exported, name):
-    data = (exported / f"{name}.onnx").read_bytes()
+def test_a_file_tells_nothing_but_its_computation(places, name):
+    data = (places["onnx"] / f"{name}.onnx").read_bytes()
     for word in (b"/work", b"site-packages", b".py", b'File "', b"torch.nn"):
         assert word not in data
     model = onnx.load_from_string(data)
@@ -80,7 +71,7 @@ def test_a_difference_to_pytorch_above_the_limit_fails(small, tmp_path, monkeypa
         export_encoder(small, tmp_path / "encoder.onnx", opset=18, tolerance=1e-4)
 
 
-def test_another_students_checkpoint_is_refused(exported, tmp_path):
-    align = exported.parent / "align"
+def test_another_students_checkpoint_is_refused(places, tmp_path):
+    align = places["checkpoint"]
     with pytest.raises(InputError, match="not a checkpoint of efficientvit_sam_l0"):
         export(CONFIG, align=align, student="efficientvit_sam_l0", out=tmp_path, log=silent)

@@ -8,15 +8,13 @@ from onnx import numpy_helper
 from torch import nn
 
 from pipeline import masks
-from pipeline.artifact import Card, Contents
 from pipeline.data.shards import Sample, Shards
 from pipeline.errors import InputError
-from pipeline.export import ExportConfig, export
 from pipeline.export.rules import LOWERED
 from pipeline.export.sam import export_encoder
 from pipeline.log import silent
 from pipeline.models import build
-from pipeline.models.sam import assemble, save_checkpoint
+from pipeline.models.sam import assemble
 from pipeline.quantize import PRECISIONS, QuantizeConfig, SearchConfig, quantize
 from pipeline.quantize.calibration import Material
 from pipeline.runtime.onnxruntime import open_session
@@ -104,29 +102,22 @@ def lowered(small, encoder, tmp_path, precision="int8", **changes):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(exported, tmp_path_factory):
     """The verb run once on the nano student in int8."""
-    root = tmp_path_factory.mktemp("quantize")
-    align, exported, out = root / "align", root / "export", root / "out"
-    for place in (align, exported, out):
-        place.mkdir()
-    save_checkpoint(build("efficientvit_sam_nano"), align)
-    Card.seal(align, Contents(kind="checkpoint", model="efficientvit_sam_nano"), {})
-    settings = ExportConfig(opset=18, max_difference=1e-3)
-    Card.seal(exported, export(settings, align=align, student="efficientvit_sam_nano", out=exported, log=silent), {})
+    places, out = exported("efficientvit_sam_nano"), tmp_path_factory.mktemp("quantize")
+    inputs = {"align": places["checkpoint"], "export": places["onnx"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.quantize.Shards", Pictures)
         contents = quantize(
             CONFIG.model_copy(update={"min_cosine": 0.0}),
-            prepare=root,
-            align=align,
-            export=exported,
+            prepare=out,
+            **inputs,
             student="efficientvit_sam_nano",
             precision="int8",
             out=out,
             log=silent,
         )
-    return {"align": align, "export": exported}, out, contents
+    return inputs, out, contents
 
 
 def test_the_verb_leaves_two_models_and_their_figures(whole):

@@ -8,13 +8,10 @@ import openvino
 import pytest
 import torch
 
-from pipeline.artifact import Card, Contents
+from pipeline.artifact import Card
 from pipeline.data.shards import Shards
-from pipeline.export import ExportConfig, export
 from pipeline.export.rules import FORBIDDEN, LOWERED
-from pipeline.log import silent
-from pipeline.models import STUDENTS, build
-from pipeline.models.sam import save_checkpoint
+from pipeline.models import STUDENTS
 from pipeline.models.students import load_checkpoint
 from pipeline.quantize import QuantizeConfig, SearchConfig
 from pipeline.quantize.calibration import Material
@@ -50,22 +47,14 @@ class Pictures(Shards):
 
 
 @pytest.fixture(scope="module", params=NANOS)
-def artifacts(request, tmp_path_factory):
+def artifacts(request, exported, tmp_path_factory):
     """A checkpoint of each family, its ONNX artifact, and its encoder in int8."""
-    student, root = request.param, tmp_path_factory.mktemp(request.param)
-    places = {name: root / name for name in ("align", "fp32", "int8")}
-    for place in places.values():
-        place.mkdir()
-    options = OPTIONS.get(student, {})
-    save_checkpoint(build(student, options, seed=1), places["align"])
-    Card.seal(places["align"], Contents(kind="checkpoint", model=student, options=options), {})
-    settings = ExportConfig(opset=18, max_difference=1e-3)
-    Card.seal(
-        places["fp32"], export(settings, align=places["align"], student=student, out=places["fp32"], log=silent), {}
-    )
+    student = request.param
+    places = exported(student, OPTIONS.get(student, {})) | {"int8": tmp_path_factory.mktemp(student)}
     lowered = places["int8"] / "encoder.onnx"
-    shutil.copyfile(places["fp32"] / "encoder.onnx", lowered)
-    int8(CONFIG, lowered, Material(CONFIG, load_checkpoint(places["align"]), Pictures(root, "calibration")))
+    shutil.copyfile(places["onnx"] / "encoder.onnx", lowered)
+    pictures = Pictures(places["int8"], "calibration")
+    int8(CONFIG, lowered, Material(CONFIG, load_checkpoint(places["checkpoint"]), pictures))
     return places
 
 
@@ -78,8 +67,8 @@ def cosine(a, b):
 
 
 def test_engines_give_pytorchs_embedding_for_any_batch(artifacts):
-    encoder = load_checkpoint(artifacts["align"]).image_encoder
-    path = artifacts["fp32"] / "encoder.onnx"
+    encoder = load_checkpoint(artifacts["checkpoint"]).image_encoder
+    path = artifacts["onnx"] / "encoder.onnx"
     session = open_session(path)
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for batch in (1, 3):
@@ -91,14 +80,14 @@ def test_engines_give_pytorchs_embedding_for_any_batch(artifacts):
 
 
 def test_the_encoder_is_made_of_plain_operators(artifacts):
-    model = onnx.load(artifacts["fp32"] / "encoder.onnx")
+    model = onnx.load(artifacts["onnx"] / "encoder.onnx")
     kinds = {node.op_type for node in model.graph.node}
     assert not kinds & (FORBIDDEN | {"GatherND", "Where", "Einsum", "Sqrt"})
     assert "LayerNormalization" in kinds
 
 
 def test_all_products_with_weights_become_int8_and_the_embedding_stays(artifacts):
-    model, lowered = (onnx.load(artifacts[precision] / "encoder.onnx") for precision in ("fp32", "int8"))
+    model, lowered = (onnx.load(artifacts[precision] / "encoder.onnx") for precision in ("onnx", "int8"))
     with_weights = sum(node.op_type in LOWERED for node in model.graph.node) - len(products(model))
     weights = {c.name: c for c in lowered.graph.initializer if len(c.dims) >= 2}
     assert with_weights > 10
@@ -107,7 +96,7 @@ def test_all_products_with_weights_become_int8_and_the_embedding_stays(artifacts
     readers = {node.op_type for node in lowered.graph.node if floats & set(node.input)}
     assert not readers & set(LOWERED)
     with torch.inference_mode():
-        expected = load_checkpoint(artifacts["align"]).image_encoder(images(1))
+        expected = load_checkpoint(artifacts["checkpoint"]).image_encoder(images(1))
     for found in (
         open_session(artifacts["int8"] / "encoder.onnx").run(None, {"image": images(1).numpy()})[0],
         openvino.Core().compile_model(artifacts["int8"] / "encoder.onnx", "CPU")(images(1).numpy())[0],
@@ -127,8 +116,8 @@ def test_int8_is_what_the_file_means_in_every_runtime_on_every_calibration_image
 
 
 def test_the_options_of_a_student_are_on_the_card_of_its_files(artifacts):
-    checkpoint, files = (Card.read(artifacts[name]) for name in ("align", "fp32"))
+    checkpoint, files = (Card.read(artifacts[name]) for name in ("checkpoint", "onnx"))
     assert files.options == checkpoint.options == OPTIONS.get(files.model, {})
     with torch.inference_mode():
-        expected = load_checkpoint(artifacts["align"]).image_encoder(images(1))
-    assert (load(artifacts["fp32"]).encode(images(1)) - expected).abs().max() < 1e-3
+        expected = load_checkpoint(artifacts["checkpoint"]).image_encoder(images(1))
+    assert (load(artifacts["onnx"]).encode(images(1)) - expected).abs().max() < 1e-3

@@ -16,10 +16,8 @@ from pipeline.artifact import Card, Contents
 from pipeline.bench.engines import scenes
 from pipeline.build_engine import BuildEngineConfig, build_engine
 from pipeline.errors import InputError
-from pipeline.export import ExportConfig, export
 from pipeline.log import silent
 from pipeline.models import build
-from pipeline.models.sam import save_checkpoint
 from pipeline.runtime import Predictor, Segmenter, load, processor
 
 STUDENT = "efficientvit_sam_nano"
@@ -28,19 +26,13 @@ ENGINES = ("openvino", "onnxruntime")
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory):
+def artifacts(exported, tmp_path_factory):
     """A checkpoint, its ONNX files, and both engines."""
     root = tmp_path_factory.mktemp("runtimes")
-    places = {name: root / name for name in ("images", "checkpoint", "onnx", *ENGINES)}
-    for place in places.values():
-        place.mkdir()
-    scenes(places.pop("images"), "calibration", 1, 96)
-    save_checkpoint(build(STUDENT, seed=1), places["checkpoint"])
-    Card.seal(places["checkpoint"], Contents(kind="checkpoint", model=STUDENT), {})
-    settings = ExportConfig(opset=18, max_difference=1e-3)
-    contents = export(settings, align=places["checkpoint"], student=STUDENT, out=places["onnx"], log=silent)
-    Card.seal(places["onnx"], contents, {})
+    scenes(root / "images", "calibration", 1, 96)
+    places = exported(STUDENT) | {engine: root / engine for engine in ENGINES}
     for engine in ENGINES:
+        places[engine].mkdir()
         config = BuildEngineConfig(
             engine=engine,
             inference_precision="f32",
