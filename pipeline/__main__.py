@@ -17,6 +17,9 @@ from pipeline.errors import GateError, InputError
 from pipeline.stage import ARTIFACTS, RESTORE_ONLY, Stage, dvc_yaml, kept_by_dvc, refuse_unknown_sections
 from pipeline.stages import STAGES
 
+WITHOUT = ("pandas", "pyarrow", "sklearn")
+"""What MLflow imports where it is installed, and a stage's record does not need; mlflow-skinny comes without."""
+
 
 def show_dvc_yaml() -> str:
     """The text of dvc.yaml."""
@@ -76,13 +79,15 @@ def _run_stage(stage: Stage, keys: Mapping[str, str]) -> None:
         )
     params = read_params()
     refuse_unknown_sections(STAGES, params)
-    config = stage.config(params, keys)  # before MLflow is imported: a spelling mistake is told at once
+    with process.starting():
+        config = stage.config(params, keys)  # before MLflow is imported: a spelling mistake is told at once
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not stage.shared:
         raise InputError(f"{stage.name} runs in one process: start it without torchrun.")
     if int(os.environ.get("RANK", "0")) > 0:
         stage.follow(config, keys, silent)
         return
-    from pipeline.tracking import run_tracked
+    with process.starting(), process.without(WITHOUT):
+        from pipeline.tracking import run_tracked
 
     card = run_tracked(stage, params, keys)
     print(f"{stage.path(keys)}: {card.kind}, digest {card.digest[:12]}")

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from pipeline import database, provenance
+from pipeline import database, process, provenance
 from pipeline.artifact import CARD, METRICS, Card, read_metrics
 from pipeline.config import PARAMS
 from pipeline.errors import InputError
@@ -139,7 +139,8 @@ def run_tracked(stage: Stage, params: Mapping[str, Any], keys: Keys) -> Card:
         InputError: An input or a section of params.yaml is wrong.
     """
     config = stage.config(params, keys)
-    store = Store.open()
+    with process.starting():  # MLflow imports the kind of store that the address asks for
+        store = Store.open()
     for need, need_keys in stage.upstream(params, keys):
         record(store, need, params, need_keys)
     run = store.start(stage.target(keys), _identity(stage, keys))

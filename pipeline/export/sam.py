@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.export.form import save
 from pipeline.models.decoder import decode_tokens, image_tokens
+from pipeline.models.published import LayerNorm2d
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
 from pipeline.models.sam_lightening import Projection
 

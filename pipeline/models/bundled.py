@@ -7,10 +7,10 @@ SAM's.
 
 import torch
 from jaxtyping import Float
-from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.published import LayerNorm2d
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam, assemble
 
 IMAGE_SIZE, EMBEDDING_SIZE = 256, 16

@@ -20,12 +20,11 @@ import math
 
 import torch
 from jaxtyping import Float
-from segment_anything.modeling import PromptEncoder
-from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models.precision import fp32
+from pipeline.models.published import Attention, PromptEncoder, TwoWayAttentionBlock
 from pipeline.models.sam import Sam
 
 

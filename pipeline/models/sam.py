@@ -9,10 +9,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
+from pipeline.models.published import MaskDecoder, PromptEncoder, TwoWayTransformer
 
 EMBEDDING_CHANNELS = 256
 WEIGHTS = "model.safetensors"

@@ -11,11 +11,11 @@ from math import isqrt
 
 import torch
 from jaxtyping import Float
-from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.models import efficientvit_sam
+from pipeline.models.published import ImageEncoderViT
 from pipeline.models.tiny_vit import TinyViT
 
 

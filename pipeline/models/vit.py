@@ -5,9 +5,9 @@ Source: segment-anything, ``build_sam.py`` (Kirillov et al. 2023). Published che
 
 from functools import partial
 
-from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 
+from pipeline.models.published import ImageEncoderViT
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam, assemble
 
 IMAGE_SIZE = 1024

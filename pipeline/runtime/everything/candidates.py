@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchvision.ops import nms
 
 from pipeline.geometry import points_to_frame
 from pipeline.runtime.everything.grid import Crop, coarse_points, point_grid
@@ -62,6 +61,8 @@ def candidates(predictor: Predictor, crop: Crop, image: Crop, mode: str, setting
             that no mask of the first round is sure to hold.
         settings: Grid and thresholds.
     """
+    from torchvision.ops import nms  # as long to import as torch itself, and needed nowhere else
+
     per_side = max(1, settings.points_per_side // settings.crop_n_points_downscale_factor**crop.layer)
     grid = point_grid(per_side, crop.size)
     if mode == "dense":

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool
-from torchvision.ops import nms
 
 from pipeline import masks
 from pipeline.geometry import Size
@@ -39,6 +38,8 @@ def records(
     places = np.concatenate([np.arange(len(candidates.boxes)) for _, candidates in found])
     kept = np.arange(len(boxes))
     if len(found) > 1:
+        from torchvision.ops import nms  # as in `pipeline.runtime.everything.candidates`
+
         areas = torch.tensor([crop.size[0] * crop.size[1] for crop, _ in found], dtype=torch.float32)[owners]
         kept = nms(boxes.float(), (1 / areas).to(boxes.device), crop_nms_thresh).cpu().numpy()
     upscaling = [Upscaling(crop.size, segmenter) for crop, _ in found]
@@ -67,6 +68,8 @@ def tidied(found: Sequence[Record], min_area: int, nms_thresh: float) -> list[Re
 
     Of duplicates one that had none stays. A mask of small islands alone keeps its largest.
     """
+    from torchvision.ops import nms
+
     made, same = [], []
     for record in found:
         mask = masks.decode(record["segmentation"])
