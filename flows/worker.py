@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+import yaml
 from prefect.automations import Automation, EventTrigger, Posture, ResourceSpecification
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -28,7 +29,7 @@ _AUTOMATION = "SAM Distillery: runs that fell silent have crashed"
 
 
 def deploy() -> None:
-    """Make the work pools, the automation that notices dead workers, and the deployments of prefect.yaml.
+    """Make the work pools, the deployments of prefect.yaml, and the automation that notices their dead workers.
 
     Raises:
         InputError: There is no server, or the deployments cannot be made.
@@ -40,28 +41,48 @@ def deploy() -> None:
                 client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
             except ObjectAlreadyExists:
                 continue
-        known = client.read_automations_by_name(_AUTOMATION)
-    if not known:
-        heartbeat = "prefect.flow-run.heartbeat"
-        ends = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
-        Automation(
-            name=_AUTOMATION,
-            trigger=EventTrigger(
-                after={heartbeat},
-                expect={heartbeat, *ends},
-                match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-                for_each={"prefect.resource.id"},
-                posture=Posture.Proactive,
-                threshold=1,
-                within=timedelta(seconds=SILENCE_S),
-            ),
-            actions=[
-                ChangeFlowRunState(name=None, state=StateType.CRASHED, message="its worker fell silent", force=False)
-            ],
-        ).create()
     done = subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], env=_environment())
     if done.returncode:
         raise InputError("the deployments of prefect.yaml could not be made; Prefect says why above.")
+    _notice_silence()
+
+
+def _notice_silence() -> None:
+    """Make the automation by which runs of our deployments crash when they fall silent, or bring it up to date."""
+    with get_client(sync_client=True) as client:
+        deployments = [client.read_deployment_by_name(name).id for name in _deployments()]
+        known = client.read_automations_by_name(_AUTOMATION)
+    automation = Automation(
+        name=_AUTOMATION,
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.*"},  # another heartbeat, or an end, which has the name of the run's last state
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            # The server may have runs of other people's, with another idea of how often they say that they live.
+            match_related=ResourceSpecification(
+                {
+                    "prefect.resource.role": ["deployment"],
+                    "prefect.resource.id": [f"prefect.deployment.{each}" for each in deployments],
+                }
+            ),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=SILENCE_S),
+        ),
+        actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, message="its worker fell silent", force=False)],
+    )
+    for each in known:
+        automation.id, automation.enabled = each.id, each.enabled
+        automation.update()
+    if not known:
+        automation.create()
+
+
+def _deployments() -> list[str]:
+    """The names that Prefect gives the deployments of prefect.yaml: of the flow and of its own."""
+    entries = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]
+    return [f"{entry['entrypoint'].rpartition(':')[2]}/{entry['name']}" for entry in entries]
 
 
 def start(pool: str) -> int:

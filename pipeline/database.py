@@ -1,11 +1,14 @@
-"""A SQLite database that is whole or absent, made once and by one process.
+"""A SQLite database that is whole or absent, made once and by one process; locks for what is in a database.
 
 MLflow makes its tables one by one. Several processes at once would break them, and one that is stopped meanwhile would
 leave a database that no later process can use.
 """
 
 import fcntl
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -42,6 +45,27 @@ def see_to_it(uri: str, make: Callable[[str], object]) -> None:
         draft = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")
         make(f"{_SQLITE}{draft.absolute()}")
         draft.rename(path)
+
+
+@contextmanager
+def held(uri: str, name: str) -> Iterator[None]:
+    """Wait until no other process of this machine holds ``name`` of a database, and hold it.
+
+    The lock is a file beside a SQLite database, and for a server one among this user's files.
+
+    Raises:
+        OSError: The file's directory cannot be written.
+    """
+    key = hashlib.sha256(f"{uri} {name}".encode()).hexdigest()[:16]
+    if path := _file(uri):
+        lock = path.with_name(f"{path.name}.{key}.lock")
+    else:
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        lock = Path(state, "sam-distillery", f"{key}.lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # the system drops it when the process ends, however it ends
+        yield
 
 
 def _file(uri: str) -> Path | None:

@@ -1,7 +1,10 @@
-"""Where a run comes from: the commit of the source, and whether its process still lives."""
+"""Where a run comes from: the commit of the source, the machine, and whether its process still lives."""
 
+import socket
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -14,6 +17,36 @@ def alive(pid: str, started: float) -> bool:
         return pid.isdecimal() and psutil.Process(int(pid)).create_time() <= started + 1
     except psutil.NoSuchProcess:
         return False
+
+
+def host() -> dict[str, str]:
+    """Tags that tell where a run's process id means something.
+
+    ``host.id`` is the boot of the kernel, the pid namespace and the name: containers of one name differ in it, and so
+    do machines of one name. ``host.machine`` outlives a reboot; it is empty where the system has no such id.
+    """
+    name = socket.gethostname()
+    boot, machine = _line("/proc/sys/kernel/random/boot_id"), _line("/etc/machine-id")
+    try:
+        namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
+    except OSError:
+        namespace = ""
+    return {"host": name, "host.id": "/".join((boot, namespace, name)), "host.machine": machine}
+
+
+def gone(tags: Mapping[str, str], started: float, *, local: bool) -> bool:
+    """Whether the process of a run has ended; False where that cannot be told from here.
+
+    Args:
+        tags: The run's tags, with those of `host` and ``pid``.
+        started: When it began, in seconds since the epoch.
+        local: Whether the runs are in a file, which one machine alone writes: those from before it booted have ended.
+    """
+    here = host()
+    if tags.get("host.id") == here["host.id"]:
+        return not alive(tags.get("pid", ""), started)
+    same = here["host.machine"] and all(tags.get(name) == here[name] for name in ("host", "host.machine"))
+    return bool(local and same and started < psutil.boot_time())
 
 
 def git() -> dict[str, str]:
@@ -43,6 +76,14 @@ def commit() -> Commit:
         return Commit(last, bool(_git_output("status", "--porcelain", "--", _CODE)))
     except (OSError, subprocess.CalledProcessError):
         return Commit("", False)
+
+
+def _line(path: str) -> str:
+    """A file of the system that holds one line; empty where it is not there."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
 
 
 def _git_output(*arguments: str) -> str:

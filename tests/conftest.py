@@ -43,7 +43,6 @@ FRAME = (
     "provenance.py",
     "stage.py",
     "telemetry.py",
-    "tracking.py",
 )
 
 
@@ -107,7 +106,8 @@ def _make(root: Path) -> World:
     shutil.copytree(ROOT / "tests/world", root, ignore=ignore)
     for name in FRAME:
         shutil.copy(ROOT / "pipeline" / name, root / "pipeline" / name)
-    shutil.copytree(ROOT / "pipeline/promote", root / "pipeline/promote", ignore=ignore)
+    for name in ("promote", "tracking"):
+        shutil.copytree(ROOT / "pipeline" / name, root / "pipeline" / name, ignore=ignore)
     shutil.copytree(ROOT / "flows", root / "flows", ignore=ignore)
     (root / "pipeline/compare").mkdir()
     (root / "pipeline/compare/__init__.py").write_text('"""Only how a leaderboard is printed."""\n')

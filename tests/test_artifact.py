@@ -1,4 +1,6 @@
 import os
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -32,6 +34,20 @@ def test_a_card_comes_back_as_it_was_written(tmp_path):
     card = Card.seal(tmp_path, CONTENTS, {"b": "2", "a": "1"})
     assert Card.read(tmp_path) == card
     assert card.digest == digest(tmp_path)
+
+
+def test_a_payload_that_was_changed_is_refused_in_one_line_with_the_command_that_brings_it_back(built, monkeypatch):
+    monkeypatch.chdir(built.root)
+    place = Path("artifacts/distill/small")
+    sealed = Card.verified(place)
+    assert sealed == Card.read(place)
+    (place / "model.txt").write_text("another")
+    with pytest.raises(InputError, match="artifacts/distill/small is damaged: its files have digest") as refused:
+        Card.verified(place)
+    assert "\n" not in str(refused.value)
+    remedy = re.search("`dvc (checkout .*?)`", str(refused.value))
+    assert built.dvc(*remedy[1].split()).returncode == 0
+    assert Card.verified(place) == sealed
 
 
 def test_reading_what_is_no_artifact_says_what_to_do(tmp_path):

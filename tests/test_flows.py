@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,9 +16,10 @@ from prefect.artifacts import Artifact
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import dvc
-from flows.promote import promote as promote_flow
+from flows.promote import main as promote_main
 from flows.release import chosen, release
 from pipeline import promote
+from pipeline.artifact import digest as artifact_digest
 from pipeline.errors import GateError, InputError
 
 WORLD = Path(__file__).parent / "world"
@@ -212,26 +214,32 @@ def test_a_stopped_stage_of_a_flow_leaves_the_earlier_result_and_no_process(buil
 
 
 @pytest.mark.usefixtures("_prefect")
-def test_the_gate_moves_the_champion_and_rollback_moves_it_back(built, monkeypatch):
+def test_the_gate_moves_the_champion_and_rollback_moves_it_back(built, monkeypatch, capfd):
     monkeypatch.chdir(built.root)
     promote.register()
     with pytest.raises(InputError, match="has no champion"):
         promote.rollback()
-    assert promote_flow() == "tiny version 1 is champion (" + (
-        "box_miou_retained 0.9444 keeps to 0.9; click_miou_retained 0.9375 keeps to 0.9; latency_ms 10 keeps to 20)"
+    assert promote_main() == 0
+    assert capfd.readouterr().out == "tiny version 1 is champion (" + (
+        "box_miou_retained 0.9444 keeps to 0.9; click_miou_retained 0.9375 keeps to 0.9; latency_ms 10 keeps to 20)\n"
     )
     assert "already" in promote.promote()
 
     board = built.root / promote.LEADERBOARD
     engine = built.root / "artifacts/distill/small"
     second = shutil.copytree(engine, built.root / "artifacts/distill/second")
-    card = (second / "card.json").read_text()
-    digest = "0" * 64
+    (second / "model.txt").write_text("another")
+    card, digest = (second / "card.json").read_text(), artifact_digest(second)
     (second / "card.json").write_text(card.replace(built.digest("distill/small"), digest))
     text = board.read_text().replace(built.digest("distill/small"), digest)
     board.write_text(text.replace("artifacts/distill/small", "artifacts/distill/second").replace("10.0", "25.0"))
     promote.register()
-    with pytest.raises(GateError, match=r"version 2 .*latency_ms 25 misses 20 by 5; version 1 stays champion"):
+    capfd.readouterr()
+    assert promote_main() == 1
+    told = capfd.readouterr().err
+    assert re.search(r"^error: .* version 2 .*latency_ms 25 misses 20 by 5; version 1 stays champion\.$", told, re.M)
+    assert told.count("\n") == 1, told  # nothing of Prefect's
+    with pytest.raises(GateError, match="misses 20 by 5"):
         promote.promote()
     champion = lambda: built.client.get_model_version_by_alias("tiny", "champion").version  # noqa: E731
     assert champion() == "1" or champion() == 1
@@ -243,6 +251,9 @@ def test_the_gate_moves_the_champion_and_rollback_moves_it_back(built, monkeypat
     assert int(champion()) == 1
     with pytest.raises(InputError, match="first champion"):
         promote.rollback()
+    board.unlink()
+    assert promote_main() == 2
+    assert "error: artifacts/compare/leaderboard.json does not exist: run `dvc repro`.\n" in capfd.readouterr().err
 
 
 def test_a_student_that_params_do_not_list_is_refused():

@@ -187,6 +187,54 @@ def run_release(served):
     return started(served["caller"], *arguments, **served["environment"])
 
 
+SILENT = """
+import time
+
+from prefect.automations import Automation
+from prefect.client.orchestration import get_client
+from prefect.events import ResourceSpecification, emit_event
+from prefect.states import Running
+
+from flows import worker
+
+def run_of(client, deployment):
+    run = client.create_flow_run_from_deployment(deployment)
+    client.set_flow_run_state(run.id, Running(), force=True)
+    related = [{"prefect.resource.id": f"prefect.deployment.{deployment}", "prefect.resource.role": "deployment"}]
+    resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}"}
+    emit_event("prefect.flow-run.heartbeat", resource=resource, related=related)
+    return run.id
+
+automation = Automation.read(name=worker._AUTOMATION)
+automation.trigger.match_related = ResourceSpecification({})  # as earlier versions made it
+automation.update()
+worker.SILENCE_S = 10  # the least that Prefect takes
+worker._notice_silence()
+with get_client(sync_client=True) as client:
+    assert [each.id for each in client.read_automations_by_name(worker._AUTOMATION)] == [automation.id]
+    ours = client.read_deployment_by_name("check/gpu")
+    other = client.create_deployment(ours.flow_id, "of other people", work_pool_name="gpu")
+    runs = {"other": run_of(client, other), "ours": run_of(client, ours.id)}
+    end = time.monotonic() + 120
+    while client.read_flow_run(runs["ours"]).state.is_running():
+        assert time.monotonic() < end
+        time.sleep(1)
+    time.sleep(15)  # the other has been silent for longer
+    print(*(f"{name}: {client.read_flow_run(run).state.name}" for name, run in runs.items()))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_of_ours_that_falls_silent_has_crashed_and_one_of_other_people_has_not(served):
+    caller = served["caller"]
+    done = subprocess.run(
+        [sys.executable, "-c", SILENT],
+        cwd=caller.root, env=caller.environment | served["environment"], capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "other: Running ours: Crashed"
+
+
 @pytest.mark.slow
 def test_a_release_on_one_machine_has_its_gpu_stage_run_on_another(served, built):
     caller, first, environment = served["caller"], served["first"], served["environment"]

@@ -61,11 +61,11 @@ def build_engine(
         log: Told the figures, seconds of building among them; those are not written down.
 
     Raises:
-        InputError: The engine is unknown, the artifact is another model's, or the engine does not pass.
+        InputError: The engine is unknown, the artifact is another model's or damaged, or the engine does not pass.
     """
     if config.engine not in ENGINES:
         raise InputError(f"unknown build_engine.engine {config.engine!r}: there is {', '.join(ENGINES)}.")
-    source = Card.read(quantize)
+    source = Card.verified(quantize)
     if (source.kind, source.model, source.precision) != ("onnx", student, precision):
         raise InputError(
             f"{quantize} holds {source.kind} {source.model} {source.precision}, not onnx {student} {precision}: "

@@ -34,9 +34,10 @@ def export(config: ExportConfig, *, align: Path, student: str, out: Path, log: L
         log: Told the figures.
 
     Raises:
-        InputError: The checkpoint is another model's, or a file breaks a rule or does not give PyTorch's result.
+        InputError: The checkpoint is another model's or damaged, or a file breaks a rule or does not give PyTorch's
+            result.
     """
-    card = Card.read(align)
+    card = Card.verified(align)
     if card.kind != "checkpoint" or card.model != student:
         raise InputError(
             f"{align} holds a {card.kind} of {card.model}, not a checkpoint of {student}: run `dvc repro`."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from pipeline.artifact import Card
@@ -19,7 +20,7 @@ from pipeline.promote import registry
 from pipeline.promote.gate import PromoteConfig, Rule, best, check
 from pipeline.promote.registry import CHALLENGER, CHAMPION, PREVIOUS
 from pipeline.stage import ARTIFACTS
-from pipeline.tracking import Store
+from pipeline.tracking import Curves, Store, running
 
 LEADERBOARD = ARTIFACTS / "compare" / "leaderboard.json"
 _MEASURED = ("box_miou", "click_miou", "latency_ms", "size_mib", "memory_mib")
@@ -46,24 +47,26 @@ def register() -> str:
         What was done, in one line.
 
     Raises:
-        InputError: There is no leaderboard, or the engine in place is not the one that was measured.
+        InputError: There is no leaderboard, the engine in place is damaged or not the one that was measured, or MLflow
+            cannot be reached.
     """
     config, store = _open()
     row, teacher = best(config, leaderboard())
     engine = Path(row["artifact"])
-    digest = Card.read(engine).digest
+    digest = Card.verified(engine).digest
     if row.get("digest", digest) != digest:
         raise InputError(f"{engine} is not the engine that {LEADERBOARD} measured: run `dvc repro`.")
-    known = registry.version_with(store.client, config.registered_model, digest)
     label = f"{row['model']} {row['precision']}"
     numbers = _numbers(row, teacher)
-    if known is None:
-        version = _register(config, store, engine, row, numbers)
-    else:
-        version = str(known.version)
-        for name, value in numbers.items():  # it may have been measured anew since
-            store.client.log_metric(str(known.run_id), name, value)
-    store.client.set_registered_model_alias(config.registered_model, CHALLENGER, version)
+    with registry.exclusive(store.uri, config.registered_model):
+        known = registry.version_with(store.client, config.registered_model, digest)
+        if known is None:
+            version = _register(config, store, engine, row, numbers)
+        else:
+            version = str(known.version)
+            for name, value in numbers.items():  # it may have been measured anew since
+                store.client.log_metric(str(known.run_id), name, value)
+        store.client.set_registered_model_alias(config.registered_model, CHALLENGER, version)
     done = "registered" if known is None else "already registered"
     return f"{label} is {done}: {config.registered_model} version {version}, alias {CHALLENGER}"
 
@@ -76,26 +79,28 @@ def promote() -> str:
 
     Raises:
         GateError: A rule does not hold; the champion stays.
-        InputError: There is no challenger.
+        InputError: There is no challenger, another machine moved the champion meanwhile, or MLflow cannot be reached.
     """
     config, store = _open()
     name = config.registered_model
-    challenger = registry.version_of(store.client, name, CHALLENGER)
-    if challenger is None:
-        raise InputError(f"{name} has no version with alias {CHALLENGER}: run `python -m pipeline register`.")
-    champion = registry.version_of(store.client, name, CHAMPION)
-    if champion is not None and champion.version == challenger.version:
-        return f"{name} version {champion.version} is champion already"
-    rules = check(config, *_measured(store, challenger))
-    _report(store, name, challenger, champion, rules)
-    if not all(rule.holds for rule in rules):
+    with registry.exclusive(store.uri, name):
+        challenger = registry.version_of(store.client, name, CHALLENGER)
+        if challenger is None:
+            raise InputError(f"{name} has no version with alias {CHALLENGER}: run `python -m pipeline register`.")
+        champion = registry.version_of(store.client, name, CHAMPION)
+        if champion is not None and champion.version == challenger.version:
+            return f"{name} version {champion.version} is champion already"
+        rules = check(config, *_measured(store, challenger))
+        passed = all(rule.holds for rule in rules)
+        tags = {"passed": str(passed).lower(), "digest": challenger.tags.get("digest", "")}
+        with running(store, "promote", {"stage": "promote", **tags}) as curves:
+            _report(curves, name, challenger, champion, rules)
+            if passed:
+                _crown(store.client, name, challenger, champion)
+    if not passed:
         failed = "; ".join(str(rule) for rule in rules if not rule.holds)
         stays = f"version {champion.version} stays champion" if champion else "there is no champion yet"
         raise GateError(f"{name} version {challenger.version} does not pass the gate: {failed}; {stays}.")
-    if champion is not None:
-        store.client.set_model_version_tag(name, challenger.version, PREVIOUS, str(champion.version))
-        store.client.set_registered_model_alias(name, PREVIOUS, str(champion.version))
-    store.client.set_registered_model_alias(name, CHAMPION, str(challenger.version))
     kept = "; ".join(map(str, rules))
     return f"{name} version {challenger.version} is champion ({kept})"
 
@@ -107,23 +112,27 @@ def rollback() -> str:
         What was done, in one line.
 
     Raises:
-        InputError: There is no champion, or none before it.
+        InputError: There is no champion, or none before it, another machine moved the champion meanwhile, or MLflow
+            cannot be reached.
     """
     config, store = _open()
     name, client = config.registered_model, store.client
-    champion = registry.version_of(client, name, CHAMPION)
-    if champion is None:
-        raise InputError(f"{name} has no champion: run `python -m pipeline promote`.")
-    previous = champion.tags.get(PREVIOUS)
-    if previous is None:
-        raise InputError(f"{name} version {champion.version} is the first champion: there is none to go back to.")
-    client.set_registered_model_alias(name, CHAMPION, previous)
-    client.delete_model_version_tag(name, champion.version, PREVIOUS)
-    before = client.get_model_version(name, previous).tags.get(PREVIOUS)
-    if before is None:
-        client.delete_registered_model_alias(name, PREVIOUS)
-    else:
-        client.set_registered_model_alias(name, PREVIOUS, before)
+    with registry.exclusive(store.uri, name):
+        champion = registry.version_of(client, name, CHAMPION)
+        if champion is None:
+            raise InputError(f"{name} has no champion: run `python -m pipeline promote`.")
+        previous = champion.tags.get(PREVIOUS)
+        if previous is None:
+            raise InputError(f"{name} version {champion.version} is the first champion: there is none to go back to.")
+        again = client.get_model_version(name, previous)
+        tags = {"version": previous, "replaced": str(champion.version), "digest": again.tags.get("digest", "")}
+        with running(store, "rollback", {"stage": "rollback", "registered_model": name, **tags}):
+            registry.move(client, name, CHAMPION, str(champion.version), previous)
+            client.delete_model_version_tag(name, champion.version, PREVIOUS)
+            if before := again.tags.get(PREVIOUS):
+                client.set_registered_model_alias(name, PREVIOUS, before)
+            else:
+                client.delete_registered_model_alias(name, PREVIOUS)
     return f"{name} version {previous} is champion again, in place of version {champion.version}"
 
 
@@ -157,27 +166,31 @@ def _measured(store: Store, version: ModelVersion) -> tuple[dict[str, float], di
     return {k: v for k, v in numbers.items() if not k.startswith("teacher_")}, teacher
 
 
+def _crown(client: MlflowClient, name: str, challenger: ModelVersion, champion: ModelVersion | None) -> None:
+    """Make the challenger champion. A rollback goes by the tag; the alias ``previous`` is for people to see."""
+    version, old = str(challenger.version), str(champion.version) if champion else None
+    if old is not None:
+        client.set_model_version_tag(name, version, PREVIOUS, old)
+    registry.move(client, name, CHAMPION, old, version)
+    if old is not None:
+        client.set_registered_model_alias(name, PREVIOUS, old)
+
+
 def _report(
-    store: Store, name: str, challenger: ModelVersion, champion: ModelVersion | None, rules: Sequence[Rule]
+    curves: Curves, name: str, challenger: ModelVersion, champion: ModelVersion | None, rules: Sequence[Rule]
 ) -> None:
     """Keep the gate's verdict in MLflow."""
-    passed = all(rule.holds for rule in rules)
     verdict = {
         "model": name,
         "challenger": str(challenger.version),
         "champion": str(champion.version) if champion else None,
-        "passed": passed,
+        "passed": all(rule.holds for rule in rules),
         "rules": [
             {"name": r.name, "value": r.value, "limit": r.limit, "holds": r.holds, "says": str(r)} for r in rules
         ],
     }
-    tags = {"passed": str(passed).lower(), "digest": challenger.tags.get("digest", "")}
-    run = store.start("promote", {"stage": "promote", **tags})
-    store.client.log_dict(run, verdict, "gate.json")
-    for rule in rules:
-        if rule.value is not None:
-            store.client.log_metric(run, rule.name, rule.value)
-    store.client.set_terminated(run)
+    curves.store.client.log_dict(curves.run, verdict, "gate.json")
+    curves({rule.name: rule.value for rule in rules if rule.value is not None})
 
 
 @contextlib.contextmanager

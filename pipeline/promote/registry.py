@@ -17,9 +17,12 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
+from pipeline import database
 from pipeline.artifact import Card
+from pipeline.errors import InputError
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
@@ -82,16 +85,78 @@ def as_default(uri: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def exclusive(uri: str, name: str) -> Iterator[None]:
+    """Change a registered model while no other process of this machine does.
+
+    Raises:
+        InputError: The store cannot be reached, or refuses.
+    """
+    with database.held(uri, name):
+        try:
+            yield
+        except MlflowException as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"MLflow at {uri} failed: {reason}. Run the command again when it works: what it has done is kept."
+            ) from error
+
+
 def version_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    """The version that has an alias, if any."""
+    """The version that has an alias; None where the store says that no version has it.
+
+    Raises:
+        MlflowException: The store cannot be reached, or refuses.
+    """
     try:
-        return client.get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return None
+        # Of an alias that is not there MLflow's stores say INVALID_PARAMETER_VALUE, as of much else; a model lists all.
+        version = client.get_registered_model(name).aliases.get(alias)
+    except MlflowException as error:
+        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            return None
+        raise
+    return None if version is None else client.get_model_version(name, str(version))
+
+
+def move(client: MlflowClient, name: str, alias: str, old: str | None, new: str) -> None:
+    """Give ``alias`` to version ``new``, unless it is no longer that of ``old``.
+
+    MLflow's registry cannot compare and set in one step. Processes of one machine wait for each other (`exclusive`);
+    between machines a change is noticed that comes before this one writes, or right after, and not one in the
+    milliseconds between reading and writing.
+
+    Args:
+        client: Of the store.
+        name: Of the registered model.
+        alias: What to move.
+        old: The version that had it when this was decided; None where none had.
+        new: The version to have it.
+
+    Raises:
+        InputError: Somebody else moved the alias meanwhile.
+        MlflowException: The store cannot be reached, or refuses.
+    """
+    _expect(client, name, alias, old)
+    client.set_registered_model_alias(name, alias, new)
+    _expect(client, name, alias, new)
+
+
+def _expect(client: MlflowClient, name: str, alias: str, expected: str | None) -> None:
+    found = version_of(client, name, alias)
+    version = str(found.version) if found else None
+    if version != expected:
+        raise InputError(
+            f"{name}: another process moved alias {alias} meanwhile, from version {expected or 'none'} to "
+            f"{version or 'none'}. Look at the registry, and run the command again if it is still wanted."
+        )
 
 
 def version_with(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
-    """The version made from the engine with this digest, if any."""
+    """The version made from the engine with this digest, if any.
+
+    Raises:
+        MlflowException: The store cannot be reached, or refuses.
+    """
     versions = client.search_model_versions(f"name = '{name}'")
     return next((version for version in versions if version.tags.get("digest") == digest), None)
 

@@ -62,11 +62,11 @@ def quantize(
         log: Told the figures.
 
     Raises:
-        InputError: The precision is unknown, an artifact is another model's, or a check on the result fails.
+        InputError: The precision is unknown, an artifact is another model's or damaged, or a check on the result fails.
     """
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}: there is {', '.join(PRECISIONS)}.")
-    source = Card.read(export)
+    source = Card.verified(export)
     if (source.kind, source.model, source.precision) != ("onnx", student, "fp32"):
         raise InputError(
             f"{export} holds {source.kind} {source.model} {source.precision}, not onnx {student} fp32: run `dvc repro`."

@@ -63,15 +63,15 @@ def load(
         execution: Of PyTorch's image encoder: ``eager``, ``compile``, or on a GPU ``cuda_graph``.
 
     Raises:
-        InputError: ``source`` is no such artifact, its files are damaged, a package or device is missing, or
-            ``precision`` or ``execution`` were given for an artifact that has its own.
+        InputError: ``source`` is no such artifact, its files are not those that its card was written for, a package or
+            device is missing, or ``precision`` or ``execution`` were given for an artifact that has its own.
     """
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, or None for the runtime's own choice, not {threads}.")
     if isinstance(source, Sam):
         return _pytorch(source, device or "cpu", threads, precision, execution)
     directory = Path(source)
-    card = Card.read(directory)
+    card = Card.verified(directory)  # a small part of the time that loading takes
     device = device or DEVICES.get(str(card.load.get("engine")), "cpu")
     if card.kind == "checkpoint":
         return _pytorch(load_checkpoint(directory), device, threads, precision, execution)

@@ -185,5 +185,8 @@ def test_a_damaged_file_is_named(made, onnx_artifact, tmp_path):
     for name in ("encoder.onnx", "card.json"):
         (broken / name).write_bytes((onnx_artifact / name).read_bytes())
     (broken / "decoder.onnx").write_bytes(b"no model")
-    with pytest.raises(InputError, match=r"decoder.onnx"):
+    with pytest.raises(InputError, match=r"broken is damaged: .*dvc checkout"):
         made(tmp_path / "out", source=broken)
+    Card.seal(broken, Contents(kind="onnx", model=STUDENT, precision="fp32", load=SIZES), {})
+    with pytest.raises(InputError, match=r"decoder.onnx"):
+        made(tmp_path / "again", source=broken)

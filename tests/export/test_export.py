@@ -1,6 +1,7 @@
 """A student as ONNX files: what they hold, and what is refused."""
 
 import json
+import shutil
 
 import onnx
 import pytest
@@ -69,6 +70,13 @@ def test_a_difference_to_pytorch_above_the_limit_fails(small, tmp_path, monkeypa
     monkeypatch.setattr(sam_module, "_difference", lambda *_: float("inf"))
     with pytest.raises(InputError, match=r"differs from PyTorch by inf, more than export.max_difference 0.0001"):
         export_encoder(small, tmp_path / "encoder.onnx", opset=18, tolerance=1e-4)
+
+
+def test_a_checkpoint_that_was_overwritten_is_refused(places, tmp_path):
+    align = shutil.copytree(places["checkpoint"], tmp_path / "align")
+    save_checkpoint(build("efficientvit_sam_nano", seed=7), align)
+    with pytest.raises(InputError, match=r"align is damaged: .*dvc checkout"):
+        export(CONFIG, align=align, student="efficientvit_sam_nano", out=tmp_path, log=silent)
 
 
 def test_another_students_checkpoint_is_refused(places, tmp_path):

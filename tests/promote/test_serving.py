@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import pytest
 
 from pipeline import masks
 from pipeline.artifact import Card, Contents
+from pipeline.errors import InputError
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
 from pipeline.promote import registry
@@ -91,6 +93,17 @@ def test_making_a_store_the_default_leaves_no_trace(tmp_path, monkeypatch):
 
 def test_the_model_carries_no_weights_but_its_own(served):
     assert [p.parent.name for p in Path(served).rglob("*.safetensors")] == ["checkpoint"]
+
+
+def test_a_model_whose_files_were_changed_is_not_served(served, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    copy = shutil.copytree(served, tmp_path / "model")
+    (weights,) = copy.rglob("*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-100] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(InputError, match="is damaged: its files have digest"):
+        mlflow.pyfunc.load_model(str(copy))
 
 
 def test_requests_at_once_get_the_answers_they_would_get_alone(model):

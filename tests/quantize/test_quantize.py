@@ -1,5 +1,8 @@
 """Encoders in int8: what they compute, how they are built, what is refused."""
 
+import os
+import shutil
+
 import numpy as np
 import onnx
 import pytest
@@ -231,3 +234,12 @@ def test_fp32_is_the_exported_files_as_they_are_and_reads_no_image(whole, tmp_pa
     assert contents.calibration is None
     for name in ("encoder.onnx", "decoder.onnx"):
         assert (tmp_path / name).read_bytes() == (whole[0]["export"] / name).read_bytes()
+
+
+def test_an_onnx_file_that_was_cut_is_refused(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.quantize.Shards", lambda *_: Pictures(count=0))
+    export = shutil.copytree(whole[0]["export"], tmp_path / "export")
+    os.truncate(export / "encoder.onnx", 1000)
+    needs = {"prepare": tmp_path, "align": whole[0]["align"], "export": export}
+    with pytest.raises(InputError, match=r"export is damaged: .*dvc checkout"):
+        quantize(CONFIG, **needs, student="efficientvit_sam_nano", precision="fp32", out=tmp_path, log=silent)

@@ -182,12 +182,28 @@ def test_a_missing_or_damaged_file_is_named(artifacts, tmp_path, kind, file):
     for path in artifacts[kind].iterdir():
         if path.name != file:
             (tmp_path / path.name).write_bytes(path.read_bytes())
+    contents = Contents(**Card.read(tmp_path).model_dump(exclude={"digest", "parents"}))
+    Card.seal(tmp_path, contents, {})
     with pytest.raises(InputError, match=file):
         load(tmp_path)
     (tmp_path / file).write_bytes(b"no model")
+    Card.seal(tmp_path, contents, {})
     if file != "encoder.bin":
         with pytest.raises(InputError, match=file):
             load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "checkpoint"])
+def test_files_that_are_not_those_of_the_card_are_refused(artifacts, tmp_path, kind):
+    for path in artifacts[kind].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    load(tmp_path)
+    file = max((path for path in tmp_path.iterdir()), key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1  # one bit of one weight: every reader takes it
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=rf"{tmp_path} is damaged: .*dvc checkout"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "device"), [("checkpoint", "abacus"), ("onnx", "abacus"), ("openvino", "cuda")])

@@ -104,9 +104,10 @@ def test_an_interrupted_download_leaves_nothing(pth, server, tmp_path, monkeypat
     assert list((tmp_path / "store").iterdir()) == []
 
 
-def test_a_local_file_of_another_hash_is_refused_and_stays(pth, tmp_path):
+@pytest.mark.parametrize("store", ["store", "served"])
+def test_a_local_file_of_another_hash_is_refused_and_stays_even_in_the_store(pth, tmp_path, store):
     with pytest.raises(InputError, match=r"sam\.pth has sha256 .* get the right file, or pin the hash you trust"):
-        fetch(str(pth), "0" * 64, tmp_path / "store")
+        fetch(str(pth), "0" * 64, tmp_path / store)
     assert pth.exists()
 
 

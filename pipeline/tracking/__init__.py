@@ -5,9 +5,7 @@ the repository. A stage that DVC restored from its cache did not run, so it has 
 written from its card and metrics, with the tag ``origin: cache``.
 """
 
-import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from pipeline import database, process, provenance
@@ -25,6 +23,9 @@ from pipeline.artifact import CARD, METRICS, Card, read_metrics
 from pipeline.config import PARAMS
 from pipeline.errors import InputError
 from pipeline.stage import DVC_LOCK, Keys, Stage
+from pipeline.tracking.comparison import log_comparison
+from pipeline.tracking.inputs import log_dataset
+from pipeline.tracking.system import system_metrics
 
 EXPERIMENT = "sam-distillery"
 PARENT_RUN = "PIPELINE_PARENT_RUN"
@@ -69,7 +70,7 @@ class Store:
         parent = os.environ.get(PARENT_RUN)
         about = {
             **provenance.git(),
-            "host": socket.gethostname(),
+            **provenance.host(),
             "pid": str(os.getpid()),
             "mlflow.source.name": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:250],
             "mlflow.source.type": "LOCAL",
@@ -95,10 +96,9 @@ class Store:
         self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _sweep(self) -> None:
-        """Close runs of this host that say they run although their process is gone: it was killed."""
-        mine = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
-        for run in self.client.search_runs([self.experiment], mine):
-            if not provenance.alive(run.data.tags.get("pid", ""), run.info.start_time / 1000):
+        """Close runs that say they run although their process, one of this machine, is gone: it was killed."""
+        for run in self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'"):
+            if provenance.gone(run.data.tags, run.info.start_time / 1000, local=self.uri.startswith("sqlite:")):
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
 
@@ -145,8 +145,9 @@ def run_tracked(stage: Stage, params: Mapping[str, Any], keys: Keys) -> Card:
         record(store, need, params, need_keys)
     run = store.start(stage.target(keys), _identity(stage, keys))
     curves = Curves(store, run)
-    with _closing(curves):
+    with _closing(curves), system_metrics(store.uri, run):
         store.log_params(run, {**keys, **_mapping(stage.settings(params, keys))})
+        log_dataset(store.client, run, stage, params, keys, stage.parents(keys))
         card = stage(config, keys, curves)
         _log_result(store, run, stage.path(keys), card, curves)
     return card
@@ -168,6 +169,7 @@ def record(store: Store, stage: Stage, params: Mapping[str, Any], keys: Keys) ->
     run = store.start(stage.target(keys), _identity(stage, keys) | {"origin": "cache"})
     with _closing(curves := Curves(store, run)):
         store.log_params(run, {**keys, **_mapping(stage.settings(params, keys))})
+        log_dataset(store.client, run, stage, params, keys, card.parents)
         _log_result(store, run, place, card, curves)
     return run
 
@@ -183,22 +185,35 @@ def record_all(stages: Sequence[Stage], params: Mapping[str, Any]) -> list[tuple
 def tracked(name: str, params: Mapping[str, Any]) -> Iterator[Curves]:
     """A run of an act that is no stage; gives what logs its metrics."""
     store = Store.open()
-    run = store.start(name, {"stage": name})
-    with _closing(curves := Curves(store, run)):
-        store.log_params(run, params)
+    with running(store, name, {"stage": name}) as curves:
+        store.log_params(curves.run, params)
+        yield curves
+
+
+@contextmanager
+def running(store: Store, name: str, tags: Mapping[str, str]) -> Iterator[Curves]:
+    """A run in an open store, ended as its body ends; gives what logs its metrics."""
+    curves = Curves(store, store.start(name, tags))
+    with _closing(curves), system_metrics(store.uri, curves.run):
         yield curves
 
 
 @contextmanager
 def parent_run(name: str) -> Iterator["Parent"]:
-    """A run that holds the runs of all stages, with params.yaml, dvc.yaml and the dvc.lock they led to."""
+    """A run that holds the runs of all stages, with params.yaml and dvc.yaml from its start.
+
+    It gets the dvc.lock they led to at its end, however it ends.
+    """
     store = Store.open()
-    parent = Parent(store, store.start(name, {"stage": name}))
-    with _closing(Curves(store, parent.run)):
-        yield parent
-        for path in (PARAMS, DVC_LOCK, Path("dvc.yaml")):
-            if path.is_file():
-                store.client.log_artifact(parent.run, str(path))
+    with running(store, name, {"stage": name}) as curves:
+        _log_files(curves, PARAMS, Path("dvc.yaml"))
+        try:
+            yield Parent(store, curves.run)
+        except BaseException:
+            with suppress(MlflowException, OSError):  # a failing store must not hide why the flow failed
+                _log_files(curves, DVC_LOCK)
+            raise
+        _log_files(curves, DVC_LOCK)
 
 
 @dataclass(frozen=True)
@@ -246,25 +261,14 @@ def _log_result(store: Store, run: str, place: Path, card: Card, curves: Curves)
         if path.is_file() and shown and (path.stat().st_size <= _LARGEST_FILE or path.suffix == ".html"):
             store.client.log_artifact(run, str(path))
     if card.kind == "comparison":
-        _log_comparison(store, run, place)
-    inputs = [
-        DatasetInput(
-            Dataset(name, digest[:32], "local", json.dumps({"uri": f"artifacts/{name}"})),
-            tags=[InputTag("mlflow.data.context", "lineage")],
-        )
-        for name, digest in card.parents.items()
-    ]
-    if inputs:
-        store.client.log_inputs(run, datasets=inputs)
+        log_comparison(store.client, run, place)
     store.set_tags(run, {f"parent/{name}": digest for name, digest in card.parents.items()} | {"digest": card.digest})
 
 
-def _log_comparison(store: Store, run: str, place: Path) -> None:
-    """The leaderboard as a table that MLflow shows, and the plots as pictures."""
-    rows = json.loads((place / "leaderboard.json").read_text())
-    store.client.log_table(run, {name: [row.get(name) for row in rows] for name in rows[0]}, "table.json")
-    if (place / "plots").is_dir():
-        store.client.log_artifacts(run, str(place / "plots"), "plots")
+def _log_files(curves: Curves, *paths: Path) -> None:
+    """Those of the files that there are."""
+    for path in filter(Path.is_file, paths):
+        curves.store.client.log_artifact(curves.run, str(path))
 
 
 def _experiment(uri: str) -> str:
