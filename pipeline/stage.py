@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from pipeline import code
 from pipeline.artifact import CARD, METRICS, Card, Contents
 from pipeline.config import Config, find, section
 from pipeline.errors import InputError
@@ -45,10 +46,12 @@ class Stage:
             than this stage is handed over as the directory that holds all its repetitions.
         over: Keys the stage is repeated over; each has a list of values in params.yaml (``students``, ``precisions``).
         section: Section of params.yaml the config is read from. Default: the name.
-        code: Source that changes the result, beside the stage's own package.
+        code: What decides the result beside what the stage's module imports: files, folders, and modules (``.py``),
+            which count with all that they import.
         data: More DVC dependencies, for example a path in params.yaml (``${prepare.data}``).
         plots: What `dvc plots` draws of ``plots.json`` in the result: by title, the fields across and up, and DVC's
             name of the template. Pictures in ``plots/`` of the result are shown too.
+        lists: Lists of params.yaml (``students``) that the config has as fields of that name, beside the section's.
         cached: DVC keeps the result in its cache. Without, the stage runs whenever its result is not in place.
         gpu: The flow may hand the stage to a GPU worker.
         alone: It measures time: the flow runs nothing beside it.
@@ -62,6 +65,7 @@ class Stage:
     section: str = ""
     code: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
     plots: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
     cached: bool = True
     gpu: bool = False
@@ -116,7 +120,7 @@ class Stage:
                 known = ", ".join(listed(params, f"{key}s"))
                 raise InputError(f"unknown {key} {keys[key]!r}: `{key}s` of params.yaml lists {known}.")
         model: type[Config] = inspect.signature(self.function).parameters["config"].annotation
-        return section(params, self._section(keys), model)
+        return section(params, self._section(keys), model, more={name: listed(params, name) for name in self.lists})
 
     def parents(self, keys: Keys) -> dict[str, str]:
         """Digests of the artifacts in place that this repetition reads, by stage and repetition.
@@ -183,17 +187,22 @@ class Stage:
         with TemporaryDirectory() as scratch:
             self.function(config, **places, **keys, out=Path(scratch), log=log)
 
+    def sources(self, keys: Keys) -> list[str]:
+        """The code that decides one repetition's result: files, and folders all of whose files do."""
+        named = [path.format(**keys) for path in self.code]
+        modules = [code.module(path) for path in named if path.endswith(".py")]
+        return code.fold(code.closure(self.module, *modules) | set(named))
+
     def to_dvc(self) -> dict[str, Any]:
         """This stage as DVC writes it."""
         keys = {k: f"${{item.{k}}}" for k in self.over}
         matrix = {"matrix": {k: f"${{{k}s}}" for k in self.over}} if self.over else {}
         out = str(self.path(keys))
-        code = {self.module.replace(".", "/"), *self.code}
         return {"desc": self.says} | matrix | {
             # `exec`: DVC's shell gives its place to the stage, which then sees when DVC is killed.
             "cmd": " ".join(["exec python -m pipeline", self.name, *(f"--{k} {v}" for k, v in keys.items())]),
-            "deps": [*sorted(code), *self.data, *(str(need.path(keys)) for need in self.needs)],
-            "params": [self._section(keys)],
+            "deps": [*self.sources(keys), *self.data, *(str(need.path(keys)) for need in self.needs)],
+            "params": [self._section(keys), *self.lists],
             "outs": [out] if self.cached else [{out: {"cache": False}}],
         }  # fmt: skip
 

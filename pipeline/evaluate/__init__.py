@@ -22,8 +22,7 @@ import torch
 from jaxtyping import UInt8
 from pydantic import Field
 
-import pipeline
-from pipeline import masks
+from pipeline import code, masks
 from pipeline.artifact import CARD, METRICS, Card, Contents, file_sha256, write_json, write_metrics
 from pipeline.config import Config
 from pipeline.data.coco import Photograph
@@ -37,9 +36,10 @@ from pipeline.evaluate.memory import measuring_memory
 from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
+from pipeline.models.students import module_of
 from pipeline.ranks import Ranks, joined
 from pipeline.runtime import Predictor, Segmenter, load
-from pipeline.training import checkpoint_of
+from pipeline.training.checkpoint import checkpoint_of
 
 __all__ = ["DetectionsConfig", "EvaluateConfig", "LatencyConfig", "SginwConfig", "evaluate", "evaluate_teacher"]
 
@@ -143,7 +143,7 @@ def _evaluate(
         config.model_dump_json(exclude={"latency"}),
         str(config.latency.threads),
         # What a killed run of other code left must not be mixed with this one's.
-        *(file_sha256(path) for path in sorted(Path(pipeline.__file__).parent.rglob("*.py"))),
+        code.digest(__name__, module_of(card.model or "")),
         *(file_sha256(path) for path in files(config.detections, config.sginw)),
     ]
     kept = checkpoint_of(
