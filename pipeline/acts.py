@@ -48,7 +48,11 @@ ACTS: dict[str, Act] = {
             ("name", {"metavar": "NAME", "help": "a file of presets/, without .yaml"}),
             (
                 "changes",
-                {"metavar": "KEY=VALUE", "nargs": "*", "help": "values to write into it: prepare.source.train=20"},
+                {
+                    "metavar": "KEY=VALUE",
+                    "nargs": "*",
+                    "help": "values to write into it: build_engine.engine=onnxruntime",
+                },
             ),
         ),
     ),

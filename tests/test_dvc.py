@@ -9,7 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
+ROOT = Path(__file__).parents[1]
 TARGETS = ["compare", "distill@small", "evaluate@small-fp32", "evaluate_teacher", "prepare"]
 
 
@@ -107,3 +109,63 @@ def test_a_killed_dvc_leaves_no_stage_behind(built, shell):
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
     assert not (built.root / "artifacts/.drafts/distill@small").exists()
+
+
+@pytest.fixture
+def real(tmp_path, world_at):
+    """This repository, in which DVC takes empty results for those of distillation."""
+    root = tmp_path / "real"
+    for name in ("pipeline", "students"):
+        shutil.copytree(ROOT / name, root / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", "versions.yaml"):
+        shutil.copy(ROOT / name, root)
+    for name in ("prepare", "teacher", "embed", *(f"distill/{student}" for student in STUDENTS)):
+        (root / "artifacts" / name).mkdir(parents=True)
+    world = world_at(root)
+    assert world.dvc("init", "--no-scm", "--quiet").returncode == 0
+    done = world.dvc("commit", "--force", *(f"distill@{student}" for student in STUDENTS))
+    assert done.returncode == 0, done.stderr
+    return world
+
+
+STUDENTS = ("efficientvit_sam_nano", "sam_lightening_nano", "tinysam_nano")
+
+
+def stale(world, stage="distill"):
+    done = world.dvc("status", "--json", *(f"{stage}@{student}" for student in STUDENTS))
+    return {target.removeprefix(f"{stage}@") for target in json.loads(done.stdout)}
+
+
+def test_an_edit_of_one_students_file_makes_that_student_stale_and_no_other(real):
+    assert stale(real) == set()
+    for name, expected in {
+        "models/tiny_vit.py": {"tinysam_nano"},
+        "models/efficientvit.py": {"efficientvit_sam_nano"},
+        "models/neck.py": {*STUDENTS},
+        "models/cost.py": set(),
+        "log.py": set(),
+    }.items():
+        path = real.root / "pipeline" / name
+        before = path.read_bytes()
+        path.write_bytes(before + b"# edited\n")
+        assert stale(real) == expected, name
+        path.write_bytes(before)
+    assert stale(real) == set()
+
+
+@pytest.mark.parametrize("where", ["--temp", "--queue"])
+def test_an_experiment_in_a_copy_of_the_checkout_is_in_the_checkouts_mlflow(built, where):
+    git = ["git", "-c", "user.name=A Person", "-c", "user.email=person@example.org"]
+    subprocess.run([*git, "add", "--all"], cwd=built.root, check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message", "built"], cwd=built.root, check=True)
+    before = len(built.runs("distill@small"))
+    done = built.dvc("exp", "run", where, "--set-param", "distill.small.steps=4", "distill@small")
+    assert done.returncode == 0, done.stdout + done.stderr
+    if where == "--queue":
+        done = built.dvc("exp", "run", "--run-all")
+        assert done.returncode == 0, done.stdout + done.stderr
+    run, *_ = runs = built.runs("distill@small")
+    assert len(runs) == before + 1
+    assert (run.info.status, run.data.params["steps"]) == ("FINISHED", "4")
+    assert not list(built.root.glob(".dvc/tmp/exps/**/mlflow.db"))
+    assert yaml.safe_load((built.root / "params.yaml").read_text())["distill"]["small"]["steps"] == 3
