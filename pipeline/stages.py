@@ -1,6 +1,8 @@
 """The pipeline: every stage, in order."""
 
-from pipeline.stage import Stage
+from pathlib import Path
+
+from pipeline.stage import Stage, versions_yaml
 
 _STUDENT = "students/{student}"
 """Links to the files that decide this student and not every one; see `pipeline.models.students.link`."""
@@ -52,6 +54,7 @@ EXPORT = Stage(
     says="Export a student to ONNX files in fp32, and compare these with PyTorch",
     needs=(ALIGN,),
     over=("student",),
+    libraries=("onnx", "onnxscript", "torch"),
     code=(_STUDENT,),
 )
 QUANTIZE = Stage(
@@ -59,6 +62,7 @@ QUANTIZE = Stage(
     says="Lower the precision of an exported student's encoder",
     needs=(PREPARE, ALIGN, EXPORT),
     over=("student", "precision"),
+    libraries=("nvidia-modelopt", "onnx", "onnxruntime"),
     code=(_STUDENT,),
 )
 BUILD_ENGINE = Stage(
@@ -66,6 +70,7 @@ BUILD_ENGINE = Stage(
     says="Compile the ONNX models for an inference engine",
     needs=(PREPARE, ALIGN, QUANTIZE),
     over=("student", "precision"),
+    libraries=("onnxruntime", "openvino"),
     code=(_STUDENT,),
     gpu=True,
 )
@@ -116,3 +121,8 @@ STAGES = (
     EVALUATE,
     COMPARE,
 )
+
+
+def versions() -> str:
+    """The text of versions.yaml."""
+    return versions_yaml(STAGES, Path("requirements.lock").read_text()).removesuffix("\n")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -119,21 +120,24 @@ def real(tmp_path, world_at):
         shutil.copytree(ROOT / name, root / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", ".dvcignore", "versions.yaml"):
         shutil.copy(ROOT / name, root)
-    for name in ("prepare", "teacher", "embed", *(f"distill/{student}" for student in STUDENTS)):
+    of_each = [f"{stage}/{student}{precision}" for stage, precision in REAL for student in STUDENTS]
+    for name in ("prepare", "teacher", "embed", *of_each):
         (root / "artifacts" / name).mkdir(parents=True)
     world = world_at(root)
     assert world.dvc("init", "--no-scm", "--quiet").returncode == 0
-    done = world.dvc("commit", "--force", *(f"distill@{student}" for student in STUDENTS))
+    made = [name.replace("/", "@", 1).replace("/", "-") for name in of_each]
+    done = world.dvc("commit", "--force", *made)
     assert done.returncode == 0, done.stderr
     return world
 
 
 STUDENTS = ("efficientvit_sam_nano", "sam_lightening_nano", "tinysam_nano")
+REAL = (("distill", ""), ("align", ""), ("export", ""), ("quantize", "/int8"), ("build_engine", "/int8"))
 
 
-def stale(world, stage="distill"):
-    done = world.dvc("status", "--json", *(f"{stage}@{student}" for student in STUDENTS))
-    return {target.removeprefix(f"{stage}@") for target in json.loads(done.stdout)}
+def stale(world, stage="distill", precision=""):
+    done = world.dvc("status", "--json", *(f"{stage}@{student}{precision}" for student in STUDENTS))
+    return {target.removeprefix(f"{stage}@").removesuffix(precision) for target in json.loads(done.stdout)}
 
 
 def test_an_edit_of_one_students_file_makes_that_student_stale_and_no_other(real):
@@ -151,6 +155,13 @@ def test_an_edit_of_one_students_file_makes_that_student_stale_and_no_other(real
         assert stale(real) == expected, name
         path.write_bytes(before)
     assert stale(real) == set()
+
+
+def test_another_version_of_a_library_makes_stale_what_it_decides(real):
+    path = real.root / "versions.yaml"
+    path.write_text(re.sub(r"^openvino: .*", "openvino: 2099.1.0", path.read_text(), flags=re.MULTILINE))
+    assert stale(real, "build_engine", "-int8") == {*STUDENTS}
+    assert stale(real) | stale(real, "export") | stale(real, "quantize", "-int8") == set()
 
 
 @pytest.mark.parametrize("where", ["--temp", "--queue"])

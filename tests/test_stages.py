@@ -1,15 +1,17 @@
 import inspect
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import grimp
 import pytest
+import yaml
 
 from pipeline import code
 from pipeline.artifact import Contents
 from pipeline.config import Config, read_params
 from pipeline.models.students import STUDENTS, TEACHERS, link
-from pipeline.stage import dvc_yaml
+from pipeline.stage import VERSIONS, dvc_yaml, versions_yaml
 from pipeline.stages import STAGES, TEACHER
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +25,14 @@ def graph():
 
 def test_dvc_yaml_is_what_the_stages_say():
     assert (ROOT / "dvc.yaml").read_text() == dvc_yaml(STAGES), "run `make dvc.yaml`"
+
+
+def test_versions_yaml_is_what_is_locked_and_installed():
+    text = (ROOT / VERSIONS).read_text()
+    assert text == versions_yaml(STAGES, (ROOT / "requirements.lock").read_text()), "run `make dvc.yaml`"
+    for name, locked in yaml.safe_load(text).items():
+        # A build for a GPU has a local part, which no lock names.
+        assert version(name).partition("+")[0] in locked.split(" or ")
 
 
 @each_stage
