@@ -23,6 +23,8 @@ from pipeline.artifact import file_sha256
 _PACKAGE = Path(__file__).parent
 ROOT = _PACKAGE.parent
 """Paths are relative to it."""
+VERSIONS = "versions.yaml"
+"""Of libraries that decide results, as requirements.lock has them."""
 FRAME = frozenset(
     [_PACKAGE.name]
     + [
@@ -74,6 +76,16 @@ def digest(*modules: str, without: frozenset[str] = frozenset()) -> str:
 def module(path: str) -> str:
     """The dotted name of a module's file."""
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def sources(start: str, named: set[str]) -> list[str]:
+    """What decides the result of one module, and of files and folders that no import tells of; folded.
+
+    Args:
+        start: The module, dotted.
+        named: Paths; those of modules (``.py``) count with all that they import.
+    """
+    return fold(named | closure(start, *(module(path) for path in named if path.endswith(".py"))))
 
 
 def fold(paths: Iterable[str]) -> list[str]:

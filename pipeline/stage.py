@@ -3,7 +3,6 @@
 import fcntl
 import inspect
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +25,6 @@ ARTIFACTS = Path("artifacts")
 DRAFTS = ARTIFACTS / ".drafts"
 """Where stages write before they rename: outside every directory that is an input of another stage."""
 DVC_LOCK = Path("dvc.lock")
-VERSIONS = "versions.yaml"
-"""Of libraries that decide results, as requirements.lock has them."""
 
 RESTORE_ONLY = "PIPELINE_RESTORE_ONLY"
 """Environment variable: a stage that is started refuses, as its result was to come from DVC's remote."""
@@ -49,13 +46,12 @@ class Stage:
             than this stage is handed over as the directory that holds all its repetitions.
         over: Keys the stage is repeated over; each has a list of values in params.yaml (``students``, ``precisions``).
         section: Section of params.yaml the config is read from. Default: the name.
-        code: What decides the result beside what the stage's module imports: files, folders, and modules (``.py``),
-            which count with all that they import.
+        code: What decides the result and the stage does not import: files, folders, modules with what they import.
         data: More DVC dependencies, for example a path in params.yaml (``${prepare.data}``).
         plots: What `dvc plots` draws of ``plots.json`` in the result: by title, the fields across and up, and DVC's
             name of the template. Pictures in ``plots/`` of the result are shown too.
-        lists: Lists of params.yaml (``students``) that the config has as fields of that name, beside the section's.
-        libraries: Packages whose version decides the result; DVC compares those that `VERSIONS` names.
+        lists: Lists of params.yaml (``students``) that the config has as fields beside its section's.
+        libraries: Packages whose version, as versions.yaml has it, decides the result.
         cached: DVC keeps the result in its cache. Without, the stage runs whenever its result is not in place.
         gpu: The flow may hand the stage to a GPU worker.
         alone: It measures time: the flow runs nothing beside it.
@@ -194,21 +190,18 @@ class Stage:
 
     def sources(self, keys: Keys) -> list[str]:
         """The code that decides one repetition's result: files, and folders all of whose files do."""
-        named = [path.format(**keys) for path in self.code]
-        modules = [code.module(path) for path in named if path.endswith(".py")]
-        return code.fold(code.closure(self.module, *modules) | set(named))
+        return code.sources(self.module, {path.format(**keys) for path in self.code})
 
     def to_dvc(self) -> dict[str, Any]:
         """This stage as DVC writes it."""
         keys = {k: f"${{item.{k}}}" for k in self.over}
         matrix = {"matrix": {k: f"${{{k}s}}" for k in self.over}} if self.over else {}
         out = str(self.path(keys))
-        versions = [{VERSIONS: list(self.libraries)}] if self.libraries else []
         return {"desc": self.says} | matrix | {
             # `exec`: DVC's shell gives its place to the stage, which then sees when DVC is killed.
             "cmd": " ".join(["exec python -m pipeline", self.name, *(f"--{k} {v}" for k, v in keys.items())]),
             "deps": [*self.sources(keys), *self.data, *(str(need.path(keys)) for need in self.needs)],
-            "params": [self._section(keys), *self.lists, *versions],
+            "params": [self._section(keys), *self.lists, *([{code.VERSIONS: [*self.libraries]}] if self.libraries else [])],
             "outs": [out] if self.cached else [{out: {"cache": False}}],
         }  # fmt: skip
 
@@ -244,25 +237,6 @@ def refuse_unknown_sections(stages: tuple[Stage, ...], params: Mapping[str, Any]
             f"params.yaml has unknown key {unknown[0]!r}: remove it or correct its spelling; "
             f"there is {', '.join(sorted(read))}."
         )
-
-
-def versions_yaml(stages: tuple[Stage, ...], lock: str) -> str:
-    """The whole versions.yaml.
-
-    Args:
-        stages: Whose libraries are named.
-        lock: Text of requirements.lock.
-
-    Raises:
-        InputError: A library is not locked.
-    """
-    versions = dict[str, str]()
-    for name in sorted({name for stage in stages for name in stage.libraries}):
-        locked = re.findall(rf"^{re.escape(name)}==(\S+)", lock, re.MULTILINE)
-        if not locked:
-            raise InputError(f"requirements.lock has no {name}: add it to pyproject.toml and run `make lock`.")
-        versions[name] = " or ".join(sorted(set(locked)))  # of several Pythons
-    return "# Written by `make dvc.yaml` from requirements.lock.\n" + yaml.safe_dump(versions)
 
 
 def dvc_yaml(stages: tuple[Stage, ...]) -> str:

@@ -1,8 +1,12 @@
 """The pipeline: every stage, in order."""
 
+import re
 from pathlib import Path
 
-from pipeline.stage import Stage, versions_yaml
+import yaml
+
+from pipeline.errors import InputError
+from pipeline.stage import Stage
 
 _STUDENT = "students/{student}"
 """Links to the files that decide this student and not every one; see `pipeline.models.students.link`."""
@@ -79,6 +83,7 @@ EVALUATE_TEACHER = Stage(
     says="Measure the teacher's accuracy, latency and memory",
     needs=(PREPARE, TEACHER),
     section="evaluate",
+    data=("${evaluate.data}",),
     code=(_PROBE, *_TEACHERS),
     alone=True,
     shared=True,
@@ -88,6 +93,7 @@ EVALUATE = Stage(
     says="Measure an engine's accuracy, latency and memory",
     needs=(PREPARE, BUILD_ENGINE, EVALUATE_TEACHER),
     over=("student", "precision"),
+    data=("${evaluate.data}",),
     code=(_STUDENT, _PROBE),
     gpu=True,
     alone=True,
@@ -123,6 +129,16 @@ STAGES = (
 )
 
 
-def versions() -> str:
-    """The text of versions.yaml."""
-    return versions_yaml(STAGES, Path("requirements.lock").read_text()).removesuffix("\n")
+def versions(lock: Path = Path("requirements.lock")) -> str:
+    """The text of versions.yaml: what is locked of the libraries that stages name.
+
+    Raises:
+        InputError: A library is not locked.
+    """
+    found = dict[str, str]()
+    for name in sorted({name for stage in STAGES for name in stage.libraries}):
+        locked = re.findall(rf"^{re.escape(name)}==(\S+)", lock.read_text(), re.MULTILINE)
+        if not locked:
+            raise InputError(f"{lock} has no {name}: add it to pyproject.toml and run `make lock`.")
+        found[name] = " or ".join(sorted(set(locked)))  # of several Pythons
+    return "# Written by `make dvc.yaml` from requirements.lock.\n" + yaml.safe_dump(found).removesuffix("\n")

@@ -121,10 +121,13 @@ def real(tmp_path, world_at):
     for name in ("dvc.yaml", "params.yaml", ".dvcignore", "versions.yaml"):
         shutil.copy(ROOT / name, root)
     of_each = [f"{stage}/{student}{precision}" for stage, precision in REAL for student in STUDENTS]
-    for name in ("prepare", "teacher", "embed", *of_each):
+    for name in ("prepare", "teacher", "embed", "evaluate_teacher", *of_each):
         (root / "artifacts" / name).mkdir(parents=True)
     world = world_at(root)
     assert world.dvc("init", "--no-scm", "--quiet").returncode == 0
+    (root / "boxes").mkdir()
+    (root / "boxes/vitdet.json").write_text("[]")
+    world.edit("  data: pipeline/evaluate/detections.py", "  data: boxes")
     made = [name.replace("/", "@", 1).replace("/", "-") for name in of_each]
     done = world.dvc("commit", "--force", *made)
     assert done.returncode == 0, done.stderr
@@ -132,7 +135,14 @@ def real(tmp_path, world_at):
 
 
 STUDENTS = ("efficientvit_sam_nano", "sam_lightening_nano", "tinysam_nano")
-REAL = (("distill", ""), ("align", ""), ("export", ""), ("quantize", "/int8"), ("build_engine", "/int8"))
+REAL = (
+    ("distill", ""),
+    ("align", ""),
+    ("export", ""),
+    ("quantize", "/int8"),
+    ("build_engine", "/int8"),
+    ("evaluate", "/int8"),
+)
 
 
 def stale(world, stage="distill", precision=""):
@@ -162,6 +172,13 @@ def test_another_version_of_a_library_makes_stale_what_it_decides(real):
     path.write_text(re.sub(r"^openvino: .*", "openvino: 2099.1.0", path.read_text(), flags=re.MULTILINE))
     assert stale(real, "build_engine", "-int8") == {*STUDENTS}
     assert stale(real) | stale(real, "export") | stale(real, "quantize", "-int8") == set()
+
+
+def test_other_results_of_a_detector_make_evaluations_stale(real):
+    assert stale(real, "evaluate", "-int8") == set()
+    (real.root / "boxes/vitdet.json").write_text("[{}]")
+    assert stale(real, "evaluate", "-int8") == {*STUDENTS}
+    assert stale(real, "build_engine", "-int8") == set()
 
 
 @pytest.mark.parametrize("where", ["--temp", "--queue"])

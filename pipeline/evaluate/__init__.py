@@ -28,7 +28,14 @@ from pipeline.config import Config
 from pipeline.data.coco import Photograph
 from pipeline.errors import InputError
 from pipeline.evaluate.accuracy import Kept, Scores, evaluate_accuracy, photographs, read_image, read_kept
-from pipeline.evaluate.detections import DetectionsConfig, SginwConfig, evaluate_detections, evaluate_sginw, files
+from pipeline.evaluate.detections import (
+    DetectionsConfig,
+    SginwConfig,
+    evaluate_detections,
+    evaluate_sginw,
+    files,
+    refuse_unwatched,
+)
 from pipeline.evaluate.everything import EverythingConfig, evaluate_everything
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.latency import LatencyConfig, measure_latency
@@ -56,6 +63,8 @@ class EvaluateConfig(Config):
     """Ask by 3 and 5 clicks also with the mask before given as a prompt."""
     pictures: Annotated[int, Field(ge=0)]
     """Validation images whose masks are kept for the report."""
+    data: str | None = None
+    """The folder that holds all files of ``detections`` and ``sginw``: DVC watches it. Any path if there are none."""
     detections: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], DetectionsConfig]
     """Detectors' boxes to be segmented, by the name that their figures get; ``{}`` for none."""
     sginw: SginwConfig | None
@@ -133,6 +142,7 @@ def evaluate(
 def _evaluate(
     config: EvaluateConfig, prepare: Path, subject: _Subject, inputs: list[str], out: Path, log: Log
 ) -> Contents:
+    refuse_unwatched(config.data, config.detections, config.sginw)
     source, card = subject.source, Card.read(subject.source)
     validation = photographs(prepare)
     example = next(photograph for photograph in validation if photograph.instances)
