@@ -201,7 +201,7 @@ class Stage:
             # `exec`: DVC's shell gives its place to the stage, which then sees when DVC is killed.
             "cmd": " ".join(["exec python -m pipeline", self.name, *(f"--{k} {v}" for k, v in keys.items())]),
             "deps": [*self.sources(keys), *self.data, *(str(need.path(keys)) for need in self.needs)],
-            "params": [self._section(keys), *self.lists, *([{code.VERSIONS: [*self.libraries]}] if self.libraries else [])],
+            "params": [self._section(keys), *self.lists, *code.versions(self.libraries)],
             "outs": [out] if self.cached else [{out: {"cache": False}}],
         }  # fmt: skip
 
@@ -241,13 +241,14 @@ def refuse_unknown_sections(stages: tuple[Stage, ...], params: Mapping[str, Any]
 
 def dvc_yaml(stages: tuple[Stage, ...]) -> str:
     """The whole dvc.yaml."""
-    head = "# Written by `make dvc.yaml`. Edit pipeline/stages.py instead.\n"
     top: dict[str, Any] = {"stages": {stage.name: stage.to_dvc() for stage in stages}}
     # DVC fills in the repetitions of stages, not of metrics: the comparison has the numbers of all of them.
     metrics = [str(stage.path({}) / METRICS) for stage in stages if not stage.cached and not stage.over]
     plots = [plot for stage in stages for plot in _dvc_plots(stage)]
     top |= ({"metrics": metrics} if metrics else {}) | ({"plots": plots} if plots else {})
-    return head + yaml.safe_dump(top, sort_keys=False, width=120)
+    return "# Written by `make dvc.yaml`. Edit pipeline/stages.py instead.\n" + yaml.safe_dump(
+        top, sort_keys=False, width=120
+    )
 
 
 def _dvc_plots(stage: Stage) -> list[str | dict[str, Any]]:
