@@ -48,11 +48,17 @@ ACTS: dict[str, Act] = {
             ("name", {"metavar": "NAME", "help": "a file of presets/, without .yaml"}),
             (
                 "changes",
-                {"metavar": "KEY=VALUE", "nargs": "*", "help": "values to write into it: evaluate.images=20"},
+                {
+                    "metavar": "KEY=VALUE",
+                    "nargs": "*",
+                    "help": "values to write into it: build_engine.engine=onnxruntime",
+                },
             ),
         ),
     ),
     "dvc": Act("pipeline.__main__:show_dvc_yaml", "Print dvc.yaml as the declared stages have it"),
+    "versions": Act("pipeline.stages:versions", "Print versions.yaml: the locked libraries that decide results"),
+    "links": Act("pipeline.models.students:link", "Write students/: links to the code of each, which dvc.yaml names"),
     "record": Act("pipeline.__main__:record", "Give every artifact in place its MLflow run, also one DVC restored"),
     "train_teacher": Act(
         "pipeline.train_teacher:train_teacher",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -52,7 +53,13 @@ def find(params: Mapping[str, Any], dotted: str, file: Path = PARAMS) -> Any:
     return node
 
 
-def section(params: Mapping[str, Any], dotted: str, model: type[ConfigT], file: Path = PARAMS) -> ConfigT:
+def section(
+    params: Mapping[str, Any],
+    dotted: str,
+    model: type[ConfigT],
+    file: Path = PARAMS,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> ConfigT:
     """Check one section of params.yaml against its type.
 
     Args:
@@ -60,13 +67,14 @@ def section(params: Mapping[str, Any], dotted: str, model: type[ConfigT], file: 
         dotted: Where the section is, for example ``distill.efficientvit_sam_nano``.
         model: What it must look like.
         file: Named in errors.
+        more: What the type has beside the section's keys.
 
     Raises:
         InputError: The section is absent, or a key is unknown, absent or of a wrong type.
     """
     node = find(params, dotted, file)
     try:
-        return model.model_validate(node)
+        return model.model_validate({**node, **more} if isinstance(node, Mapping) else node)
     except ValidationError as error:
         raise InputError(f"{file}, section {dotted!r}: {_say(error)}") from None
 

@@ -12,13 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from pipeline.checkout import main_checkout
+
 _SQLITE = "sqlite:///"
 
 
 def anchored(uri: str) -> str:
-    """A SQLite file's address with its whole path: MLflow keeps stores by address, whatever directory is current."""
+    """A SQLite file's address with its whole path: MLflow keeps stores by address, whatever directory is current.
+
+    A relative one is of the main checkout, also in the copy that DVC makes for an experiment.
+    """
     path = _file(uri)
-    return f"{_SQLITE}{path.absolute()}" if path else uri
+    return f"{_SQLITE}{main_checkout() / path}" if path else uri
 
 
 def see_to_it(uri: str, make: Callable[[str], object]) -> None:

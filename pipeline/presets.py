@@ -34,7 +34,7 @@ def activate(name: str, changes: Sequence[str] = ()) -> str:
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
-            raise InputError(f"{change!r} is not KEY=VALUE, for example distill.efficientvit_sam_nano.steps=100.")
+            raise InputError(f"{change!r} is not KEY=VALUE, for example build_engine.engine=onnxruntime.")
         text = _replace(text, key.strip(), value, source)
     kept = _keep_own(text)
     draft = PARAMS.with_name(f".{PARAMS.name}.part")

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from pipeline import code
 from pipeline.artifact import CARD, METRICS, Card, Contents
 from pipeline.config import Config, find, section
 from pipeline.errors import InputError
@@ -45,10 +46,12 @@ class Stage:
             than this stage is handed over as the directory that holds all its repetitions.
         over: Keys the stage is repeated over; each has a list of values in params.yaml (``students``, ``precisions``).
         section: Section of params.yaml the config is read from. Default: the name.
-        code: Source that changes the result, beside the stage's own package.
+        code: What decides the result and the stage does not import: files, folders, modules with what they import.
         data: More DVC dependencies, for example a path in params.yaml (``${prepare.data}``).
         plots: What `dvc plots` draws of ``plots.json`` in the result: by title, the fields across and up, and DVC's
             name of the template. Pictures in ``plots/`` of the result are shown too.
+        lists: Lists of params.yaml (``students``) that the config has as fields beside its section's.
+        libraries: Packages whose version, as versions.yaml has it, decides the result.
         cached: DVC keeps the result in its cache. Without, the stage runs whenever its result is not in place.
         gpu: The flow may hand the stage to a GPU worker.
         alone: It measures time: the flow runs nothing beside it.
@@ -62,6 +65,8 @@ class Stage:
     section: str = ""
     code: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
     plots: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
     cached: bool = True
     gpu: bool = False
@@ -116,7 +121,7 @@ class Stage:
                 known = ", ".join(listed(params, f"{key}s"))
                 raise InputError(f"unknown {key} {keys[key]!r}: `{key}s` of params.yaml lists {known}.")
         model: type[Config] = inspect.signature(self.function).parameters["config"].annotation
-        return section(params, self._section(keys), model)
+        return section(params, self._section(keys), model, more={name: listed(params, name) for name in self.lists})
 
     def parents(self, keys: Keys) -> dict[str, str]:
         """Digests of the artifacts in place that this repetition reads, by stage and repetition.
@@ -183,17 +188,20 @@ class Stage:
         with TemporaryDirectory() as scratch:
             self.function(config, **places, **keys, out=Path(scratch), log=log)
 
+    def sources(self, keys: Keys) -> list[str]:
+        """The code that decides one repetition's result: files, and folders all of whose files do."""
+        return code.sources(self.module, {path.format(**keys) for path in self.code})
+
     def to_dvc(self) -> dict[str, Any]:
         """This stage as DVC writes it."""
         keys = {k: f"${{item.{k}}}" for k in self.over}
         matrix = {"matrix": {k: f"${{{k}s}}" for k in self.over}} if self.over else {}
         out = str(self.path(keys))
-        code = {self.module.replace(".", "/"), *self.code}
         return {"desc": self.says} | matrix | {
             # `exec`: DVC's shell gives its place to the stage, which then sees when DVC is killed.
             "cmd": " ".join(["exec python -m pipeline", self.name, *(f"--{k} {v}" for k, v in keys.items())]),
-            "deps": [*sorted(code), *self.data, *(str(need.path(keys)) for need in self.needs)],
-            "params": [self._section(keys)],
+            "deps": [*self.sources(keys), *self.data, *(str(need.path(keys)) for need in self.needs)],
+            "params": [self._section(keys), *self.lists, *code.versions(self.libraries)],
             "outs": [out] if self.cached else [{out: {"cache": False}}],
         }  # fmt: skip
 
@@ -233,13 +241,14 @@ def refuse_unknown_sections(stages: tuple[Stage, ...], params: Mapping[str, Any]
 
 def dvc_yaml(stages: tuple[Stage, ...]) -> str:
     """The whole dvc.yaml."""
-    head = "# Written by `make dvc.yaml`. Edit pipeline/stages.py instead.\n"
     top: dict[str, Any] = {"stages": {stage.name: stage.to_dvc() for stage in stages}}
     # DVC fills in the repetitions of stages, not of metrics: the comparison has the numbers of all of them.
     metrics = [str(stage.path({}) / METRICS) for stage in stages if not stage.cached and not stage.over]
     plots = [plot for stage in stages for plot in _dvc_plots(stage)]
     top |= ({"metrics": metrics} if metrics else {}) | ({"plots": plots} if plots else {})
-    return head + yaml.safe_dump(top, sort_keys=False, width=120)
+    return "# Written by `make dvc.yaml`. Edit pipeline/stages.py instead.\n" + yaml.safe_dump(
+        top, sort_keys=False, width=120
+    )
 
 
 def _dvc_plots(stage: Stage) -> list[str | dict[str, Any]]:

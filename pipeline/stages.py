@@ -1,40 +1,36 @@
 """The pipeline: every stage, in order."""
 
+import re
+from pathlib import Path
+
+import yaml
+
+from pipeline.errors import InputError
 from pipeline.stage import Stage
 
-_MASKS = "pipeline/masks.py"
-_DATA = ("pipeline/geometry.py", "pipeline/data")
-_MODELS = ("pipeline/geometry.py", "pipeline/models")
-_TRAINING = (*_DATA, "pipeline/models", "pipeline/losses.py", "pipeline/training", "pipeline/ranks.py")
-_RUNTIME = (*_MODELS, _MASKS, "pipeline/runtime")
-_MEASURING = (
-    *_RUNTIME,
-    "pipeline/clicks.py",
-    "pipeline/data",
-    "pipeline/metrics.py",
-    "pipeline/process.py",
-    "pipeline/ranks.py",
-    "pipeline/score",
-    "pipeline/timing.py",
-    "pipeline/training",
-)
+_STUDENT = "students/{student}"
+"""Links to the files that decide this student and not every one; see `pipeline.models.students.link`."""
+_TEACHERS = ("pipeline/models/bundled.py", "pipeline/models/vit.py")
+
+_PROBE = "pipeline/evaluate/probe.py"
+"""Started as a process of its own."""
+_PAGE = tuple(f"pipeline/compare/{name}" for name in ("published.json", "report.css", "report.html.j2", "report.js"))
 
 PREPARE = Stage(
     run="pipeline.prepare:prepare",
     says="Bring images and masks into shards: train, calibration and validation splits",
     data=("${prepare.data}",),
-    code=(*_DATA, _MASKS),
 )
 TEACHER = Stage(
     run="pipeline.teacher:teacher",
     says="Fetch the teacher's weights, check their hash and keys, and keep them as safetensors",
-    code=(*_TRAINING, _MASKS),
+    code=("pipeline/teacher/bundled/model.safetensors", *_TEACHERS),
 )
 EMBED = Stage(
     run="pipeline.embed:embed",
     says="Compute the teacher's image embeddings, once per image",
     needs=(PREPARE, TEACHER),
-    code=(*_DATA, "pipeline/models"),
+    code=_TEACHERS,
     gpu=True,
 )
 DISTILL = Stage(
@@ -43,7 +39,7 @@ DISTILL = Stage(
     needs=(PREPARE, TEACHER, EMBED),
     over=("student",),
     section="distill.{student}",
-    code=(*_TRAINING, _MASKS),
+    code=(_STUDENT, *_TEACHERS),
     gpu=True,
     shared=True,
 )
@@ -53,7 +49,7 @@ ALIGN = Stage(
     needs=(PREPARE, DISTILL),
     over=("student",),
     section="align.{student}",
-    code=(*_TRAINING, _MASKS),
+    code=(_STUDENT,),
     gpu=True,
     shared=True,
 )
@@ -62,21 +58,24 @@ EXPORT = Stage(
     says="Export a student to ONNX files in fp32, and compare these with PyTorch",
     needs=(ALIGN,),
     over=("student",),
-    code=_RUNTIME,
+    libraries=("onnx", "onnxscript", "torch"),
+    code=(_STUDENT,),
 )
 QUANTIZE = Stage(
     run="pipeline.quantize:quantize",
     says="Lower the precision of an exported student's encoder",
     needs=(PREPARE, ALIGN, EXPORT),
     over=("student", "precision"),
-    code=(*_RUNTIME, "pipeline/data", "pipeline/export", "pipeline/metrics.py"),
+    libraries=("nvidia-modelopt", "onnx", "onnxruntime"),
+    code=(_STUDENT,),
 )
 BUILD_ENGINE = Stage(
     run="pipeline.build_engine:build_engine",
     says="Compile the ONNX models for an inference engine",
     needs=(PREPARE, ALIGN, QUANTIZE),
     over=("student", "precision"),
-    code=(*_RUNTIME, "pipeline/data"),
+    libraries=("onnxruntime", "openvino"),
+    code=(_STUDENT,),
     gpu=True,
 )
 EVALUATE_TEACHER = Stage(
@@ -84,7 +83,8 @@ EVALUATE_TEACHER = Stage(
     says="Measure the teacher's accuracy, latency and memory",
     needs=(PREPARE, TEACHER),
     section="evaluate",
-    code=_MEASURING,
+    data=("${evaluate.data}",),
+    code=(_PROBE, *_TEACHERS),
     alone=True,
     shared=True,
 )
@@ -93,7 +93,8 @@ EVALUATE = Stage(
     says="Measure an engine's accuracy, latency and memory",
     needs=(PREPARE, BUILD_ENGINE, EVALUATE_TEACHER),
     over=("student", "precision"),
-    code=_MEASURING,
+    data=("${evaluate.data}",),
+    code=(_STUDENT, _PROBE),
     gpu=True,
     alone=True,
     shared=True,
@@ -102,7 +103,8 @@ COMPARE = Stage(
     run="pipeline.compare:compare",
     says="Put teacher and students side by side: leaderboard and report",
     needs=(PREPARE, QUANTIZE, EVALUATE_TEACHER, EVALUATE),
-    code=(*_DATA, _MASKS, "pipeline/metrics.py", "pipeline/provenance.py"),
+    code=_PAGE,
+    lists=("students", "precisions"),
     plots={
         "Box mIoU": ("box_miou", "name", "bar_horizontal"),
         "Click mIoU": ("click_miou", "name", "bar_horizontal"),
@@ -125,3 +127,18 @@ STAGES = (
     EVALUATE,
     COMPARE,
 )
+
+
+def versions(lock: Path = Path("requirements.lock")) -> str:
+    """The text of versions.yaml: what is locked of the libraries that stages name.
+
+    Raises:
+        InputError: A library is not locked.
+    """
+    found = dict[str, str]()
+    for name in sorted({name for stage in STAGES for name in stage.libraries}):
+        locked = re.findall(rf"^{re.escape(name)}==(\S+)", lock.read_text(), re.MULTILINE)
+        if not locked:
+            raise InputError(f"{lock} has no {name}: add it to pyproject.toml and run `make lock`.")
+        found[name] = " or ".join(sorted(set(locked)))  # of several Pythons
+    return "# Written by `make dvc.yaml` from requirements.lock.\n" + yaml.safe_dump(found).removesuffix("\n")

@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from pipeline import code
 from pipeline.artifact import Card, Contents, write_json
 from pipeline.config import section
 from pipeline.errors import InputError
@@ -27,7 +28,7 @@ from pipeline.stage import ARTIFACTS
 from pipeline.teacher import BUNDLED
 from pipeline.teacher.train import TrainTeacherConfig, train
 from pipeline.tracking import tracked
-from pipeline.training import checkpoint_of, code_digest
+from pipeline.training import checkpoint_of
 
 RECIPE = BUNDLED / "train.yaml"
 MODEL_CARD = "card.json"
@@ -53,7 +54,7 @@ def train_teacher(device: str, install: bool) -> str:
         raise InputError(f"{RECIPE}: scenes_seed {HELD_OUT_SEED} is the held-out scenes' seed; choose another.")
     out = ARTIFACTS / "train_teacher"
     with tracked("train_teacher", recipe) as log:
-        checkpoint = checkpoint_of("train_teacher", config.model_dump_json(), code_digest(), device)
+        checkpoint = checkpoint_of("train_teacher", config.model_dump_json(), code.digest(train.__module__), device)
         sam = train(config, device=device, log=log, checkpoint=checkpoint).to("cpu").eval()
         out.mkdir(parents=True, exist_ok=True)
         compact(sam, out / WEIGHTS)

@@ -33,6 +33,8 @@ FRAME = (
     "__main__.py",
     "acts.py",
     "artifact.py",
+    "checkout.py",
+    "code.py",
     "config.py",
     "database.py",
     "errors.py",

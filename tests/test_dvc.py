@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
+ROOT = Path(__file__).parents[1]
 TARGETS = ["compare", "distill@small", "evaluate@small-fp32", "evaluate_teacher", "prepare"]
 
 
@@ -107,3 +110,90 @@ def test_a_killed_dvc_leaves_no_stage_behind(built, shell):
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
     assert not (built.root / "artifacts/.drafts/distill@small").exists()
+
+
+@pytest.fixture
+def real(tmp_path, world_at):
+    """This repository, in which DVC takes empty results for those of distillation."""
+    root = tmp_path / "real"
+    for name in ("pipeline", "students"):
+        shutil.copytree(ROOT / name, root / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", "versions.yaml"):
+        shutil.copy(ROOT / name, root)
+    of_each = [f"{stage}/{student}{precision}" for stage, precision in REAL for student in STUDENTS]
+    for name in ("prepare", "teacher", "embed", "evaluate_teacher", *of_each):
+        (root / "artifacts" / name).mkdir(parents=True)
+    world = world_at(root)
+    assert world.dvc("init", "--no-scm", "--quiet").returncode == 0
+    (root / "boxes").mkdir()
+    (root / "boxes/vitdet.json").write_text("[]")
+    world.edit("  data: pipeline/evaluate/detections.py", "  data: boxes")
+    made = [name.replace("/", "@", 1).replace("/", "-") for name in of_each]
+    done = world.dvc("commit", "--force", *made)
+    assert done.returncode == 0, done.stderr
+    return world
+
+
+STUDENTS = ("efficientvit_sam_nano", "sam_lightening_nano", "tinysam_nano")
+REAL = (
+    ("distill", ""),
+    ("align", ""),
+    ("export", ""),
+    ("quantize", "/int8"),
+    ("build_engine", "/int8"),
+    ("evaluate", "/int8"),
+)
+
+
+def stale(world, stage="distill", precision=""):
+    done = world.dvc("status", "--json", *(f"{stage}@{student}{precision}" for student in STUDENTS))
+    return {target.removeprefix(f"{stage}@").removesuffix(precision) for target in json.loads(done.stdout)}
+
+
+def test_an_edit_of_one_students_file_makes_that_student_stale_and_no_other(real):
+    assert stale(real) == set()
+    for name, expected in {
+        "models/tiny_vit.py": {"tinysam_nano"},
+        "models/efficientvit.py": {"efficientvit_sam_nano"},
+        "models/neck.py": {*STUDENTS},
+        "models/cost.py": set(),
+        "log.py": set(),
+    }.items():
+        path = real.root / "pipeline" / name
+        before = path.read_bytes()
+        path.write_bytes(before + b"# edited\n")
+        assert stale(real) == expected, name
+        path.write_bytes(before)
+    assert stale(real) == set()
+
+
+def test_another_version_of_a_library_makes_stale_what_it_decides(real):
+    path = real.root / "versions.yaml"
+    path.write_text(re.sub(r"^openvino: .*", "openvino: 2099.1.0", path.read_text(), flags=re.MULTILINE))
+    assert stale(real, "build_engine", "-int8") == {*STUDENTS}
+    assert stale(real) | stale(real, "export") | stale(real, "quantize", "-int8") == set()
+
+
+def test_other_results_of_a_detector_make_evaluations_stale(real):
+    assert stale(real, "evaluate", "-int8") == set()
+    (real.root / "boxes/vitdet.json").write_text("[{}]")
+    assert stale(real, "evaluate", "-int8") == {*STUDENTS}
+    assert stale(real, "build_engine", "-int8") == set()
+
+
+@pytest.mark.parametrize("where", ["--temp", "--queue"])
+def test_an_experiment_in_a_copy_of_the_checkout_is_in_the_checkouts_mlflow(built, where):
+    git = ["git", "-c", "user.name=A Person", "-c", "user.email=person@example.org"]
+    subprocess.run([*git, "add", "--all"], cwd=built.root, check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message", "built"], cwd=built.root, check=True)
+    before = len(built.runs("distill@small"))
+    done = built.dvc("exp", "run", where, "--set-param", "distill.small.steps=4", "distill@small")
+    assert done.returncode == 0, done.stdout + done.stderr
+    if where == "--queue":
+        done = built.dvc("exp", "run", "--run-all")
+        assert done.returncode == 0, done.stdout + done.stderr
+    run, *_ = runs = built.runs("distill@small")
+    assert len(runs) == before + 1
+    assert (run.info.status, run.data.params["steps"]) == ("FINISHED", "4")
+    assert not list(built.root.glob(".dvc/tmp/exps/**/mlflow.db"))
+    assert yaml.safe_load((built.root / "params.yaml").read_text())["distill"]["small"]["steps"] == 3

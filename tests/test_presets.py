@@ -1,10 +1,15 @@
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline.acts import ACTS
+from pipeline.config import read_params
 from pipeline.errors import InputError
 from pipeline.presets import activate
+from pipeline.stages import STAGES
 
 DEMO = """# the demo
 students: [a, b] # two
@@ -78,3 +83,38 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_shipped_params_are_the_demo():
     assert (ROOT / "params.yaml").read_text() == (ROOT / "presets" / "demo.yaml").read_text()
+
+
+CHANGE = re.compile(r"(?<![\w.])((?:[a-z][a-z0-9_]*\.)+[a-z][a-z0-9_]*=[\w/][\w./]*)")
+"""A value as help, messages and pages write it: ``section.key=value``."""
+
+
+def examples():
+    """Each example that is shown, with the presets it is shown for."""
+    presets = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+    help_of_preset = " ".join(text for _, options in ACTS["preset"].arguments for text in [options["help"]])
+    shown = [(presets, text) for text in (help_of_preset, ACTS["preset"].explains, _message())]
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "presets").glob("*.yaml")):
+        text = page.read_text().replace("\n# ", " ")
+        shown += [([name], rest) for name, rest in re.findall(r"\bpreset (\w+)((?:\s+[\w.]+=[^\s`]+)+)", text)]
+    return [(name, change) for names, text in shown for name in names for change in CHANGE.findall(text)]
+
+
+def _message():
+    with pytest.raises(InputError) as refused:
+        activate("demo", ["no equals sign"])
+    return str(refused.value)
+
+
+def test_every_example_that_is_shown_can_be_typed():
+    shutil.rmtree("presets")
+    shutil.copytree(ROOT / "presets", "presets")
+    shown = examples()
+    assert {"prepare.source.train", "prepare.data", "build_engine.engine"} <= {
+        change.split("=")[0] for _, change in shown
+    }
+    for name, change in shown:
+        activate(name, [change])
+        for stage in STAGES:
+            for keys in stage.repetitions(read_params()):
+                stage.config(read_params(), keys)

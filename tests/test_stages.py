@@ -1,16 +1,20 @@
 import inspect
+import os
+from importlib.metadata import version
 from pathlib import Path
 
 import grimp
 import pytest
+import yaml
 
+from pipeline import code
 from pipeline.artifact import Contents
 from pipeline.config import Config, read_params
+from pipeline.models.students import STUDENTS, TEACHERS, link
 from pipeline.stage import dvc_yaml
-from pipeline.stages import STAGES
+from pipeline.stages import STAGES, TEACHER, versions
 
 ROOT = Path(__file__).parents[1]
-FRAME = {f"pipeline.{name}" for name in ("artifact", "config", "errors", "log", "progress", "stage")} | {"pipeline"}
 each_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 
 
@@ -21,6 +25,14 @@ def graph():
 
 def test_dvc_yaml_is_what_the_stages_say():
     assert (ROOT / "dvc.yaml").read_text() == dvc_yaml(STAGES), "run `make dvc.yaml`"
+
+
+def test_versions_yaml_is_what_is_locked_and_installed():
+    text = (ROOT / code.VERSIONS).read_text()
+    assert text == versions(ROOT / "requirements.lock") + "\n", "run `make dvc.yaml`"
+    for name, locked in yaml.safe_load(text).items():
+        # A build for a GPU has a local part, which no lock names.
+        assert version(name).partition("+")[0] in locked.split(" or ")
 
 
 @each_stage
@@ -34,20 +46,38 @@ def test_a_verb_takes_what_its_stage_hands_over(stage):
 
 @each_stage
 def test_every_module_a_stage_imports_is_a_dvc_dependency(stage, graph):
-    package = {stage.module} | graph.find_descendants(stage.module)
-    imported = set(package)
-    for module in package:
-        imported |= graph.find_upstream_modules(module)
+    started = {stage.module} | {code.module(path) for path in stage.code if path.endswith(".py")}
+    imported = started.union(*map(graph.find_upstream_modules, started))
     declared = {dep.removesuffix(".py").replace("/", ".") for dep in stage.to_dvc()["deps"]}
-    missing = {m for m in imported - FRAME if not any(m == d or m.startswith(f"{d}.") for d in declared)}
+    missing = {m for m in imported - code.FRAME if not any(m == d or m.startswith(f"{d}.") for d in declared)}
     # A package's own __init__ is imported with anything in it.
     assert {m for m in missing if not any(d.startswith(f"{m}.") for d in declared)} == set()
 
 
 @each_stage
 def test_every_declared_source_exists(stage):
-    missing = [path for path in stage.code if not (ROOT / path).exists()]
-    assert not missing
+    assert code.closure(stage.module)
+    for student in STUDENTS:
+        assert not [path for path in stage.sources({"student": student}) if not (ROOT / path).exists()]
+
+
+@each_stage
+def test_a_stage_that_builds_models_by_name_hangs_on_those_it_may_build(stage):
+    builds = "pipeline/models/students.py" in code.closure(stage.module)
+    teachers = {f"{module.replace('.', '/')}.py" for module in TEACHERS.values()}
+    of_teacher = stage is TEACHER or TEACHER in stage.needs
+    assert ("students/{student}" in stage.code) == (builds and "student" in stage.over)
+    assert (teachers <= set(stage.code)) == (builds and of_teacher)
+
+
+def test_the_links_are_those_to_the_files_of_each_student(tmp_path):
+    link(tmp_path / "students")
+
+    def links(folder):
+        return {path.relative_to(folder).as_posix(): os.readlink(path) for path in folder.rglob("*.py")}
+
+    assert links(ROOT / "students") == links(tmp_path / "students"), "run `make dvc.yaml`"
+    assert (ROOT / "students/tinysam/tiny_vit.py").samefile(ROOT / "pipeline/models/tiny_vit.py")
 
 
 @pytest.mark.parametrize(

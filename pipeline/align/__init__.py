@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline import code
 from pipeline.align.config import AlignConfig
 from pipeline.align.masks import align_masks
 from pipeline.artifact import Card, Contents, write_metrics
@@ -9,9 +10,9 @@ from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.models.sam import save_checkpoint
-from pipeline.models.students import load_checkpoint
+from pipeline.models.students import load_checkpoint, module_of
 from pipeline.ranks import joined
-from pipeline.training import checkpoint_of, code_digest, device_of, precision_of
+from pipeline.training import checkpoint_of, device_of, precision_of
 
 __all__ = ["AlignConfig", "align"]
 
@@ -43,8 +44,9 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
         )
     sam = load_checkpoint(distill)
     inputs = (Card.read(need).digest for need in (prepare, distill))
+    decided = code.digest(__name__, module_of(student))
     precision = precision_of(device, config.optimizer.autocast)
-    checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), precision, code_digest(), *inputs)
+    checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), precision, decided, *inputs)
     contents = Contents(kind="checkpoint", model=student, options=card.options, precision="fp32", spent=(checkpoint,))
     with joined(device) as ranks:
         metrics = align_masks(sam, images, config, device=device, log=log, checkpoint=checkpoint)

@@ -26,11 +26,12 @@ from pipeline.bench.bare import Bare
 from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.engines import model, scenes, weights_mib
 from pipeline.bench.settings import Combination, Settings
-from pipeline.data.embeddings import TENSOR, Embeddings, EmbeddingsManifest, StoredShard
+from pipeline.data.embeddings import Embeddings, EmbeddingsManifest, StoredShard
+from pipeline.data.encoding import TENSOR
 from pipeline.data.shards import MANIFEST, Shards
+from pipeline.data.store import place
 from pipeline.distill import DistillConfig, Task, learn
 from pipeline.distill.config import EmbeddingRecipe
-from pipeline.embed.store import place
 from pipeline.models.cost import count_parameters, macs
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
 from pipeline.training import OptimizerConfig, has_bf16

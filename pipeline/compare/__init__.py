@@ -1,6 +1,7 @@
 """Teacher and students side by side: a leaderboard, plots, and a page that shows both with pictures."""
 
 import logging
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,16 @@ class CompareConfig(Config):
     """Photographs in the gallery; `evaluate` must have kept as many."""
     extremes: Annotated[int, Field(ge=0)]
     """Masks shown where each student does worst, and as many where it does best."""
+    students: list[str] | None = None
+    """Those that are compared, `students` of params.yaml; without, all that were evaluated."""
+    precisions: list[str] | None = None
+    """Likewise, `precisions` of params.yaml."""
+
+    def wanted(self) -> list[tuple[str, str]] | None:
+        """The students with the precisions that are compared; None for all that were evaluated."""
+        if self.students is None or self.precisions is None:
+            return None
+        return list(product(self.students, self.precisions))
 
 
 def compare(
@@ -54,14 +65,15 @@ def compare(
         prepare: The dataset.
         quantize: The directory with the students' ONNX files, for their sensitivity reports.
         evaluate_teacher: The teacher's evaluation.
-        evaluate: The directory with the students' evaluations. Those of another dataset are left out and named.
+        evaluate: The directory with the students' evaluations. Those that are listed in params.yaml and were not
+            evaluated, or on another dataset, are left out and named.
         out: Empty directory for the artifact.
         log: Gets how many models are compared and how many are left out.
 
     Raises:
         InputError: An evaluation is missing or damaged, or the teacher's is of another dataset.
     """
-    evaluations, left_out = read_all(prepare, evaluate_teacher, evaluate)
+    evaluations, left_out = read_all(prepare, evaluate_teacher, evaluate, config.wanted())
     for other in left_out:
         _LOGGER.warning("%s is left out of the comparison: %s", other.name, other.reason)
     baselines = read_baselines(evaluate_teacher)

@@ -95,8 +95,16 @@ def read(directory: Path, keys: Path = Path()) -> Evaluation:
     )
 
 
-def read_all(prepare: Path, evaluate_teacher: Path, evaluate: Path) -> tuple[list[Evaluation], list[LeftOut]]:
+def read_all(
+    prepare: Path, evaluate_teacher: Path, evaluate: Path, wanted: Sequence[tuple[str, str]] | None = None
+) -> tuple[list[Evaluation], list[LeftOut]]:
     """The teacher and all students that were measured on the same dataset, and the others by name.
+
+    Args:
+        prepare: The dataset.
+        evaluate_teacher: The teacher's evaluation.
+        evaluate: The directory with the students'.
+        wanted: Students and precisions that count, whatever else is there; None for all that are there.
 
     Raises:
         InputError: The teacher was measured on another dataset, or an evaluation is damaged.
@@ -106,10 +114,12 @@ def read_all(prepare: Path, evaluate_teacher: Path, evaluate: Path) -> tuple[lis
     if teacher.card.parents[DATASET] != dataset:
         raise InputError(f"{evaluate_teacher} was measured on another dataset than {prepare}: run `dvc repro`.")
     kept, left_out = [teacher], []
-    for card in sorted(evaluate.rglob(CARD)):
-        keys = card.parent.relative_to(evaluate)
-        if Card.read(card.parent).parents.get(DATASET) == dataset:
-            kept.append(read(card.parent, keys))
+    there = [card.parent.relative_to(evaluate) for card in sorted(evaluate.rglob(CARD))]
+    for keys in there if wanted is None else [Path(*pair) for pair in wanted]:
+        if keys not in there:
+            left_out.append(LeftOut(" ".join(keys.parts), "not evaluated"))
+        elif Card.read(evaluate / keys).parents.get(DATASET) == dataset:
+            kept.append(read(evaluate / keys, keys))
         else:
             left_out.append(LeftOut(" ".join(keys.parts), "measured on another dataset"))
     return kept, left_out

@@ -14,12 +14,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pipeline.checkout import stored
+from pipeline.data.encoding import TAP, TENSOR
 from pipeline.data.shards import MANIFEST
 from pipeline.errors import InputError
 
-TENSOR = "embeddings"
-TAP = "block_{}"
-"""Name of a tapped block's features."""
 OPEN_FILES = 8
 REMEDY = "Run `dvc repro --force --single-item embed`."
 
@@ -79,11 +78,11 @@ class Embeddings:
             raise InputError(f"{path} cannot be read ({error.strerror}). {REMEDY}") from None
         except ValidationError as error:
             raise InputError(f"{path} is damaged ({error.error_count()} faults). {REMEDY}") from None
-        self.store = Path(manifest.store)
+        self.store = stored(manifest.store)
         self.teacher = manifest.teacher
         self.embedding_size = manifest.embedding_size
         self.taps = manifest.taps
-        self._shards = manifest.shards
+        self.shards = manifest.shards
         self._places = {key: (s, row) for s, shard in enumerate(manifest.shards) for row, key in enumerate(shard.keys)}
         self._open: OrderedDict[tuple[int, str], _Rows] = OrderedDict()
         self._lock = Lock()
@@ -99,6 +98,16 @@ class Embeddings:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_lock": Lock()}
+
+    def missing(self) -> list[StoredShard]:
+        """The shards that the store lacks, or has in another size."""
+        return [shard for shard in self.shards if not self._is_there(shard)]
+
+    def _is_there(self, shard: StoredShard) -> bool:
+        try:
+            return (self.store / shard.file).stat().st_size == shard.bytes
+        except OSError:
+            return False
 
     def get(self, key: str) -> Float16[Tensor, "256 g g"]:
         """The embedding of one sample.
@@ -126,12 +135,12 @@ class Embeddings:
         if key not in self._places:
             raise InputError(f"there is no embedding of {key!r}: it was made of other data. {REMEDY}")
         index, row = self._places[key]
-        path = self.store / self._shards[index].file
+        path = self.store / self.shards[index].file
         try:
             with self._lock:
                 value: Tensor = self._file(index, path, tensor)[row].clone()
         except (OSError, SafetensorError) as error:
-            what = f"the store {self.store} has no readable {self._shards[index].file} for {key!r}"
+            what = f"the store {self.store} has no readable {self.shards[index].file} for {key!r}"
             raise InputError(f"{what} ({error}). {REMEDY}") from None
         return value
 
@@ -140,8 +149,8 @@ class Embeddings:
         if (index, tensor) in self._open:
             self._open.move_to_end((index, tensor))
             return self._open[index, tensor]
-        if path.stat().st_size != self._shards[index].bytes:
-            raise OSError(f"it is not {self._shards[index].bytes} bytes long")
+        if path.stat().st_size != self.shards[index].bytes:
+            raise OSError(f"it is not {self.shards[index].bytes} bytes long")
         rows: _Rows = safe_open(path, framework="pt").get_slice(tensor)  # type: ignore[no-untyped-call]
         self._open[index, tensor] = rows
         while len(self._open) > OPEN_FILES * (1 + len(self.taps)):

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from pipeline import code
 from pipeline.artifact import Card, Contents, write_metrics
 from pipeline.data.embeddings import Embeddings
+from pipeline.data.filling import refill
 from pipeline.data.shards import Shards
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.embedding import distill_embeddings, held_out_error
@@ -19,8 +21,9 @@ from pipeline.errors import InputError
 from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.sam import WEIGHTS, Sam, load_weights, save_checkpoint
+from pipeline.models.students import module_of
 from pipeline.ranks import joined
-from pipeline.training import checkpoint_of, code_digest, device_of, precision_of
+from pipeline.training import checkpoint_of, device_of, precision_of
 
 __all__ = ["RECIPES", "DistillConfig", "Task", "distill", "learn", "student_of"]
 
@@ -42,7 +45,7 @@ def distill(
         student: Name of the student.
         prepare: The dataset.
         teacher: Gives its prompt encoder and mask decoder.
-        embed: The teacher's embeddings.
+        embed: The teacher's embeddings. Those that the store lacks, as in another checkout, are computed anew.
         out: Empty directory for the artifact.
         log: Gets the loss while it learns, and the error on held-out images.
 
@@ -52,11 +55,14 @@ def distill(
     """
     device = device_of(config.device, f"distill.{student}.device")
     embeddings = Embeddings(embed)
-    if embeddings.teacher != Card.read(teacher).digest:
+    source = Card.read(teacher)
+    if embeddings.teacher != source.digest:
         raise InputError(f"{embed} was made by another teacher than the one in {teacher}: run `dvc repro embed`.")
+    refill(embeddings, prepare=prepare, teacher=teacher, batch=config.batch, device=device)
+    decided = code.digest(__name__, module_of(student), module_of(source.model or ""))
     inputs = (Card.read(need).digest for need in (prepare, teacher, embed))
     precision = precision_of(device, config.optimizer.autocast)
-    checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), precision, code_digest(), *inputs)
+    checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), precision, decided, *inputs)
     task = Task(
         sam=student_of(teacher, student, config.optimizer.seed, config.options),
         teacher=teacher,

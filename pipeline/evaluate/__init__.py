@@ -22,15 +22,21 @@ import torch
 from jaxtyping import UInt8
 from pydantic import Field
 
-import pipeline
-from pipeline import masks
+from pipeline import code, masks
 from pipeline.artifact import CARD, METRICS, Card, Contents, file_sha256, write_json, write_metrics
 from pipeline.config import Config
 from pipeline.data.coco import Photograph
 from pipeline.errors import InputError
 from pipeline.evaluate import baselines
 from pipeline.evaluate.accuracy import Kept, Scores, evaluate_accuracy, photographs, read_image, read_kept
-from pipeline.evaluate.detections import DetectionsConfig, SginwConfig, evaluate_detections, evaluate_sginw, files
+from pipeline.evaluate.detections import (
+    DetectionsConfig,
+    SginwConfig,
+    evaluate_detections,
+    evaluate_sginw,
+    files,
+    refuse_unwatched,
+)
 from pipeline.evaluate.everything import EverythingConfig, evaluate_everything
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.latency import LatencyConfig, measure_latency
@@ -38,10 +44,11 @@ from pipeline.evaluate.memory import measuring_memory
 from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
+from pipeline.models.students import module_of
 from pipeline.ranks import Ranks, joined
 from pipeline.runtime import Predictor, Segmenter, cpu, load
 from pipeline.runtime.self_check import SELF_CHECK
-from pipeline.training import checkpoint_of
+from pipeline.training.checkpoint import checkpoint_of
 
 __all__ = ["DetectionsConfig", "EvaluateConfig", "LatencyConfig", "SginwConfig", "evaluate", "evaluate_teacher"]
 
@@ -58,6 +65,8 @@ class EvaluateConfig(Config):
     """Ask by 3 and 5 clicks also with the mask before given as a prompt."""
     pictures: Annotated[int, Field(ge=0)]
     """Validation images whose masks are kept for the report."""
+    data: str | None = None
+    """The folder that holds all files of ``detections`` and ``sginw``: DVC watches it. Any path if there are none."""
     detections: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], DetectionsConfig]
     """Detectors' boxes to be segmented, by the name that their figures get; ``{}`` for none."""
     sginw: SginwConfig | None
@@ -135,6 +144,7 @@ def evaluate(
 def _evaluate(
     config: EvaluateConfig, prepare: Path, subject: _Subject, inputs: list[str], out: Path, log: Log
 ) -> Contents:
+    refuse_unwatched(config.data, config.detections, config.sginw)
     source, card = subject.source, Card.read(subject.source)
     validation = photographs(prepare)
     example = next(photograph for photograph in validation if photograph.instances)
@@ -145,7 +155,7 @@ def _evaluate(
         config.model_dump_json(exclude={"latency"}),
         str(config.latency.threads),
         # What a killed run of other code left must not be mixed with this one's.
-        *(file_sha256(path) for path in sorted(Path(pipeline.__file__).parent.rglob("*.py"))),
+        code.digest(__name__, module_of(card.model or "")),
         *(file_sha256(path) for path in files(config.detections, config.sginw)),
     ]
     kept = checkpoint_of(

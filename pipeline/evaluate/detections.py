@@ -5,6 +5,7 @@ category are kept, and the area that decides a detection's band is its mask's. T
 results file, in COCO's format, comes with the data (ViTDet, YOLOv8, Grounding-DINO ...).
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,22 @@ def files(detections: Mapping[str, DetectionsConfig], sginw: SginwConfig | None)
         for name in SGINW:
             named += [Path(sginw.folder) / name / "valid" / SGINW_TRUTH, Path(sginw.detections.replace("{set}", name))]
     return [path for path in named if path.is_file()]
+
+
+def refuse_unwatched(data: str | None, detections: Mapping[str, DetectionsConfig], sginw: SginwConfig | None) -> None:
+    """See that DVC would notice another results file or other annotations.
+
+    Raises:
+        InputError: One of the files that decide the figures is not below ``data``.
+    """
+    named = [path for boxes in detections.values() for path in (boxes.truth, boxes.results)]
+    named += [sginw.folder, sginw.detections] if sginw is not None else []
+    for path in named:
+        if data is None or not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(data)):
+            raise InputError(
+                f"{path} is not in evaluate.data, which is {data!r}, so DVC would not see it change: put the files of "
+                "detections and sginw into one folder and name it there (params.yaml)."
+            )
 
 
 @dataclass(frozen=True)

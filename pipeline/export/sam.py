@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import onnx
@@ -26,11 +26,18 @@ from pipeline.export.form import save
 from pipeline.models.decoder import decode_tokens, image_tokens
 from pipeline.models.published import LayerNorm2d
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
-from pipeline.models.sam_lightening import Projection
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 Axes = Mapping[str, tuple[str | int, ...]]
 """Inputs or outputs by name; an axis is a number, or a word where it is dynamic."""
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A part of a student that can be written as a simpler one of the same function."""
+
+    def folded(self) -> nn.Module:
+        """The simpler one."""
 
 
 class _Encoder(nn.Module):
@@ -145,7 +152,7 @@ def _for_export(sam: Sam) -> Sam:
         for name, child in module.named_children():
             if isinstance(child, LayerNorm2d):
                 setattr(module, name, _ChannelNorm(child))
-            elif isinstance(child, Projection):
+            elif isinstance(child, Foldable):
                 setattr(module, name, child.folded())
     position = sam.prompt_encoder.get_dense_pe().detach()
     sam.prompt_encoder.register_buffer("dense_position", position, persistent=False)

@@ -89,6 +89,11 @@ class ImageEncoder(nn.Module):
         y: Tensor = self.norm(self.neck(features[: -self.levels - 1 : -1]))
         return y
 
+    def tappable(self) -> list[nn.Module]:
+        """The backbone's blocks without the stem, see `pipeline.models.taps`."""
+        stages = self.backbone.stages
+        return [block for stage in stages for block in stage.get_submodule("op_list").children()][1:]
+
 
 def _initialise(module: nn.Module) -> None:
     """He et al.'s normal weights: blocks without inner norms keep the scale of their input from the first step on."""

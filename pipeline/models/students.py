@@ -1,47 +1,42 @@
-"""The models by name. A new student is a module of its own and a line here; contract tests run over the table."""
+"""The models by name. A new student is a module of its own and a line here; contract tests run over the table.
+
+A module is imported when one of its models is built: what is made of one student hangs on no other student's code.
+"""
 
 import inspect
+import shutil
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from pipeline import code
 from pipeline.artifact import Card
 from pipeline.errors import InputError
-from pipeline.models.bundled import bundled
-from pipeline.models.efficientvit_sam import (
-    efficientvit_sam_l0,
-    efficientvit_sam_l1,
-    efficientvit_sam_l2,
-    efficientvit_sam_nano,
-    efficientvit_sam_xl0,
-    efficientvit_sam_xl1,
-)
 from pipeline.models.sam import WEIGHTS, Sam, load_weights
-from pipeline.models.sam_lightening import sam_lightening, sam_lightening_nano
-from pipeline.models.tinysam import tinysam, tinysam_nano
-from pipeline.models.vit import vit_b, vit_h, vit_l
 
-STUDENTS: Mapping[str, Callable[..., Sam]] = {
-    "efficientvit_sam_nano": efficientvit_sam_nano,
-    "efficientvit_sam_l0": efficientvit_sam_l0,
-    "efficientvit_sam_l1": efficientvit_sam_l1,
-    "efficientvit_sam_l2": efficientvit_sam_l2,
-    "efficientvit_sam_xl0": efficientvit_sam_xl0,
-    "efficientvit_sam_xl1": efficientvit_sam_xl1,
-    "tinysam_nano": tinysam_nano,
-    "tinysam": tinysam,
-    "sam_lightening_nano": sam_lightening_nano,
-    "sam_lightening": sam_lightening,
+STUDENTS: Mapping[str, str] = {
+    "efficientvit_sam_nano": "pipeline.models.efficientvit_sam",
+    "efficientvit_sam_l0": "pipeline.models.efficientvit_sam",
+    "efficientvit_sam_l1": "pipeline.models.efficientvit_sam",
+    "efficientvit_sam_l2": "pipeline.models.efficientvit_sam",
+    "efficientvit_sam_xl0": "pipeline.models.efficientvit_sam",
+    "efficientvit_sam_xl1": "pipeline.models.efficientvit_sam",
+    "tinysam_nano": "pipeline.models.tinysam",
+    "tinysam": "pipeline.models.tinysam",
+    "sam_lightening_nano": "pipeline.models.sam_lightening",
+    "sam_lightening": "pipeline.models.sam_lightening",
 }
+"""The module whose function of that name builds the student."""
 
-TEACHERS: Mapping[str, Callable[..., Sam]] = {
-    "bundled": bundled,
-    "vit_b": vit_b,
-    "vit_l": vit_l,
-    "vit_h": vit_h,
+TEACHERS: Mapping[str, str] = {
+    "bundled": "pipeline.models.bundled",
+    "vit_b": "pipeline.models.vit",
+    "vit_l": "pipeline.models.vit",
+    "vit_h": "pipeline.models.vit",
 }
 
 
@@ -60,16 +55,26 @@ def build(name: str, options: Mapping[str, Any] = _NO_OPTIONS, *, seed: int = 0)
     Raises:
         InputError: No model has this name, or this model not these options.
     """
-    builders = {**STUDENTS, **TEACHERS}
-    if name not in builders:
-        raise InputError(f"No model is called {name!r}. Known: {', '.join(builders)}.")
-    known = inspect.signature(builders[name]).parameters
+    builder: Callable[..., Sam] = getattr(import_module(module_of(name)), name)
+    known = inspect.signature(builder).parameters
     for option in options:
         if option not in known:
             raise InputError(f"{name} has no option {option!r}: it has {', '.join(known) or 'none'}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return builders[name](**options)
+        return builder(**options)
+
+
+def module_of(name: str) -> str:
+    """The module that builds a student or a teacher, dotted.
+
+    Raises:
+        InputError: No model has this name.
+    """
+    modules = {**STUDENTS, **TEACHERS}
+    if name not in modules:
+        raise InputError(f"No model is called {name!r}. Known: {', '.join(modules)}.")
+    return modules[name]
 
 
 def load_checkpoint(directory: Path) -> Sam:
@@ -82,3 +87,20 @@ def load_checkpoint(directory: Path) -> Sam:
     if card.kind != "checkpoint" or card.model is None:
         raise InputError(f"{directory} is an artifact of kind {card.kind!r}, not a checkpoint.")
     return load_weights(build(card.model, card.options), directory / WEIGHTS).eval()
+
+
+def link(folder: Path = Path("students")) -> str:
+    """Write ``<folder>/<name>/`` for each student: links to the files that decide this one and not every student.
+
+    DVC fills a student's name into a path, and into nothing that would lead to a list of paths.
+
+    Returns:
+        What was done, in one line.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    shared = code.closure(__name__)
+    for name, module in STUDENTS.items():
+        (folder / name).mkdir(parents=True)
+        for file in code.closure(module) - shared:
+            (folder / name / Path(file).name).symlink_to(Path("../..", file))
+    return f"{folder}/ has links for {len(STUDENTS)} students"

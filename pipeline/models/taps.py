@@ -8,15 +8,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import isqrt
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.models import efficientvit_sam
 from pipeline.models.published import ImageEncoderViT
-from pipeline.models.tiny_vit import TinyViT
+
+
+@runtime_checkable
+class Blocky(Protocol):
+    """An encoder whose blocks do not simply lie in ``blocks``."""
+
+    def tappable(self) -> list[nn.Module]:
+        """Its blocks, from the image to the embedding."""
 
 
 def blocks(encoder: nn.Module) -> list[nn.Module]:
@@ -25,11 +32,7 @@ def blocks(encoder: nn.Module) -> list[nn.Module]:
     A plain transformer has its own; TinyViT has those of its stages, EfficientViT its backbone's without the stem, and
     the bundled teacher its attention blocks, whose grid is that of the embedding.
     """
-    if isinstance(encoder, efficientvit_sam.ImageEncoder):
-        return [block for stage in encoder.backbone.stages for block in stage.get_submodule("op_list").children()][1:]
-    if isinstance(encoder, TinyViT):
-        return [block for layer in encoder.layers for block in layer.get_submodule("blocks").children()]
-    return list(encoder.get_submodule("blocks").children())
+    return encoder.tappable() if isinstance(encoder, Blocky) else list(encoder.get_submodule("blocks").children())
 
 
 @contextmanager

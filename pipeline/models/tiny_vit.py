@@ -206,6 +206,10 @@ class TinyViT(nn.Module):
         y: Tensor = self.neck(self.layers(self.patch_embed(images)))
         return y
 
+    def tappable(self) -> list[nn.Module]:
+        """The blocks of all stages, see `pipeline.models.taps`."""
+        return [block for layer in self.layers for block in layer.get_submodule("blocks").children()]
+
 
 def _layer(stage: Stage, after: Stage | None) -> nn.Sequential:
     parts: OrderedDict[str, nn.Module] = OrderedDict(

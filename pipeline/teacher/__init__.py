@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.artifact import Contents, write_metrics
+from pipeline.checkout import stored
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.log import Log
@@ -24,7 +25,7 @@ class TeacherConfig(Config):
     sha256: str | None
     """Of the checkpoint, in hex; it must match. Null for the bundled teacher."""
     store: str
-    """Directory, outside DVC, that keeps downloads."""
+    """Directory, outside DVC, that keeps downloads; relative to `pipeline.checkout.stored`'s root."""
 
 
 def teacher(config: TeacherConfig, *, out: Path, log: Log) -> Contents:
@@ -47,7 +48,7 @@ def teacher(config: TeacherConfig, *, out: Path, log: Log) -> Contents:
             raise InputError(
                 f"params.yaml, section 'teacher': {config.name} needs `checkpoint` (path or URL) and its `sha256`."
             )
-        path = fetch(config.checkpoint, config.sha256, Path(config.store))
+        path = fetch(config.checkpoint, config.sha256, stored(config.store))
         state = read(path)
         sam = build(config.name)
         load_state(sam, state, path)

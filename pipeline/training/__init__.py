@@ -1,6 +1,6 @@
 """The one training loop: recipes are functions that give losses."""
 
-from pipeline.training.checkpoint import CHECKPOINTS, checkpoint_of, code_digest
+from pipeline.training.checkpoint import CHECKPOINTS, checkpoint_of
 from pipeline.training.config import OptimizerConfig, rate
 from pipeline.training.device import autocast, device_of, has_bf16, precision_of
 from pipeline.training.loop import LOG_EVERY, Step, fit
@@ -14,7 +14,6 @@ __all__ = [
     "Step",
     "autocast",
     "checkpoint_of",
-    "code_digest",
     "cut",
     "device_of",
     "epoch_indices",

@@ -10,13 +10,11 @@ import os
 import pickle
 import struct
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from pipeline.artifact import file_sha256
 from pipeline.errors import InputError
 from pipeline.progress import notice
 
@@ -34,29 +32,6 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
         """Take a state over."""
-
-
-CODE = (
-    "align",
-    "data",
-    "distill",
-    "geometry.py",
-    "losses.py",
-    "masks.py",
-    "models",
-    "ranks.py",
-    "teacher",
-    "training",
-)
-"""Source that decides what a training comes to, in the package ``pipeline``."""
-
-
-@cache
-def code_digest() -> str:
-    """A digest of `CODE`: what a killed run of other code left must not be mixed with this one's."""
-    root = Path(__file__).parents[1]
-    files = sorted(path for name in CODE for path in [root / name, *(root / name).rglob("*.py")] if path.is_file())
-    return _digest(f"{path.relative_to(root)} {file_sha256(path)}" for path in files)
 
 
 def checkpoint_of(name: str, *identity: object) -> Path:

@@ -8,6 +8,7 @@ from pipeline.artifact import Card, Contents, digest
 from pipeline.compare import CompareConfig, compare, leaderboard_text
 from pipeline.errors import InputError
 from pipeline.log import silent
+from pipeline.stages import COMPARE
 from tests.compare.fabricated import evaluation, reseal, small_world
 
 CONFIG = CompareConfig(title="Teacher & <students>", pictures=2, extremes=1)
@@ -216,3 +217,20 @@ def test_a_precision_that_is_not_faster_is_told(world):
     _, report = _compare(world)
     said = " ".join(re.sub("<[^>]*>", "", report).split())
     assert "A lower precision does not pay on this machine: nano int8 encodes in 21.5 ms, fp32 in 20.0 ms." in said
+
+
+def test_only_listed_students_are_compared_and_a_listed_one_without_evaluation_is_named(world, caplog):
+    everything, _ = _compare(world)
+    assert [row["precision"] for row in everything] == ["fp32", "fp32", "int8", "", ""]
+    lists = {"students": ["nano", "tiny"], "precisions": ["int8"]}
+    rows, report = _compare(world, "listed", CONFIG.model_copy(update=lists))
+    assert [(row["role"], row["model"], row["precision"]) for row in rows[1:-2]] == [("student", "nano", "int8")]
+    assert "tiny int8" in report
+    assert "tiny int8 is left out of the comparison: not evaluated" in caplog.text
+    assert "nano fp32" not in caplog.text
+
+
+def test_the_stage_compares_what_params_list():
+    params = {"students": ["nano"], "precisions": ["fp32"], "compare": {"title": "t", "pictures": 1, "extremes": 1}}
+    assert COMPARE.config(params, {}).wanted() == [("nano", "fp32")]
+    assert COMPARE.to_dvc()["params"] == ["compare", "students", "precisions"]

@@ -1,12 +1,15 @@
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import pipeline.embed
+from pipeline import checkout, code, database
 from pipeline.artifact import Card, Contents, digest
+from pipeline.data import encoding, filling
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.shards import MANIFEST, Shards
 from pipeline.embed import EmbedConfig, embed
@@ -15,6 +18,7 @@ from pipeline.geometry import to_input
 from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.sam import Sam, save_checkpoint
+from pipeline.models.students import module_of
 from pipeline.models.taps import tapped
 from pipeline.prepare import PrepareConfig, prepare
 from pipeline.prepare.sources import Procedural
@@ -22,25 +26,32 @@ from pipeline.prepare.sources import Procedural
 SIDE, GRID = 32, 4
 
 
-class Teacher(Sam):
+class Encoder(nn.Module):
     """An encoder that can be seen through, counts its images, and fails where it is told to."""
 
-    input_size, embedding_size = SIDE, GRID
-
     def __init__(self):
-        nn.Module.__init__(self)
+        super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
         self.images = 0
         self.fail_after = None
         self.factor = 1.0
 
-    def image_encoder(self, images):
+    def forward(self, images):
         if self.fail_after is not None and self.images >= self.fail_after:
             raise KeyboardInterrupt
         self.images += len(images)
         assert not torch.is_grad_enabled()
         small = nn.functional.avg_pool2d(images.mean(1, keepdim=True), SIDE // GRID)
         return self.weight * self.factor * small * torch.linspace(-1, 1, 256).view(1, 256, 1, 1)
+
+
+class Teacher(Sam):
+    input_size, embedding_size = SIDE, GRID
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.image_encoder = Encoder()
+        self.mask_decoder = nn.Linear(2, 2)
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +63,17 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture
-def teacher(monkeypatch):
+def sam(monkeypatch):
     module = Teacher()
-    monkeypatch.setattr(pipeline.embed, "load_checkpoint", lambda directory: module)
+    for reader in (pipeline.embed, filling):
+        monkeypatch.setattr(reader, "load_checkpoint", lambda directory: module)
     return module
+
+
+@pytest.fixture
+def teacher(sam):
+    """Its encoder."""
+    return sam.image_encoder
 
 
 @pytest.fixture
@@ -88,7 +106,7 @@ def test_each_embedding_is_the_encoders_answer_to_its_image(run, teacher, datase
     for split in ("train", "calibration"):
         for sample in Shards(dataset, split):
             with torch.inference_mode():
-                expected = teacher.image_encoder(to_input(sample.image, SIDE)[None])[0].half()
+                expected = teacher(to_input(sample.image, SIDE)[None])[0].half()
             found = embeddings.get(sample.key)
             assert found.dtype == torch.float16
             assert found.shape == (256, GRID, GRID)
@@ -160,9 +178,72 @@ def test_a_damaged_shard_alone_is_made_anew(run, teacher, tmp_path, spoil):
 def test_another_teacher_gets_shards_of_its_own(run, teacher, tmp_path):
     run("one")
     teacher.images = 0
+    teacher.weight.data += 1
     run("two", weights=b"second")
     assert teacher.images == 7
     assert len(stored(tmp_path)) == 8
+
+
+def test_a_teacher_whose_decoder_alone_is_another_keeps_its_embeddings(run, sam, teacher, tmp_path):
+    first = run("one")
+    teacher.images = 0
+    sam.mask_decoder.weight.data += 1
+    second = run("two", weights=b"second")
+    assert teacher.images == 0
+    assert Embeddings(second).shards == Embeddings(first).shards
+    assert Embeddings(first).teacher != Embeddings(second).teacher
+
+
+def decides():
+    return set(code.closure(encoding.__name__, module_of("bundled"))) - encoding._ASSEMBLY
+
+
+def test_only_encoder_and_preprocessing_decide_where_embeddings_lie():
+    assert decides() == {
+        f"pipeline/{name}.py" for name in ("data/encoding", "data/shards", "geometry", "models/bundled", "models/taps")
+    }
+
+
+def test_what_a_store_lacks_is_computed_anew_where_it_is_read(run, teacher, dataset, tmp_path, capsys):
+    out = run()
+    expected = {key: Embeddings(out).get(key) for key in Shards(dataset, "train").keys}
+    gone, cut_short, *_ = sorted(path for path in stored(tmp_path) if "train" in path.name)
+    gone.unlink()
+    cut(cut_short)
+    teacher.images = 0
+    where = {"prepare": dataset, "teacher": tmp_path / "teacher-first", "device": torch.device("cpu")}
+    filling.refill(Embeddings(out), **where, batch=2)
+    assert teacher.images == 4
+    assert "2 of 4 files of the teacher's embeddings are not in" in capsys.readouterr().err
+    assert all(torch.equal(Embeddings(out).get(key), value) for key, value in expected.items())
+    filling.refill(Embeddings(out), **where, batch=2)
+    assert teacher.images == 4
+
+
+def test_a_store_is_not_refilled_from_other_data(run, teacher, tmp_path):
+    out, other = run(), tmp_path / "other"
+    other.mkdir()
+    source = Procedural(kind="procedural", side_px=48, train=2, calibration=2, validation=1, seed=0, jpeg_quality=90)
+    prepare(PrepareConfig(data=__file__, shard_images=2, source=source), out=other, log=silent)
+    next(path for path in stored(tmp_path) if path.name == "train-00001.safetensors").unlink()
+    with pytest.raises(InputError, match=r"train-00001.* is of other data than .*other: run `dvc repro embed`"):
+        filling.refill(
+            Embeddings(out), prepare=other, teacher=tmp_path / "teacher-first", batch=2, device=torch.device("cpu")
+        )
+
+
+def test_a_store_is_relative_to_its_root_else_to_the_main_checkout(tmp_path, monkeypatch):
+    monkeypatch.delenv(checkout.STORE, raising=False)
+    copy = tmp_path / ".dvc/tmp/exps/temp/abc"
+    copy.mkdir(parents=True)
+    for here in (copy, copy.parent, tmp_path):
+        monkeypatch.chdir(here)
+        assert checkout.main_checkout() == tmp_path
+        assert checkout.stored(".store/embeddings") == tmp_path / ".store/embeddings"
+        assert database.anchored("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+    assert checkout.stored("/elsewhere") == Path("/elsewhere")
+    monkeypatch.setenv(checkout.STORE, "/scratch")
+    assert checkout.stored(".store/embeddings") == Path("/scratch/.store/embeddings")
 
 
 def test_a_teacher_that_gives_no_finite_numbers_is_refused(run, teacher, tmp_path):

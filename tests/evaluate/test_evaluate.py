@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import psutil
@@ -13,6 +14,7 @@ from pipeline.artifact import Card, Contents, digest, write_json
 from pipeline.errors import InputError
 from pipeline.evaluate import EvaluateConfig, _cost, evaluate, evaluate_teacher, memory
 from pipeline.evaluate.accuracy import evaluate_accuracy, photographs, read_kept
+from pipeline.evaluate.detections import DetectionsConfig, refuse_unwatched
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.memory import measuring_memory
 from pipeline.evaluate.prompting import PROMPTS
@@ -257,7 +259,9 @@ def checkpoint(tmp_path_factory):
 def _config(runs=0):
     latency = {"warmup": 0, "runs": runs, "max_foreign_load": 1.0, "batch": 2, "threads": 1}
     protocols = {"feed_back": True, "detections": {}, "sginw": None, "everything": None}
-    return EvaluateConfig.model_validate({"prompts_batch": 8, "pictures": 1, "latency": latency} | protocols)
+    return EvaluateConfig.model_validate(
+        {"prompts_batch": 8, "pictures": 1, "latency": latency, "data": "/"} | protocols
+    )
 
 
 def _evaluate_teacher(dataset, checkpoint, out, runs=0):
@@ -336,3 +340,18 @@ def test_another_students_engine_is_refused(dataset, checkpoint, tmp_path):
             out=tmp_path,
             log=silent,
         )
+
+
+@pytest.mark.parametrize(
+    ("data", "results", "refused"),
+    [
+        ("data", "data/boxes.json", False),
+        ("data", "other/boxes.json", True),
+        ("data", "data/../boxes.json", True),
+        (None, "data/boxes.json", True),
+    ],
+)
+def test_a_results_file_that_dvc_does_not_watch_is_refused(data, results, refused):
+    boxes = DetectionsConfig(truth="data/truth.json", results=results, images=["images"], lvis=False)
+    with pytest.raises(InputError, match=r"not in evaluate\.data") if refused else nullcontext():
+        refuse_unwatched(data, {"boxes": boxes}, None)

@@ -12,6 +12,8 @@ from pipeline.errors import InputError
 from pipeline.export import ExportConfig, export, export_encoder
 from pipeline.export import sam as sam_module
 from pipeline.log import silent
+from pipeline.models import build
+from pipeline.models.sam import save_checkpoint
 from tests.quantize.test_quantize import small  # noqa: F401 - a fixture
 
 CONFIG = ExportConfig(opset=18, max_difference=1e-3)

@@ -10,9 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pipeline.log import silent
-from pipeline.stages import ALIGN, DISTILL
 from pipeline.training import autocast, fit, has_bf16, precision_of, rate
-from pipeline.training.checkpoint import CODE
 from pipeline.training.compiling import compiled
 from pipeline.training.watch import Watch
 from tests.training.work import CPU, recipe
@@ -208,12 +206,6 @@ def test_a_compiled_run_learns_what_an_eager_one_does_and_is_resumed(tmp_path):
         learn(network(), recipe(compile=True), checkpoint, stop_at=7)
     module = learn(network(), recipe(compile=True), checkpoint)
     torch.testing.assert_close(module.state_dict(), eager, rtol=1e-3, atol=1e-5)
-
-
-def test_the_code_that_a_checkpoint_is_kept_by_is_all_that_its_stages_declare():
-    for stage in (DISTILL, ALIGN):
-        declared = {path.removeprefix("pipeline/") for path in stage.code} | {stage.name}
-        assert declared <= set(CODE)
 
 
 def test_what_was_trained_before_can_learn_slower(tmp_path):

@@ -5,10 +5,12 @@ after a crash, a change of the data that leaves some shards alone, or a switch b
 written last, says that it is whole.
 """
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.artifact import file_sha256, write_json
-from pipeline.data.embeddings import TENSOR
+from pipeline.data.encoding import TENSOR
 from pipeline.errors import InputError
 
 
@@ -85,10 +87,29 @@ class Place:
             )
             _into(self.seal_path, lambda draft: write_json(draft, seal.model_dump()))
         except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"embeddings cannot be written to {self.path} ({error}): make room, or set embed.store to another disk."
-            ) from None
+            raise self._unwritable(error) from None
         return seal
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the place to this process while it looks whether there is something to be done, and does it.
+
+        Raises:
+            InputError: The store cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            stream = self.path.with_suffix(".lock").open("w")
+        except OSError as error:
+            raise self._unwritable(error) from None
+        with stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    def _unwritable(self, error: Exception) -> InputError:
+        return InputError(
+            f"embeddings cannot be written to {self.path} ({error}): make room, or set embed.store to another disk."
+        )
 
 
 def place(store: Path, name: str, origin: Mapping[str, object]) -> Place:

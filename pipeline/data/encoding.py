@@ -1,0 +1,66 @@
+"""A teacher's image encoder at work on the images of a dataset: what decides an embedding, and nothing else.
+
+`identity` names all of it, so that embeddings in a store are found again while only other things change: the mask
+decoder, a student, how embeddings are kept.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from jaxtyping import Float, Float16
+from torch import Tensor
+
+from pipeline import code, geometry
+from pipeline.data.shards import Shards
+from pipeline.models.sam import Sam
+from pipeline.models.taps import tapped
+
+TENSOR = "embeddings"
+TAP = "block_{}"
+"""Name of a tapped block's features."""
+READERS = 4
+_ASSEMBLY = frozenset({"pipeline/models/sam.py"})
+"""Puts a decoder beside an encoder; it decides no embedding."""
+
+
+def identity(sam: Sam, module: str) -> dict[str, str]:
+    """Digests of what decides the embeddings of an image: the encoder's weights, and the code.
+
+    Args:
+        sam: The teacher.
+        module: Where its image encoder is built, dotted.
+    """
+    weights = hashlib.sha256()
+    for name, value in sorted(sam.image_encoder.state_dict().items()):
+        weights.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        weights.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return {"encoder": weights.hexdigest(), "code": code.digest(__name__, module, without=_ASSEMBLY)}
+
+
+@torch.inference_mode()
+def encode(sam: Sam, images: Float[Tensor, "b 3 s s"], taps: Sequence[int]) -> dict[str, Float16[Tensor, "b _ g g"]]:
+    """Embeddings and features of the blocks ``taps``, by the name they have in the store."""
+    device = next(sam.parameters()).device
+    if not taps:
+        return {TENSOR: sam.image_encoder(images.to(device)).to("cpu", torch.float16)}
+    with tapped(sam.image_encoder, taps) as features:
+        found = {TENSOR: sam.image_encoder(images.to(device))}
+    found |= {TAP.format(tap): features[tap] for tap in taps}
+    return {name: value.to("cpu", torch.float16).contiguous() for name, value in found.items()}
+
+
+def batches(shards: Shards, indices: range, batch: int, side: int) -> Iterator[Float[Tensor, "b 3 s s"]]:
+    """Images as the encoder reads them; the next batch is decoded while one is being worked on."""
+
+    def read(index: int) -> Tensor:
+        return geometry.to_input(shards[index].image, side)
+
+    starts = indices[::batch]
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead = [pool.submit(read, i) for i in indices[:batch]]
+        for start in starts:
+            current, begin = ahead, start - indices.start + batch
+            ahead = [pool.submit(read, i) for i in indices[begin : begin + batch]]
+            yield torch.stack([future.result() for future in current])
