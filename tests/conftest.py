@@ -142,11 +142,11 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
         place.parent.mkdir(exist_ok=True)
         with place.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not place.exists():
-                draft = place.with_suffix(".draft")
-                shutil.rmtree(draft, ignore_errors=True)
-                make(draft)
-                draft.rename(place)
+            done = place.with_suffix(".done")
+            if not done.exists():
+                shutil.rmtree(place, ignore_errors=True)
+                make(place)  # where it stays: MLflow keeps whole paths
+                done.touch()
         return place
 
     return give
