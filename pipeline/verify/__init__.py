@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from pipeline import artifact
-from pipeline.artifact import Card
+from pipeline.artifact import CARD, Card
 from pipeline.errors import GateError, InputError
 from pipeline.runtime import Segmenter, cpu, load
 from pipeline.runtime.self_check import Agreement, repeat
@@ -44,13 +43,11 @@ def verify(*, directory: Path, against: Path | None, device: str | None, threads
         GateError: The engine misses the gate it was built under; the text has the figures.
         InputError: ``directory`` is no intact engine, or cannot run here.
     """
-    card = Card.read(directory)
+    card = Card.verified(directory)
     if card.kind != "engine":
         raise InputError(
             f"{directory} is an artifact of kind {card.kind!r}, not an engine: name one of build_engine's."
         )
-    if artifact.digest(directory) != card.digest:
-        raise InputError(f"{directory} is not what its card says: `dvc checkout` or build it anew.")
     engine = load(directory, device, threads)
     agreement = repeat(engine, directory)
     report = _report(directory, card, agreement) | _times(directory, engine, card, against, device, threads)
@@ -88,7 +85,7 @@ def _times(
     """Milliseconds of the encoder for one image, in turns with the fp32 engine's where there is one."""
     engines = {"encoder_ms": engine}
     other = against or directory.parent / "fp32"
-    if card.precision != "fp32" and (against or (other / artifact.CARD).is_file()):
+    if card.precision != "fp32" and (against or (other / CARD).is_file()):
         reference = Card.read(other)
         if (reference.kind, reference.model, reference.precision) != ("engine", card.model, "fp32"):
             raise InputError(f"{other} is not the fp32 engine of {card.model}: name that one with --against.")

@@ -97,7 +97,7 @@ def test_a_missing_a_cut_or_a_foreign_check_is_told(engines, tmp_path):
             (out / SELF_CHECK).unlink()
         else:
             (out / SELF_CHECK).write_bytes(content)
-        with pytest.raises(InputError, match="is not what its card says"):
+        with pytest.raises(InputError, match="is damaged"):
             verify(directory=out, **DEFAULTS)
         with pytest.raises(InputError, match="does not exist|cannot be read"):
             repeat(load(engines / "fp32"), out)
