@@ -256,6 +256,8 @@ def _log_result(store: Store, run: str, place: Path, card: Card, curves: Curves)
     if inputs:
         store.client.log_inputs(run, datasets=inputs)
     store.set_tags(run, {f"parent/{name}": digest for name, digest in card.parents.items()} | {"digest": card.digest})
+    if card.refusal:
+        store.set_tags(run, {f"refusal.{name}": str(value) for name, value in card.refusal if value is not None})
 
 
 def _log_comparison(store: Store, run: str, place: Path) -> None:
