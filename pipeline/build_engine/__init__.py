@@ -56,7 +56,8 @@ def build_engine(
         log: Told the figures, seconds of building among them; those are not written down.
 
     Raises:
-        InputError: The engine is unknown, the artifact is another model's, or the engine does not pass.
+        InputError: The engine is unknown, or the artifact is another model's.
+        Refused: The engine does not give what the student does.
     """
     if config.engine not in ENGINES:
         raise InputError(f"unknown build_engine.engine {config.engine!r}: there is {', '.join(ENGINES)}.")

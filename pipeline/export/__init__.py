@@ -34,7 +34,8 @@ def export(config: ExportConfig, *, align: Path, student: str, out: Path, log: L
         log: Told the figures.
 
     Raises:
-        InputError: The checkpoint is another model's, or a file breaks a rule or does not give PyTorch's result.
+        InputError: The checkpoint is another model's.
+        Refused: A file breaks a rule, or does not give PyTorch's result.
     """
     card = Card.read(align)
     if card.kind != "checkpoint" or card.model != student:

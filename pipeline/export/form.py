@@ -17,7 +17,7 @@ def save(model: onnx.ModelProto, path: Path) -> dict[str, float]:
         Counts of QuantizeLinear and DequantizeLinear, where there are any.
 
     Raises:
-        InputError: It breaks a rule of `pipeline.export.rules`.
+        Refused: It breaks a rule of `pipeline.export.rules`.
     """
     _share_integers(model.graph)
     normalise(model)

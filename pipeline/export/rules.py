@@ -14,8 +14,10 @@ import onnx
 from jaxtyping import Shaped
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from pipeline.errors import InputError
+from pipeline.errors import Refused
 
+RULES = "export.rules"
+"""What a refusal by one of them names as its rule; its reason says which."""
 OPSETS = range(18, 24)
 DYNAMIC_AXES = frozenset({"batch", "masks", "prompts", "points"})
 LOWERED = ("Conv", "MatMul", "Gemm")
@@ -85,15 +87,15 @@ def check_onnx(model: ModelProto, name: str) -> None:
         name: Of its file, for errors.
 
     Raises:
-        InputError: A rule is broken; the text names the node and what to do.
+        Refused: A rule is broken; the text names the node and what to do.
     """
     graph = _Graph.of(model)
     for fault in (*_operators(model, graph), *_axes(model), *_placement(graph)):
-        raise InputError(f"{name}: {fault}")
+        raise Refused(RULES, f"{name}: {fault}")
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise InputError(f"{name} is no valid ONNX model: {' '.join(str(error).split())[:300]}.") from None
+        raise Refused(RULES, f"{name} is no valid ONNX model: {str(error)[:300]}.") from None
 
 
 def _operators(model: ModelProto, graph: _Graph) -> Iterator[str]:
