@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import CARD, METRICS, Card
+from pipeline.artifact import CARD, METRICS, Card, Refusal
 from pipeline.errors import InputError
 from pipeline.stage import ARTIFACTS
 
@@ -51,6 +51,10 @@ class Evaluation:
         return self.card.parents[self.source_stage]
 
 
+Refusals = Mapping[tuple[str, str], Refusal]
+"""Candidates that missed a gate, by model and precision."""
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """An evaluation that does not count."""
@@ -91,8 +95,8 @@ def read(directory: Path, keys: Path = Path()) -> Evaluation:
     )
 
 
-def read_all(prepare: Path, evaluate_teacher: Path, evaluate: Path) -> tuple[list[Evaluation], list[LeftOut]]:
-    """The teacher and all students that were measured on the same dataset, and the others by name.
+def read_all(prepare: Path, evaluate_teacher: Path, evaluate: Path) -> tuple[list[Evaluation], Refusals, list[LeftOut]]:
+    """The teacher and all students that were measured on the same dataset, those refused, and the others by name.
 
     Raises:
         InputError: The teacher was measured on another dataset, or an evaluation is damaged.
@@ -101,14 +105,17 @@ def read_all(prepare: Path, evaluate_teacher: Path, evaluate: Path) -> tuple[lis
     teacher = read(evaluate_teacher)
     if teacher.card.parents[DATASET] != dataset:
         raise InputError(f"{evaluate_teacher} was measured on another dataset than {prepare}: run `dvc repro`.")
-    kept, left_out = [teacher], []
+    kept, refused, left_out = [teacher], dict[tuple[str, str], Refusal](), []
     for card in sorted(evaluate.rglob(CARD)):
         keys = card.parent.relative_to(evaluate)
-        if Card.read(card.parent).parents.get(DATASET) == dataset:
-            kept.append(read(card.parent, keys))
-        else:
+        found = Card.read(card.parent)
+        if found.parents.get(DATASET) != dataset:
             left_out.append(LeftOut(" ".join(keys.parts), "measured on another dataset"))
-    return kept, left_out
+        elif found.refusal:
+            refused[str(found.model), str(found.precision)] = found.refusal
+        else:
+            kept.append(read(card.parent, keys))
+    return kept, refused, left_out
 
 
 def _read_json_if_there(path: Path) -> Any:

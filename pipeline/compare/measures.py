@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.compare import table
+from pipeline.compare.evaluations import Refusals
 from pipeline.compare.grid import Cell, Column, Grid, Line, Section, Tone, Write, model_cell, number, of_models
 from pipeline.compare.leaderboard import Row, best, measures
 from pipeline.metrics import BANDS
@@ -25,8 +26,8 @@ _WRITE: Mapping[str, Write] = {"ms": table.amount, "mib": table.amount, "s": tab
 Wanted = dict[str, tuple[str, Write, bool]]
 
 
-def leaderboard_grid(rows: Sequence[Row]) -> Grid:
-    """What people look at first, with the best student of each column."""
+def leaderboard_grid(rows: Sequence[Row], refused: Refusals) -> Grid:
+    """What people look at first, with the best student of each column, and at the end those that were refused."""
     winners = best(rows)
     columns = [
         Column(title="Model", words=True, less_is_better=True),
@@ -37,7 +38,11 @@ def leaderboard_grid(rows: Sequence[Row]) -> Grid:
         Column(title="Memory, MiB", less_is_better=True),
         Column(title="Parameters", less_is_better=True),
     ]
-    return Grid(columns=columns, lines=[Line(_leaders(i, row, winners), row["role"]) for i, row in enumerate(rows)])
+    lines = [Line(_leaders(i, row, winners), row["role"]) for i, row in enumerate(rows)]
+    for (model, precision), refusal in refused.items():
+        name = Cell(text=model, value=f"{model} {precision}", below=precision)
+        lines.append(Line([name, Cell(text=f"refused by {refusal}", columns=len(columns) - 1)], "refused"))
+    return Grid(columns=columns, lines=lines)
 
 
 def _leaders(place: int, row: Row, winners: Mapping[str, int]) -> list[Cell]:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipeline.artifact import Refusal
+
 NOTHING = "-"
 
 
@@ -46,14 +48,18 @@ _COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "size_mib": ("size MiB", amount),
     "memory_mib": ("memory MiB", amount),
 }
+_NONE: Mapping[str, Refusal] = {}
+_STRUCK = "\u0336"
+"""Combines with the character before it."""
 _WORDS = 3
 """Columns of words, set flush left; numbers stand flush right."""
 
 
-def leaderboard_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def leaderboard_text(rows: Sequence[Mapping[str, Any]], refused: Mapping[str, Refusal] = _NONE) -> str:
     """The rows of leaderboard.json in columns, with a rule below the head and below the teacher.
 
-    A latency that was measured on a busy machine is marked.
+    A latency that was measured on a busy machine is marked. Candidates that were ``refused`` follow below a rule,
+    struck out, each by its name with the rule that it missed.
     """
     head = [title for title, _ in _COLUMNS.values()]
     body = [[write(row.get(name)) for name, (_, write) in _COLUMNS.items()] for row in rows]
@@ -67,6 +73,9 @@ def leaderboard_text(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(_line(cells, widths))
         if row.get("role") == "teacher" and len(rows) > 1:
             lines.append(rule)
+    if refused:
+        lines.append(rule)
+        lines += [f"{''.join(c + _STRUCK for c in name)}  refused by {refusal}" for name, refusal in refused.items()]
     if busy:
         lines.append("! timed while the machine was busy with other work: an upper bound")
     return "\n".join(lines)
