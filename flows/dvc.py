@@ -1,5 +1,6 @@
 """Run DVC stages as processes of their own: their output goes on as it comes, and they never outlive the flow."""
 
+import fcntl
 import os
 import re
 import signal
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import BoundedSemaphore, Lock
+from threading import Lock
 from typing import Self
 
 from pipeline.process import die_with_parent
@@ -16,13 +17,16 @@ from pipeline.stage import DVC_LOCK, kept_by_dvc
 
 _PATIENCE_S = (20.0, 5.0)
 """How long a stage may clean up after Ctrl-C and after SIGTERM, before the next stronger signal."""
-_TAIL = 15
+_REPOSITORY_LOCK = Path(".dvc/tmp/lock")
+"""Held by each DVC command while it reads or writes what it keeps, but not while a stage works."""
 _HINT = re.compile(r"\s*(To track the changes|git add|To enable auto staging|dvc config core\.|Use `dvc push`)")
 """What DVC says to a person at a prompt, which a flow's log need not repeat for each stage."""
+_DVCS_OWN = re.compile(r"ERROR: failed to reproduce")
+"""What DVC says below a stage's own last words, which are the reason."""
 
 
 class StageFailedError(RuntimeError):
-    """A stage failed; its text has the reason first, then the last lines of its output."""
+    """A stage failed; its text is the reason in one line. All its output was told as it came."""
 
 
 class BadInputError(StageFailedError):
@@ -37,23 +41,35 @@ class StoppedError(StageFailedError):
 def lock_in_order(order: Sequence[str]) -> Iterator[None]:
     """Leave the entries of dvc.lock in the order that plain `dvc repro` would.
 
-    DVC appends new entries as stages end: those of stages that run beside each other come in any order.
+    DVC appends new entries as stages end: those of stages that run beside each other come in any order. Another DVC
+    command, started by a person meanwhile, cannot write between our reading and writing: both hold DVC's own lock.
 
     Args:
         order: All targets.
     """
-    earlier = list(_entries())
+    with _repository():
+        earlier = list(_entries())
     try:
         yield
     finally:
-        entries = _entries()
-        later = sorted(entries.keys() - set(earlier), key=lambda name: order.index(name) if name in order else -1)
-        wanted = [name for name in earlier if name in entries] + later
-        if wanted != list(entries):
-            head = DVC_LOCK.read_text().partition("stages:\n")[0]
-            draft = DVC_LOCK.with_suffix(".part")
-            draft.write_text(f"{head}stages:\n" + "".join(entries[name] for name in wanted))
-            draft.replace(DVC_LOCK)
+        with _repository():
+            entries = _entries()
+            later = sorted(entries.keys() - set(earlier), key=lambda name: order.index(name) if name in order else -1)
+            wanted = [name for name in earlier if name in entries] + later
+            if wanted != list(entries):
+                head = DVC_LOCK.read_text().partition("stages:\n")[0]
+                draft = DVC_LOCK.with_suffix(".part")
+                draft.write_text(f"{head}stages:\n" + "".join(entries[name] for name in wanted))
+                draft.replace(DVC_LOCK)
+
+
+@contextmanager
+def _repository() -> Iterator[None]:
+    """Hold DVC's lock of the repository, as zc.lockfile takes it for DVC; waits until no other command has it."""
+    _REPOSITORY_LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with _REPOSITORY_LOCK.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _entries() -> dict[str, str]:
@@ -68,13 +84,9 @@ class Stages:
     """Stages that run beside each other, each in a thread of its own, and end together.
 
     As a context: when its body fails or is interrupted, those that run are stopped, and no more are started.
-
-    Args:
-        at_once: How many run at the same time; further ones wait.
     """
 
-    def __init__(self, at_once: int = 1) -> None:
-        self._slots = BoundedSemaphore(at_once)
+    def __init__(self) -> None:
         self._lock = Lock()
         self._running = set[subprocess.Popen[str]]()
         self._ended = False
@@ -114,19 +126,18 @@ class Stages:
             StageFailedError: The stage failed otherwise.
         """
         flags = ["--pull"] if pull else []
-        with self._slots:
-            try:
-                code, lines = self._run(target, ["repro", *flags, "--single-item", target], environment, say)
-            except StoppedError:
-                raise
-            except BaseException:
-                restore(target, say)
-                raise
-            if code:
-                restore(target, say)
-                if self._ended:
-                    raise StoppedError(f"{target}: stopped, because the flow ended")
-                raise _failure(target, lines)
+        try:
+            code, lines = self._run(target, ["repro", *flags, "--single-item", target], environment, say)
+        except StoppedError:
+            raise
+        except BaseException:
+            restore(target, say)
+            raise
+        if code:
+            restore(target, say)
+            if self._ended:
+                raise StoppedError(f"{target}: stopped, because the flow ended")
+            raise _failure(target, lines)
 
     def is_up_to_date(self, target: str) -> bool:
         """Whether `repro` would find nothing to do.
@@ -249,7 +260,10 @@ def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
 def _failure(target: str, lines: list[str]) -> StageFailedError:
     reasons = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     ends = [match for line in lines if (match := re.search(r"failed to run: .*, exited with (-?\d+)", line))]
-    reason = reasons[-1] if reasons else next((line for line in reversed(lines) if line.strip()), "no output")
-    text = "\n".join([f"{target}: {reason}", *(f"    {line}" for line in lines[-_TAIL:])])
-    refused = bool(reasons) and bool(ends) and ends[-1].group(1) == "2"
-    return BadInputError(f"{target}: {reason}") if refused else StageFailedError(text)
+    own = [line for line in lines if not _DVCS_OWN.match(line)]
+    code = int(ends[-1].group(1)) if ends else 1
+    reason = reasons[-1] if reasons else next(iter((own or lines)[-1:]), "no output")
+    if code < 0:
+        reason = f"ended by {signal.Signals(-code).name} (too little memory?); the last it said: {reason.strip()}"
+    bad_input = bool(reasons) and code == 2
+    return (BadInputError if bad_input else StageFailedError)(f"{target}: {reason.strip()}")

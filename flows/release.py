@@ -1,71 +1,43 @@
-"""Bring every stage up to date, those of different students at once where asked to, and register the best model."""
+"""Bring every stage up to date, those of different students at once where asked to, and register the best model.
+
+One candidate takes no other down: where one is refused by a gate, the release goes on and completes with refusals;
+where one fails, what does not need it goes on, and the release fails at the end.
+"""
 
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.futures import PrefectFuture, as_completed
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
+from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.tasks import Task
+from pydantic import Field
 
-from flows import dvc, handover, place
+from flows import dvc, handover, outcome, place, schedule, tasks
+from flows.outcome import ReleaseFailedError
 from pipeline import promote, tracking
+from pipeline.artifact import read_refusals
 from pipeline.config import read_params
 from pipeline.errors import InputError
 from pipeline.process import exit_code, raise_on_signals
-from pipeline.stage import ARTIFACTS, RESTORE_ONLY, Keys, Stage, listed
+from pipeline.stage import ARTIFACTS, listed
 from pipeline.stages import STAGES
 
-RETRIES = 1
-"""A stage that fails by a fault, not by bad input, is tried once more."""
+WITH_REFUSALS = "CompletedWithRefusals"
+"""Name of the flow's last state where a gate refused some of the candidates."""
+REFUSED = 3
+"""Exit code for the same."""
+Verb = Literal["embed", "distill", "align", "build_engine", "evaluate"]
+"""What workers can be asked for: the stages that have ``gpu``."""
 
-
-def _may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again may help: not with the same bad input, nor when all is to stop."""
-    try:
-        state.result()
-    except (dvc.BadInputError, dvc.StoppedError):
-        return False
-    except Exception:  # noqa: BLE001 - whatever it was, it is tried again
-        return True
-    return False
-
-
-@task(
-    task_run_name="{target}",
-    cache_policy=NO_CACHE,
-    retries=RETRIES,
-    retry_delay_seconds=5,
-    retry_condition_fn=_may_help,
-)
-def repro(target: str, environment: Mapping[str, str], stages: dvc.Stages) -> None:
-    """Run one DVC stage unless it is up to date. DVC, not Prefect, decides what is stale."""
-    stages.repro(target, environment, get_run_logger().info)
-
-
-@task(
-    task_run_name="{target} by a worker",
-    cache_policy=NO_CACHE,
-    retries=RETRIES,
-    retry_delay_seconds=5,
-    retry_condition_fn=_may_help,
-)
-def repro_elsewhere(
-    target: str, needs: Sequence[str], environment: Mapping[str, str], stages: dvc.Stages, parent: str
-) -> None:
-    """Have a worker run one DVC stage, unless it is up to date, and take its result from DVC's remote."""
-    say = get_run_logger().info
-    if not stages.is_up_to_date(target):
-        handover.hand_over(stages, target, needs, parent, say)
-    # Should the result not have come back after all, it must not be made here unasked.
-    stages.repro(target, {**environment, RESTORE_ONLY: "1"}, say, pull=True)
+_COMPARISON = ARTIFACTS / "compare"
 
 
 @task(cache_policy=NO_CACHE)
@@ -74,12 +46,16 @@ def register() -> str:
     return promote.register()
 
 
-# A task that waits holds a thread, but no place among the stages that run.
+# `schedule` starts no more than may run, those of workers aside.
 _THREAD_EACH: Any = ThreadPoolTaskRunner()
 
 
-@flow(validate_parameters=False, task_runner=_THREAD_EACH)
-def release(students: list[str] | None = None, at_once: int = 1, on_gpu: Sequence[str] = ()) -> list[dict[str, Any]]:
+@flow(task_runner=_THREAD_EACH)
+def release(
+    students: list[str] | None = None,
+    at_once: Annotated[int, Field(ge=1)] = 1,
+    on_gpu: tuple[Verb, ...] = (),
+) -> State[list[dict[str, Any]]]:
     """Run all stages for ``students`` (default: all of params.yaml) and register the best of them.
 
     Args:
@@ -89,64 +65,76 @@ def release(students: list[str] | None = None, at_once: int = 1, on_gpu: Sequenc
         on_gpu: Verbs whose stages workers of the pool ``gpu`` run, for example ``build_engine``; the others run here.
 
     Returns:
-        The rows of the leaderboard.
+        The rows of the leaderboard, as the data of the last state, which is what a call gives. The state is called
+        `WITH_REFUSALS`, and its message names them, where gates refused candidates.
 
     Raises:
         InputError: params.yaml does not list one of ``students``, a verb cannot be handed over, or workers cannot be
             reached.
+        ReleaseFailedError: Stages failed.
     """
-    params = chosen(read_params(), students)
-    check_engine(params, on_gpu)
-    with place.held():
-        check_handed(on_gpu)
-        return _release(params, at_once, on_gpu)
+    try:
+        params = chosen(read_params(), students)
+        check_engine(params, on_gpu)
+        with place.held():
+            check_handed(on_gpu)
+            rows, refused = _release(params, at_once, on_gpu)
+    except (InputError, dvc.StageFailedError) as error:
+        return Failed(message=str(error), data=error)
+    return Completed(name=WITH_REFUSALS, message=refused, data=rows) if refused else Completed(data=rows)
 
 
-def _release(params: dict[str, Any], at_once: int, on_gpu: Sequence[str]) -> list[dict[str, Any]]:
-    order = [stage.target(keys) for stage in STAGES for keys in stage.repetitions(params)]
-    with tracking.parent_run("release") as parent, dvc.lock_in_order(order), dvc.Stages(at_once) as stages:
-        submitted = _submit(params, parent.run, stages, at_once, on_gpu)
-        for future in as_completed(list(submitted)):
-            future.result()
-            parent.adopt(submitted[future][0], params, submitted[future][1])
-        rows = promote.leaderboard()
-        _show(rows)
-        get_run_logger().info(register())
-    return rows
+def _release(params: dict[str, Any], at_once: int, on_gpu: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
+    """The leaderboard, and the candidates that were refused."""
+    steps = schedule.plan(STAGES, params)
+    order = [step.target for step in steps]
+    states = dict[str, State[Any] | None]()
+    with tracking.parent_run("release") as parent, dvc.lock_in_order(order), dvc.Stages() as stages:
+        start = _starter(params, parent.run, stages, at_once, on_gpu)
+        for step, state in schedule.run(steps, at_once, start, on_gpu):
+            states[step.target] = state
+            if outcome.has_result(state):
+                parent.adopt(step.stage, params, step.keys)
+        refused = outcome.refused(steps, states)
+        # The last stage is the comparison.
+        rows = promote.leaderboard() if outcome.has_result(states[order[-1]]) else None
+        if rows is not None:
+            _show(rows, refused)
+        lines = outcome.failures(steps, states)
+        if lines or rows is None:
+            raise ReleaseFailedError(lines, bad_input=outcome.bad_input(steps, states), rows=rows, refused=refused)
+        if any(row["role"] == "student" for row in rows):
+            get_run_logger().info(register())
+        else:
+            get_run_logger().warning("nothing to register: all students were refused")
+    return rows, refused
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
+def _show(rows: list[dict[str, Any]], refused: str) -> None:
     """The leaderboard as an artifact on Prefect's pages."""
     from pipeline.compare.table import leaderboard_table  # with it come plotting libraries; the tasks do without
 
-    text = f"Teacher and students on the validation split. The report: {ARTIFACTS / 'compare' / 'report.html'}"
-    create_table_artifact(key="leaderboard", table=leaderboard_table(rows), description=text)
+    text = f"Teacher and students on the validation split. The report: {_COMPARISON / 'report.html'}"
+    create_table_artifact(
+        key="leaderboard", table=leaderboard_table(rows), description=f"{text}. {refused}".removesuffix(". ")
+    )
 
 
-def _submit(
+def _starter(
     params: Mapping[str, Any], parent: str, stages: dvc.Stages, at_once: int, on_gpu: Sequence[str]
-) -> dict[PrefectFuture[None], tuple[Stage, Keys]]:
-    """Hand every stage to Prefect; each waits for what it builds on, one that measures time for all before it."""
+) -> Callable[[schedule.Step], PrefectFuture[Any]]:
+    """What hands one step to Prefect."""
     environment = {tracking.PARENT_RUN: parent}
-    submitted = dict[PrefectFuture[None], tuple[Stage, Keys]]()
-    futures = dict[str, PrefectFuture[None]]()
-    for stage in STAGES:
-        repetitions = stage.repetitions(params)
-        share = {} if stage.alone else _share(min(at_once, len(repetitions)))
-        for keys in repetitions:
-            below = [futures[need.target(found)] for need, found in stage.upstream(params, keys)]
-            target, wait_for = stage.target(keys), list(futures.values()) if stage.alone else below
-            if stage.name in on_gpu:
-                needs = [need.target(found) for need, found in stage.inputs(params, keys)]
-                futures[target] = repro_elsewhere.submit(
-                    target, needs, environment, stages, parent, wait_for=wait_for, return_state=False
-                )
-            else:
-                futures[target] = repro.submit(
-                    target, environment | share, stages, wait_for=wait_for, return_state=False
-                )
-            submitted[futures[target]] = (stage, keys)
-    return submitted
+
+    def start(step: schedule.Step) -> PrefectFuture[Any]:
+        stage, result = step.stage, step.stage.path(step.keys)
+        if stage.name in on_gpu:
+            needs = [need.target(found) for need, found in stage.inputs(params, step.keys)]
+            return tasks.repro_elsewhere.submit(step.target, result, needs, environment, stages, parent)
+        share = {} if stage.alone else _share(min(at_once, len(stage.repetitions(params))))
+        return tasks.repro.submit(step.target, result, environment | share, stages)
+
+    return start
 
 
 def _share(beside: int) -> dict[str, str]:
@@ -201,14 +189,29 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _verbs(text: str) -> list[str]:
+    verbs = _names(text)
+    for verb in verbs:
+        if verb not in get_args(Verb):
+            raise argparse.ArgumentTypeError(
+                f"stages of {verb!r} cannot be handed over; those of {', '.join(get_args(Verb))} can"
+            )
+    return verbs
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the flow, then say what came out and where to look at it."""
+    """Run the flow, then say what came out and where to look at it.
+
+    Returns:
+        0, or 1 where stages failed, 2 for bad input, 3 where gates refused candidates and nothing else is amiss, 130
+        or 143 after Ctrl-C or SIGTERM.
+    """
     parser = argparse.ArgumentParser(prog="python -m flows.release", description="Run all stages as one Prefect flow.")
     parser.add_argument("--students", type=_names, help="some of those in params.yaml, as A,B (default: all)")
     parser.add_argument("--at-once", type=int, default=1, help="stages that may run beside each other (default: 1)")
     parser.add_argument(
         "--on-gpu",
-        type=_names,
+        type=_verbs,
         default=[],
         metavar="VERB,VERB",
         help="stages that workers of the pool gpu run: build_engine, distill ... (default: none; docs/gpu.md)",
@@ -218,22 +221,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--at-once must be at least 1, not {arguments.at_once}")
     raise_on_signals()
     try:
-        rows = release(arguments.students, arguments.at_once, arguments.on_gpu)
-    except (InputError, dvc.BadInputError) as error:
+        state: State[Any] = release(arguments.students, arguments.at_once, arguments.on_gpu, return_state=True)
+        rows = state.result()
+    except ReleaseFailedError as failed:
+        if failed.rows is not None:
+            _tell(failed.rows)
+        for line in filter(None, (failed.refused, *(f"error: {line}" for line in str(failed).splitlines()))):
+            print(line, file=sys.stderr)
+        return 2 if failed.bad_input else 1
+    except InputError as error:
         return _say(f"error: {error}", 2)
-    except dvc.StageFailedError as error:
-        return _say(f"error: {error}", 1)
     except KeyboardInterrupt as interrupt:
         return _say(
             "error: the flow was stopped; `python -m flows.release` goes on where it was.", exit_code(interrupt)
         )
+    _tell(rows)
+    if state.name == WITH_REFUSALS:
+        print(state.message)
+        return REFUSED
+    return 0
+
+
+def _tell(rows: list[dict[str, Any]]) -> None:
+    """The leaderboard, and where more is to be seen."""
     from pipeline.compare.table import leaderboard_text  # with it come plotting libraries, which a flow can do without
 
-    print(f"\n{leaderboard_text(rows)}\n")
-    print(f"report          {ARTIFACTS / 'compare' / 'report.html'}")
+    print(f"\n{leaderboard_text(rows, read_refusals(_COMPARISON))}\n")
+    print(f"report          {_COMPARISON / 'report.html'}")
     print("MLflow pages    mlflow server --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db")
     print('Prefect pages   PREFECT_HOME="$PWD/.prefect" prefect server start --host 127.0.0.1')
-    return 0
 
 
 def _say(line: str, code: int) -> int:

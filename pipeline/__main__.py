@@ -7,18 +7,22 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from pipeline import process, telemetry
 from pipeline.acts import ACTS
-from pipeline.errors import GateError, InputError
+from pipeline.artifact import Card, read_refusals
+from pipeline.errors import GateError, InputError, Refused
 from pipeline.stage import ARTIFACTS, RESTORE_ONLY, Stage, dvc_yaml, kept_by_dvc, refuse_unknown_sections
 from pipeline.stages import STAGES
 
 WITHOUT = ("pandas", "pyarrow", "sklearn")
 """What MLflow imports where it is installed, and a stage's record does not need; mlflow-skinny comes without."""
+REFUSED = 3
+"""Exit code where a candidate missed a gate: nothing broke, and the others can go on."""
 
 
 def show_dvc_yaml() -> str:
@@ -39,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        0, or 1 for a model the gate refused, 2 for bad input, 130 or 143 after Ctrl-C or SIGTERM.
+        0, or 1 for a model the gate of `promote` refused, 2 for bad input, 3 for a candidate that a stage refused
+        (under DVC 0, as the refusal is a result), 130 or 143 after Ctrl-C or SIGTERM.
     """
     arguments = vars(_parser().parse_args(argv))
     verb = arguments.pop("verb")
@@ -51,13 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = stage.target(arguments) if stage else verb
     try:
         if stage:
-            _run_stage(stage, arguments)
-        else:
-            print(_function(ACTS[verb].run)(**arguments))
+            return _run_stage(stage, arguments)
+        print(_function(ACTS[verb].run)(**arguments))
     except KeyboardInterrupt as interrupt:
         return _refuse(f"{target} was stopped.", process.exit_code(interrupt), stage, target)
     except GateError as error:
         return _refuse(str(error), 1, None, target)
+    except Refused as refused:  # by an act, such as a bench; a stage makes it its result
+        return _refuse(f"{refused.rule}: {refused.reason}", REFUSED, None, target)
     except (InputError, FloatingPointError) as error:  # the latter: a training that diverged
         return _refuse(str(error), 2, stage, target)
     except Exception as error:
@@ -68,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run_stage(stage: Stage, keys: Mapping[str, str]) -> None:
+def _run_stage(stage: Stage, keys: Mapping[str, str]) -> int:
     from pipeline.config import read_params
     from pipeline.log import silent
 
@@ -85,12 +91,24 @@ def _run_stage(stage: Stage, keys: Mapping[str, str]) -> None:
         raise InputError(f"{stage.name} runs in one process: start it without torchrun.")
     if int(os.environ.get("RANK", "0")) > 0:
         stage.follow(config, keys, silent)
-        return
+        return 0
     with process.starting(), process.without(WITHOUT):
         from pipeline.tracking import run_tracked
 
     card = run_tracked(stage, params, keys)
-    print(f"{stage.path(keys)}: {card.kind}, digest {card.digest[:12]}")
+    place = stage.path(keys)
+    print(f"{place}: {card.kind}, digest {card.digest[:12]}")
+    for line in _refusals(place, card):
+        print(line)
+    return REFUSED if card.refusal and "DVC_STAGE" not in os.environ else 0
+
+
+def _refusals(place: Path, card: Card) -> Iterator[str]:
+    """What a person must not miss: that this candidate is refused, or which ones a comparison goes without."""
+    if card.refusal:
+        yield f"refused by {card.refusal}. {card.refusal.reason}"
+    elif found := read_refusals(place):
+        yield f"refused: {'; '.join(f'{name} ({refusal})' for name, refusal in found.items())}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,12 +15,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Refused
 
 CARD = "card.json"
 METRICS = "metrics.json"
+REFUSAL = "refusal.json"
+"""All that a refusal holds beside its card: the same words, so that different refusals have different digests."""
+REFUSALS = "refusals.json"
+"""In a comparison: the candidates that were refused, with model and precision."""
 
-Kind = Literal["dataset", "checkpoint", "embeddings", "onnx", "engine", "evaluation", "comparison"]
+Kind = Literal["dataset", "checkpoint", "embeddings", "onnx", "engine", "evaluation", "comparison", "refusal"]
 
 
 class Calibration(BaseModel):
@@ -33,6 +37,31 @@ class Calibration(BaseModel):
     """That chose them from the calibration split."""
     digest: str
     """SHA-256 of their pixels, in hex."""
+
+
+class Refusal(BaseModel):
+    """Why a candidate did not pass: which rule of which stage it missed, and by how much."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    stage: str
+    """Whose gate it is. Stages after that one carry the same refusal."""
+    rule: str
+    value: float | None
+    """None where the rule has no figure, or it is not finite."""
+    limit: float | None
+    reason: str
+
+    @classmethod
+    def of(cls, stage: str, refused: Refused) -> "Refusal":
+        """What a stage's gate raised."""
+        return cls(stage=stage, rule=refused.rule, value=refused.value, limit=refused.limit, reason=refused.reason)
+
+    def __str__(self) -> str:
+        """The rule and the figure: ``build_engine.min_cosine: 0.958918, limit 0.97``."""
+        if self.limit is None:
+            return self.rule
+        return f"{self.rule}: {'not finite' if self.value is None else f'{self.value:.6g}'}, limit {self.limit:g}"
 
 
 class Contents(BaseModel):
@@ -49,6 +78,8 @@ class Contents(BaseModel):
     load: dict[str, str | int | float | bool] = {}
     """What a loader needs beside the files: the engine's kind, its settings."""
     calibration: Calibration | None = None
+    refusal: Refusal | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Of artifacts of kind ``refusal``, and on the cards of no others."""
     spent: tuple[Path, ...] = Field(default=(), exclude=True)
     """Files and directories outside the artifact, from which an interrupted run goes on. They are not on the card."""
 
@@ -148,3 +179,16 @@ def read_metrics(directory: Path) -> dict[str, float]:
         for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     }
+
+
+def write_refusals(directory: Path, refused: Mapping[tuple[str, str], Refusal]) -> None:
+    """Write which candidates, by model and precision, a comparison goes without."""
+    listed = [{"model": m, "precision": p, **refusal.model_dump()} for (m, p), refusal in refused.items()]
+    write_json(directory / REFUSALS, listed)
+
+
+def read_refusals(directory: Path) -> dict[str, Refusal]:
+    """The candidates that a comparison goes without, by name; none where ``directory`` holds no comparison."""
+    path = directory / REFUSALS
+    listed = json.loads(path.read_text()) if path.is_file() else []
+    return {f"{one.pop('model')} {one.pop('precision')}": Refusal(**one) for one in listed}

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from pipeline import code
-from pipeline.artifact import CARD, METRICS, Card, Contents
+from pipeline.artifact import CARD, METRICS, REFUSAL, Card, Contents, Refusal, write_json
 from pipeline.config import Config, find, section
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Refused
 from pipeline.log import Log
 
 ARTIFACTS = Path("artifacts")
@@ -160,6 +160,9 @@ class Stage:
     def __call__(self, config: Config, keys: Keys, log: Log) -> Card:
         """Run one repetition beside its place, and put the finished artifact there in one step.
 
+        A candidate that misses a gate leaves a refusal. So does one whose input is a refusal: the same, passed on
+        without a call of the verb.
+
         Raises:
             InputError: An input is wrong, or another process is making the same artifact.
         """
@@ -169,8 +172,7 @@ class Stage:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
             try:
-                places = {need.name: need.path(keys) for need in self.needs}
-                contents = self.function(config, **places, **keys, out=draft, log=log)
+                contents = self._fill(draft, config, keys, log)
                 card = Card.seal(draft, contents, parents)
                 _put(draft, out)
                 contents.clear_away()
@@ -178,12 +180,33 @@ class Stage:
                 shutil.rmtree(draft, ignore_errors=True)
         return card
 
+    def _fill(self, draft: Path, config: Config, keys: Keys, log: Log) -> Contents:
+        """Call the verb, unless its candidate is refused already or is refused by it."""
+        refusal = self._passed_on(keys)
+        if refusal is None:
+            places = {need.name: need.path(keys) for need in self.needs}
+            try:
+                return self.function(config, **places, **keys, out=draft, log=log)
+            except Refused as refused:
+                refusal = Refusal.of(self.name, refused)
+                shutil.rmtree(draft)
+                draft.mkdir()
+        write_json(draft / REFUSAL, refusal.model_dump())
+        return Contents(kind="refusal", model=keys.get("student"), precision=keys.get("precision"), refusal=refusal)
+
+    def _passed_on(self, keys: Keys) -> Refusal | None:
+        """The refusal among the artifacts that this repetition reads; those below a directory count for themselves."""
+        single = [need for need in self.needs if set(need.over) <= keys.keys()]
+        return next(filter(None, (Card.read(need.path(keys)).refusal for need in single)), None)
+
     def follow(self, config: Config, keys: Keys, log: Log) -> None:
         """Do this process's share of a repetition whose artifact another process of ``torchrun``'s writes.
 
         Raises:
             InputError: An input is wrong.
         """
+        if self._passed_on(keys):
+            return
         places = {need.name: need.path(keys) for need in self.needs}
         with TemporaryDirectory() as scratch:
             self.function(config, **places, **keys, out=Path(scratch), log=log)

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 from pathlib import Path
@@ -6,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.artifact import CARD, Card, Contents, digest, write_json
-from pipeline.errors import InputError
+from pipeline.artifact import CARD, Card, Contents, Refusal, digest, write_json
+from pipeline.errors import InputError, Refused
 
 CONTENTS = Contents(kind="checkpoint", model="small", options={"attention": [[[8, 2]], [[4, 1], [8, 4]]]})
 NAMES = st.text("abc", min_size=1, max_size=4)
@@ -48,6 +49,23 @@ def test_a_payload_that_was_changed_is_refused_in_one_line_with_the_command_that
     remedy = re.search("`dvc (checkout .*?)`", str(refused.value))
     assert built.dvc(*remedy[1].split()).returncode == 0
     assert Card.verified(place) == sealed
+
+
+def test_a_refusal_is_on_its_own_card_and_no_other(tmp_path):
+    for name in ("model", "refused"):
+        (tmp_path / name).mkdir()
+    Card.seal(tmp_path / "model", CONTENTS, {})
+    assert "refusal" not in json.loads((tmp_path / "model" / CARD).read_text())
+    found = Refusal.of(
+        "export", Refused("export.max_difference", "it differs\nby inf", value=float("inf"), limit=0.001)
+    )
+    card = Card.seal(tmp_path / "refused", Contents(kind="refusal", refusal=found), {})
+    assert Card.read(tmp_path / "refused") == card
+    shown = {"stage": "export", "rule": "export.max_difference", "value": None, "limit": 0.001}
+    assert json.loads((tmp_path / "refused" / CARD).read_text())["refusal"] == shown | {"reason": "it differs by inf"}
+    assert str(found) == "export.max_difference: not finite, limit 0.001"
+    assert str(found.model_copy(update={"value": 0.25})) == "export.max_difference: 0.25, limit 0.001"
+    assert str(found.model_copy(update={"limit": None})) == "export.max_difference"
 
 
 def test_reading_what_is_no_artifact_says_what_to_do(tmp_path):

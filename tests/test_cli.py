@@ -74,6 +74,23 @@ def test_an_unknown_section_is_one_line_and_exit_code_2(world):
     assert done.stderr.startswith("error: params.yaml has unknown key 'colours': remove it or correct its spelling")
 
 
+def test_a_candidate_that_is_refused_is_exit_code_3_by_hand_and_0_under_dvc(built):
+    built.edit("end: well", "end: refused")
+    line = "refused by distill.min_agreement: 0.5, limit 0.9. small agrees with its teacher to 0.5 only.\n"
+    for environment, code in (({}, 3), ({"DVC_STAGE": "distill@small"}, 0)):
+        done = built.verb("distill", "--student", "small", **environment)
+        assert (done.returncode, done.stderr) == (code, "")
+        assert done.stdout.endswith(line)
+    [run, *_] = built.runs("distill@small")
+    assert run.info.status == "FINISHED"
+    tags = {name: value for name, value in run.data.tags.items() if name.startswith("refusal.")}
+    reason = "small agrees with its teacher to 0.5 only."
+    assert tags == {
+        "refusal.stage": "distill", "refusal.rule": "distill.min_agreement", "refusal.value": "0.5",
+        "refusal.limit": "0.9", "refusal.reason": reason,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_stage_leaves_the_earlier_artifact_no_draft_and_a_killed_run(built, number, code):
     built.edit("end: well", "end: never")

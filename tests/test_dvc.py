@@ -75,6 +75,45 @@ def test_bad_input_under_dvc_tells_how_the_earlier_result_comes_back(built):
     assert (built.root / "artifacts/distill/small/card.json").read_text() == earlier
 
 
+def add_student(world, name, end):
+    """List one more student, which ends in a certain way."""
+    world.edit("]\nprecisions:", f", {name}]\nprecisions:")
+    world.edit("evaluate:\n", f"  {name}: {{steps: 3, lr: 0.001, end: {end}}}\nevaluate:\n")
+
+
+def test_plain_repro_takes_a_refusal_measures_the_others_names_it_last_and_does_nothing_again(built):
+    add_student(built, "other", "refused")
+    done = built.dvc("repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = "refused: other fp32 (distill.min_agreement: 0.5, limit 0.9)"
+    compare = done.stdout.partition("Running stage 'compare'")[2].partition("Updating lock file")[0]
+    assert compare.rstrip().splitlines()[-1] == said
+    places = [built.root / "artifacts" / place for place in ("distill/other", "evaluate/other/fp32")]
+    cards = [json.loads((place / "card.json").read_text()) for place in places]
+    assert [card["kind"] for card in cards] == ["refusal", "refusal"]
+    assert cards[0]["refusal"] == cards[1]["refusal"]
+    board = json.loads((built.root / "artifacts/compare/leaderboard.json").read_text())
+    assert [row["model"] for row in board] == ["bundled", "small"]
+    lock = (built.root / "dvc.lock").read_bytes()
+    assert "up to date" in built.dvc("status").stdout
+    assert built.dvc("repro").stdout.count("didn't change, skipping") == len(TARGETS) + 2
+    assert (built.root / "dvc.lock").read_bytes() == lock
+    assert [run.data.tags["refusal.rule"] for run in built.runs("evaluate@other-fp32")] == ["distill.min_agreement"]
+
+
+def test_repro_that_keeps_going_makes_what_does_not_need_the_stage_that_failed(built):
+    add_student(built, "broken", "fault")
+    add_student(built, "other", "well")
+    done = built.dvc("repro", "--keep-going")
+    assert done.returncode != 0
+    assert (built.root / "artifacts/evaluate/other/fp32/card.json").is_file()
+    assert not (built.root / "artifacts/evaluate/broken").exists()
+    # What reads all of them is left to a person, who may want the leaderboard of what there is.
+    assert built.dvc("repro", "--single-item", "compare").returncode == 0
+    board = json.loads((built.root / "artifacts/compare/leaderboard.json").read_text())
+    assert [row["model"] for row in board] == ["bundled", "other", "small"]
+
+
 def test_dvc_shows_the_metrics_of_the_comparison(built):
     assert "artifacts/compare/metrics.json" in built.dvc("metrics", "show").stdout
 

@@ -5,9 +5,9 @@ from types import ModuleType
 
 import pytest
 
-from pipeline.artifact import Card, Contents
+from pipeline.artifact import Card, Contents, digest
 from pipeline.config import Config
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Refused
 from pipeline.log import Log, silent
 from pipeline.stage import DRAFTS, Stage, dvc_yaml, kept_by_dvc, listed
 
@@ -22,6 +22,8 @@ def make(config: MakeConfig, *, out: Path, log: Log) -> Contents:
         raise InputError("it is wrong")
     if config.text == "stop":
         raise KeyboardInterrupt
+    if config.text.startswith("worse"):
+        raise Refused("make.min_length", f"{config.text} is no good", value=float("nan"), limit=3.0)
     return Contents(kind="dataset", spent=(Path("state.pt"), Path("state")))
 
 
@@ -30,16 +32,27 @@ def use(config: MakeConfig, *, make: Path, student: str, out: Path, log: Log) ->
     return Contents(kind="checkpoint", model=student)
 
 
+def join(config: MakeConfig, *, use: Path, out: Path, log: Log) -> Contents:
+    kinds = [f"{path.name} {Card.read(path).kind}" for path in sorted(use.iterdir())]
+    (out / "text").write_text(", ".join(kinds))
+    return Contents(kind="comparison")
+
+
 MAKE = Stage(run="verbs_of_this_test:make", says="Make")
 USE = Stage(run="verbs_of_this_test:use", says="Use", needs=(MAKE,), over=("student",), section="use.{student}")
 JOIN = Stage(run="verbs_of_this_test:join", says="Join", needs=(USE,), cached=False)
-PARAMS = {"students": ["a", "b"], "make": {"text": "x"}, "use": {"a": {"text": "y"}, "b": {"text": "z"}}}
+PARAMS = {
+    "students": ["a", "b"],
+    "make": {"text": "x"},
+    "use": {"a": {"text": "y"}, "b": {"text": "z"}},
+    "join": {"text": ""},
+}
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     module = ModuleType("verbs_of_this_test")
-    module.make, module.use = make, use
+    module.make, module.use, module.join = make, use, join
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.chdir(tmp_path)
 
@@ -78,6 +91,39 @@ def test_a_stage_that_ends_well_replaces_the_earlier_artifact():
     run(MAKE, text="new")
     assert Path("artifacts/make/text").read_text() == "new"
     assert [path.name for path in DRAFTS.iterdir()] == ["make.lock"]
+
+
+def test_a_candidate_that_misses_a_gate_leaves_a_refusal_in_place_of_what_it_wrote():
+    run(MAKE)
+    card = run(MAKE, text="worse")
+    out = Path("artifacts/make")
+    assert Card.read(out) == card
+    assert (card.kind, card.refusal.stage, card.refusal.rule) == ("refusal", "make", "make.min_length")
+    assert (card.refusal.value, card.refusal.limit, card.refusal.reason) == (None, 3.0, "worse is no good")
+    assert sorted(path.name for path in out.iterdir()) == ["card.json", "refusal.json"]
+    assert digest(out) == card.digest != run(MAKE, text="worse still").digest
+    assert [path.name for path in DRAFTS.iterdir()] == ["make.lock"]
+
+
+def test_a_stage_that_reads_a_refusal_passes_it_on_uncalled():
+    refused = run(MAKE, text="worse")
+    config = USE.config(PARAMS, {"student": "a"})
+    passed = USE(config, {"student": "a"}, silent)
+    assert passed.refusal == refused.refusal
+    assert (passed.kind, passed.model, passed.precision) == ("refusal", "a", None)
+    assert passed.parents == {"make": refused.digest}
+    assert not Path("artifacts/use/a/text").exists()
+    USE.follow(config, {"student": "a"}, silent)  # the verb would not find what it reads
+
+
+def test_a_stage_that_reads_all_repetitions_is_called_though_some_are_refused():
+    run(MAKE)
+    run(USE, {"student": "a"})
+    run(MAKE, text="worse")
+    run(USE, {"student": "b"})
+    card = run(JOIN)
+    assert (card.kind, Path("artifacts/join/text").read_text()) == ("comparison", "a checkpoint, b refusal")
+    assert list(card.parents) == ["use/a", "use/b"]
 
 
 def test_what_a_run_could_go_on_with_goes_only_when_the_artifact_is_in_its_place(monkeypatch):

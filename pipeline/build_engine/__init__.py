@@ -14,7 +14,7 @@ from pipeline.build_engine.onnxruntime import onnxruntime
 from pipeline.build_engine.openvino import openvino
 from pipeline.build_engine.tensorrt import tensorrt
 from pipeline.data.shards import Shards
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Refused
 from pipeline.log import Log
 from pipeline.progress import notice
 from pipeline.runtime import ENGINES as RUNTIMES
@@ -61,7 +61,8 @@ def build_engine(
         log: Told the figures, seconds of building among them; those are not written down.
 
     Raises:
-        InputError: The engine is unknown, the artifact is another model's or damaged, or the engine does not pass.
+        InputError: The engine is unknown, or the artifact is another model's or damaged.
+        Refused: The engine does not give what the student does.
     """
     if config.engine not in ENGINES:
         raise InputError(f"unknown build_engine.engine {config.engine!r}: there is {', '.join(ENGINES)}.")
@@ -105,10 +106,21 @@ def build_engine(
 def _self_check(
     config: BuildEngineConfig, engine: Segmenter, reference: Segmenter, images: Shards, out: Path
 ) -> dict[str, float]:
-    """Write the engine's self-check from the first photographs that have instances, and repeat it here."""
+    """Write the engine's self-check from the first photographs that have instances, and repeat it here.
+
+    Raises:
+        Refused: It misses the gate here, so that it would anywhere.
+    """
     pairs = ((sample.image, boxes(sample, reference.image_size)) for sample in (images[i] for i in range(len(images))))
     some = islice((pair for pair in pairs if len(pair[1])), SELF_CHECK_IMAGES)
     cases = [self_check.make_case(reference, image, corners) for image, corners in some]
     self_check.save(cases, out, min_cosine=config.min_cosine, min_mask_iou=config.min_mask_agreement)
     agreement = self_check.repeat(engine, out)
+    for rule, value in (("min_cosine", agreement.embedding_cosine), ("min_mask_agreement", agreement.mask_iou)):
+        if not value >= (limit := getattr(config, rule)):  # NaN too
+            reason = (
+                f"the {config.engine} engine is too far from the student on its self-check: {value:.6f}, "
+                f"build_engine.{rule} asks for {limit}. Use a higher precision, or keep layers out of it (quantize.keep)."
+            )
+            raise Refused(f"build_engine.{rule}", reason, value=value, limit=limit)
     return {"self_check_cosine": agreement.embedding_cosine, "self_check_mask_iou": agreement.mask_iou}

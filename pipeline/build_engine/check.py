@@ -17,7 +17,7 @@ from pipeline import masks
 from pipeline.build_engine.config import BuildEngineConfig
 from pipeline.build_engine.overflow import first_out_of_range
 from pipeline.data.shards import Sample
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Refused
 from pipeline.geometry import boxes_to_frame, to_input
 from pipeline.runtime.exported import decoder_feeds
 from pipeline.runtime.segmenter import Segmenter
@@ -45,8 +45,8 @@ def check(
         ``embedding_cosine``, the lowest of all images; ``mask_agreement``, mean IoU of masks; ``prompts``, how many.
 
     Raises:
-        InputError: Something is not finite, a mask is empty that must not be, agreement is below the config's, or no
-            sample has an instance.
+        Refused: Something is not finite, a mask is empty that must not be, or agreement is below the config's.
+        InputError: No sample has an instance.
     """
     cosines, agreements = list[float](), list[Tensor]()
     for sample in samples:
@@ -96,9 +96,12 @@ def _masks(
     mask, true = (logits[every, chosen] > 0).flatten(1), (true_logits[every, chosen] > 0).flatten(1)
     vanished = ~mask.any(dim=1) & (true.sum(dim=1) >= SMALLEST_CELLS)
     if vanished.any():
-        raise InputError(
+        raise Refused(
+            "build_engine.vanished_masks",
             f"the {config.engine} engine gives an empty mask for {int(vanished.sum())} of {len(corners)} boxes of an "
-            "image where the student in fp32 does not: use a higher precision, or another engine."
+            "image where the student in fp32 does not: use a higher precision, or another engine.",
+            value=float(vanished.sum()),
+            limit=0.0,
         )
     union = (mask | true).sum(dim=1)
     return torch.where(union > 0, (mask & true).sum(dim=1) / union.clamp(min=1), 1.0)
@@ -116,16 +119,20 @@ def _arrays(feeds: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in feeds.items()}
 
 
-def _not_finite(config: BuildEngineConfig, name: str, path: Path, feeds: dict[str, np.ndarray]) -> InputError:
+def _not_finite(config: BuildEngineConfig, name: str, path: Path, feeds: dict[str, np.ndarray]) -> Refused:
     place = _place(first_out_of_range(path, feeds))
-    return InputError(f"the {config.engine} engine gives values that are not finite in {name}. {place}".rstrip())
+    reason = f"the {config.engine} engine gives values that are not finite in {name}. {place}"
+    return Refused("build_engine.finite", reason)
 
 
-def _too_far(config: BuildEngineConfig, name: str, value: float, rule: str, place: str | None) -> InputError:
-    return InputError(
+def _too_far(config: BuildEngineConfig, name: str, value: float, rule: str, place: str | None) -> Refused:
+    return Refused(
+        f"build_engine.{rule}",
         f"the {config.engine} engine is too far from the student in fp32: {name} is {value:.6f}, build_engine.{rule} "
         f"asks for {getattr(config, rule)}. {_place(place) if name == 'embedding_cosine' else ''}"
-        "Use a higher precision, or keep layers out of it (quantize.keep)."
+        "Use a higher precision, or keep layers out of it (quantize.keep).",
+        value=value,
+        limit=getattr(config, rule),
     )
 
 

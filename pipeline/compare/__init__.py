@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline import provenance
-from pipeline.artifact import Contents, read_metrics, write_json, write_metrics
+from pipeline.artifact import Contents, read_metrics, write_json, write_metrics, write_refusals
 from pipeline.compare import pictures
 from pipeline.compare.evaluations import read_all, read_baselines
 from pipeline.compare.everything import overlays
@@ -60,6 +60,9 @@ def compare(
 ) -> Contents:
     """Write ``leaderboard.json``, ``metrics.json``, ``plots.json``, ``plots/*.png`` and ``report.html``.
 
+    ``refusals.json`` lists the candidates that missed a gate before they were measured: model, precision, stage, rule,
+    value, limit and reason.
+
     Args:
         config: Section ``compare`` of params.yaml.
         prepare: The dataset.
@@ -68,12 +71,12 @@ def compare(
         evaluate: The directory with the students' evaluations. Those that are listed in params.yaml and were not
             evaluated, or on another dataset, are left out and named.
         out: Empty directory for the artifact.
-        log: Gets how many models are compared and how many are left out.
+        log: Gets how many models are compared, refused and left out.
 
     Raises:
         InputError: An evaluation is missing or damaged, or the teacher's is of another dataset.
     """
-    evaluations, left_out = read_all(prepare, evaluate_teacher, evaluate, config.wanted())
+    evaluations, refused, left_out = read_all(prepare, evaluate_teacher, evaluate, config.wanted())
     for other in left_out:
         _LOGGER.warning("%s is left out of the comparison: %s", other.name, other.reason)
     baselines = read_baselines(evaluate_teacher)
@@ -99,13 +102,15 @@ def compare(
         best=best,
         evaluations=evaluations,
         baselines=trivial,
+        refused=refused,
         left_out=left_out,
         dataset=dataset,
         commit=provenance.commit(),
     )
     (out / "report.html").write_text(render(page), encoding="utf-8")
     write_json(out / "leaderboard.json", [*rows, *trivial])
+    write_refusals(out, refused)
     write_json(out / "plots.json", points(rows))
     write_metrics(out, flat(rows))
-    log({"models": float(len(rows)), "left_out": float(len(left_out))})
+    log({"models": float(len(rows)), "refused": float(len(refused)), "left_out": float(len(left_out))})
     return Contents(kind="comparison")

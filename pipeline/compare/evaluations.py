@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import CARD, METRICS, Card
+from pipeline.artifact import CARD, METRICS, Card, Refusal
 from pipeline.errors import InputError
 from pipeline.stage import ARTIFACTS
 
@@ -53,6 +53,10 @@ class Evaluation:
         return self.card.parents[self.source_stage]
 
 
+Refusals = Mapping[tuple[str, str], Refusal]
+"""Candidates that missed a gate, by model and precision."""
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """An evaluation that does not count."""
@@ -97,8 +101,8 @@ def read(directory: Path, keys: Path = Path()) -> Evaluation:
 
 def read_all(
     prepare: Path, evaluate_teacher: Path, evaluate: Path, wanted: Sequence[tuple[str, str]] | None = None
-) -> tuple[list[Evaluation], list[LeftOut]]:
-    """The teacher and all students that were measured on the same dataset, and the others by name.
+) -> tuple[list[Evaluation], Refusals, list[LeftOut]]:
+    """The teacher and all students that were measured on the same dataset, those refused, and the others by name.
 
     Args:
         prepare: The dataset.
@@ -113,16 +117,20 @@ def read_all(
     teacher = read(evaluate_teacher)
     if teacher.card.parents[DATASET] != dataset:
         raise InputError(f"{evaluate_teacher} was measured on another dataset than {prepare}: run `dvc repro`.")
-    kept, left_out = [teacher], []
+    kept, refused, left_out = [teacher], dict[tuple[str, str], Refusal](), []
     there = [card.parent.relative_to(evaluate) for card in sorted(evaluate.rglob(CARD))]
     for keys in there if wanted is None else [Path(*pair) for pair in wanted]:
         if keys not in there:
             left_out.append(LeftOut(" ".join(keys.parts), "not evaluated"))
-        elif Card.read(evaluate / keys).parents.get(DATASET) == dataset:
-            kept.append(read(evaluate / keys, keys))
-        else:
+            continue
+        found = Card.read(evaluate / keys)
+        if found.parents.get(DATASET) != dataset:
             left_out.append(LeftOut(" ".join(keys.parts), "measured on another dataset"))
-    return kept, left_out
+        elif found.refusal:
+            refused[str(found.model), str(found.precision)] = found.refusal
+        else:
+            kept.append(read(evaluate / keys, keys))
+    return kept, refused, left_out
 
 
 def read_baselines(evaluate_teacher: Path) -> Mapping[str, Mapping[str, float]]:

@@ -34,11 +34,13 @@ class Cell:
     marks: str = ""
     """Letters of the notes that belong to it."""
     code: bool = False
+    columns: int = 1
+    """How many it spans."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row; its kind is ``teacher``, ``student``, ``baseline`` or ``published``."""
+    """One row; its kind is ``teacher``, ``student``, ``baseline``, ``refused`` or ``published``."""
 
     cells: Sequence[Cell]
     kind: str = "student"

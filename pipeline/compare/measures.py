@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.compare import table
+from pipeline.compare.evaluations import Refusals
 from pipeline.compare.grid import Cell, Column, Grid, Line, Section, Tone, Write, model_cell, number, of_models
 from pipeline.compare.leaderboard import Row, best, measures
 from pipeline.metrics import BANDS, below_trivial
@@ -26,8 +27,8 @@ _WRITE: Mapping[str, Write] = {"ms": table.amount, "mib": table.amount, "s": tab
 Wanted = dict[str, tuple[str, Write, bool]]
 
 
-def leaderboard_grid(rows: Sequence[Row], baselines: Sequence[Row]) -> Grid:
-    """What people look at first, with the best student of each column, and what trivial masks score."""
+def leaderboard_grid(rows: Sequence[Row], baselines: Sequence[Row], refused: Refusals) -> Grid:
+    """What people look at first: models with the best student of each column, trivial masks, and what was refused."""
     winners = best(rows)
     columns = [
         Column(title="Model", words=True, less_is_better=True),
@@ -38,8 +39,11 @@ def leaderboard_grid(rows: Sequence[Row], baselines: Sequence[Row]) -> Grid:
         Column(title="Memory, MiB", less_is_better=True),
         Column(title="Parameters", less_is_better=True),
     ]
-    every = enumerate([*rows, *baselines])
-    return Grid(columns=columns, lines=[Line(_leaders(i, row, winners), row["role"]) for i, row in every])
+    lines = [Line(_leaders(i, row, winners), row["role"]) for i, row in enumerate([*rows, *baselines])]
+    for (model, precision), refusal in refused.items():
+        name = Cell(text=model, value=f"{model} {precision}", below=precision)
+        lines.append(Line([name, Cell(text=f"refused by {refusal}", columns=len(columns) - 1)], "refused"))
+    return Grid(columns=columns, lines=lines)
 
 
 def _leaders(place: int, row: Row, winners: Mapping[str, int]) -> list[Cell]:

@@ -14,7 +14,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   heads.forEach((head, column) => {
     head.querySelector("button").addEventListener("click", () => {
       const order = head.ariaSort === "none" ? head.dataset.first : OTHER[head.ariaSort];
-      const value = (row) => row.cells[column].dataset.value;
+      const value = (row) => row.cells[column]?.dataset.value ?? ""; // a cell may span several columns
       const sign = order === "ascending" ? 1 : -1;
       const rows = [...table.tBodies[0].rows].sort((a, b) => compare(value(a), value(b), sign));
       table.tBodies[0].append(...rows);

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from pipeline.compare import table
 from pipeline.compare.drawing import Plot
-from pipeline.compare.evaluations import DATASET, Evaluation, LeftOut
+from pipeline.compare.evaluations import DATASET, Evaluation, LeftOut, Refusals
 from pipeline.compare.grid import Section
 from pipeline.compare.leaderboard import Row, best
 from pipeline.compare.measures import leaderboard_grid, slower_than_fp32
@@ -45,6 +45,7 @@ class Page:
     best: Mapping[str, Sequence[Case]]
     evaluations: Sequence[Evaluation]
     """In the order of ``rows``."""
+    refused: Refusals
     left_out: Sequence[LeftOut]
     dataset: Mapping[str, float]
     """Counts of the dataset."""
@@ -103,7 +104,7 @@ def render(page: Page) -> str:
         teacher=page.rows[0],
         winner=page.winner,
         best=best(page.rows),
-        leaderboard=leaderboard_grid(page.rows, page.baselines),
+        leaderboard=leaderboard_grid(page.rows, page.baselines, page.refused),
         below=[f"{row['model']} {row['precision']}" for row in page.rows if below_trivial(row)],
         dataset_digest=page.evaluations[0].card.parents[DATASET],
         slower=slower_than_fp32(page.rows),

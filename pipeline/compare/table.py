@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipeline.artifact import Refusal
 from pipeline.metrics import below_trivial
 
 NOTHING = "-"
@@ -48,14 +49,18 @@ _COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "size_mib": ("size MiB", amount),
     "memory_mib": ("memory MiB", amount),
 }
+_NONE: Mapping[str, Refusal] = {}
+_STRUCK = "\u0336"
+"""Combines with the character before it."""
 _WORDS = 3
 """Columns of words, set flush left; numbers stand flush right."""
 
 
-def leaderboard_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def leaderboard_text(rows: Sequence[Mapping[str, Any]], refused: Mapping[str, Refusal] = _NONE) -> str:
     """The rows of leaderboard.json in columns, with rules between head, teacher, students and trivial masks.
 
     A latency that was measured on a busy machine is marked, and an mIoU that is no better than a trivial mask's.
+    Candidates that were ``refused`` follow below a rule, struck out, each by its name with the rule that it missed.
     """
     head = [title for title, _ in _COLUMNS.values()]
     body = [[write(row.get(name)) for name, (_, write) in _COLUMNS.items()] for row in rows]
@@ -74,6 +79,9 @@ def leaderboard_text(rows: Sequence[Mapping[str, Any]]) -> str:
             lines.append(rule)
         lines.append(_line(cells, widths))
         before = row.get("role")
+    if refused:
+        lines.append(rule)
+        lines += [f"{''.join(c + _STRUCK for c in name)}  refused by {refusal}" for name, refusal in refused.items()]
     if below:
         lines.append(
             "\u25bc no better than a mask that no model made: a filled box, an ellipse in it, a disc around the click"

@@ -34,8 +34,8 @@ def export(config: ExportConfig, *, align: Path, student: str, out: Path, log: L
         log: Told the figures.
 
     Raises:
-        InputError: The checkpoint is another model's or damaged, or a file breaks a rule or does not give PyTorch's
-            result.
+        InputError: The checkpoint is another model's or damaged.
+        Refused: A file breaks a rule, or does not give PyTorch's result.
     """
     card = Card.verified(align)
     if card.kind != "checkpoint" or card.model != student:

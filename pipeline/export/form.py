@@ -22,7 +22,7 @@ def save(model: onnx.ModelProto, path: Path, *, reduce_range: bool = False) -> d
         Counts of QuantizeLinear and DequantizeLinear, where there are any.
 
     Raises:
-        InputError: It breaks a rule of `pipeline.export.rules`.
+        Refused: It breaks a rule of `pipeline.export.rules`.
     """
     _share_integers(model.graph)
     normalise(model)

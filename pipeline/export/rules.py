@@ -14,10 +14,12 @@ import onnx
 from jaxtyping import Shaped
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from pipeline.errors import InputError
+from pipeline.errors import Refused
 from pipeline.export.saturation import factor_ranges
 from pipeline.runtime.cpu import EXACT_FACTOR
 
+RULES = "export.rules"
+"""What a refusal by one of them names as its rule; its reason says which."""
 OPSETS = range(18, 24)
 DYNAMIC_AXES = frozenset({"batch", "masks", "prompts", "points"})
 LOWERED = ("Conv", "MatMul", "Gemm")
@@ -88,23 +90,23 @@ def check_onnx(model: ModelProto, name: str, *, reduce_range: bool = False) -> N
         reduce_range: Also against the rule that no pair of int8 products saturates.
 
     Raises:
-        InputError: A rule is broken; the text names the node and what to do.
+        Refused: A rule is broken; the text names the node and what to do.
     """
     graph = _Graph.of(model)
     for fault in (*_operators(model, graph), *_axes(model), *_placement(graph)):
-        raise InputError(f"{name}: {fault}")
+        raise Refused(RULES, f"{name}: {fault}")
     if reduce_range:
         for node, reach in factor_ranges(model).items():
             if reach > EXACT_FACTOR:
-                raise InputError(
-                    f"{name}: {node} multiplies int8 values of up to {reach}, "
-                    f"beyond the {EXACT_FACTOR} that never saturate "
-                    "on processors: quantize with quantize.reduce_range."
+                reason = (
+                    f"{name}: {node} multiplies int8 values of up to {reach}, beyond the {EXACT_FACTOR} that never "
+                    "saturate on processors: quantize with quantize.reduce_range."
                 )
+                raise Refused(RULES, reason, value=reach, limit=EXACT_FACTOR)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise InputError(f"{name} is no valid ONNX model: {' '.join(str(error).split())[:300]}.") from None
+        raise Refused(RULES, f"{name} is no valid ONNX model: {str(error)[:300]}.") from None
 
 
 def _operators(model: ModelProto, graph: _Graph) -> Iterator[str]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import InputError
+from pipeline.errors import Refused
 from pipeline.export.form import save
 from pipeline.models.decoder import decode_tokens, image_tokens
 from pipeline.models.published import LayerNorm2d
@@ -97,7 +97,7 @@ def export_encoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dic
         ``encoder_max_difference`` and ``encoder_nodes``.
 
     Raises:
-        InputError: The graph breaks a rule of `pipeline.export.rules`, or does not give PyTorch's result.
+        Refused: The graph breaks a rule of `pipeline.export.rules`, or does not give PyTorch's result.
     """
     side, grid = sam.input_size, sam.embedding_size
     inputs: Axes = {"image": ("batch", 3, side, side)}
@@ -191,9 +191,12 @@ def _export(
     difference = _difference(path, module, trials, list(inputs))
     stem = path.stem
     if not difference <= tolerance:
-        raise InputError(
+        raise Refused(
+            "export.max_difference",
             f"{path.name} differs from PyTorch by {difference:.3g}, more than export.max_difference {tolerance:g}: "
-            "try another export.opset, or look for weights that are not finite."
+            "try another export.opset, or look for weights that are not finite.",
+            value=difference,
+            limit=tolerance,
         )
     return {f"{stem}_max_difference": difference, f"{stem}_nodes": float(len(model.graph.node))}
 
@@ -202,7 +205,7 @@ def write(model: onnx.ModelProto, path: Path, inputs: Axes, outputs: Axes) -> No
     """Bring an exported model into its one form, check it, and write it.
 
     Raises:
-        InputError: It breaks a rule of `pipeline.export.rules`.
+        Refused: It breaks a rule of `pipeline.export.rules`.
     """
     _name_axes(model.graph.input, inputs)
     _name_axes(model.graph.output, outputs)

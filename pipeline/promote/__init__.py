@@ -53,7 +53,11 @@ def register() -> str:
     config, store = _open()
     row, teacher = best(config, leaderboard())
     engine = Path(row["artifact"])
-    digest = Card.verified(engine).digest
+    card = Card.verified(engine)
+    if card.kind != "engine":
+        why = f": it was refused by {card.refusal}" if card.refusal else ""
+        raise InputError(f"{engine} holds a {card.kind}, which cannot be registered{why}. Run `dvc repro`.")
+    digest = card.digest
     if row.get("digest", digest) != digest:
         raise InputError(f"{engine} is not the engine that {LEADERBOARD} measured: run `dvc repro`.")
     label = f"{row['model']} {row['precision']}"

@@ -62,7 +62,8 @@ def quantize(
         log: Told the figures.
 
     Raises:
-        InputError: The precision is unknown, an artifact is another model's or damaged, or a check on the result fails.
+        InputError: The precision is unknown, or an artifact is another model's or damaged.
+        Refused: The result is too far from fp32, or breaks a rule of the exported file.
     """
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}: there is {', '.join(PRECISIONS)}.")

@@ -15,7 +15,7 @@ from onnxruntime.quantization import CalibrationDataReader
 
 from pipeline.artifact import Calibration
 from pipeline.data.shards import Sample, Shards
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Refused
 from pipeline.geometry import to_input
 from pipeline.models.sam import Sam
 from pipeline.progress import counter, progress
@@ -150,13 +150,16 @@ def gate(config: QuantizeConfig, precision: str, figures: Mapping[str, float]) -
     """Refuse an encoder that is too far from fp32.
 
     Raises:
-        InputError: It is, or its embeddings are not finite.
+        Refused: It is, or its embeddings are not finite.
     """
     cosine = figures["embedding_cosine"]
     if not cosine >= config.min_cosine:
-        raise InputError(
+        raise Refused(
+            "quantize.min_cosine",
             f"{precision} embeddings agree with fp32 ones to a cosine of {cosine:.4f} only, quantize.min_cosine asks "
-            f"for {config.min_cosine}: try another quantize.method or calibration, more images, or quantize.keep."
+            f"for {config.min_cosine}: try another quantize.method or calibration, more images, or quantize.keep.",
+            value=cosine,
+            limit=config.min_cosine,
         )
 
 

@@ -29,7 +29,8 @@ def fp16(config: QuantizeConfig, encoder: Path, material: Material) -> dict[str,
         material: An image AutoCast looks at, and those the result is compared on.
 
     Raises:
-        InputError: The tool is missing, or the result is too far from fp32.
+        InputError: The tool is missing.
+        Refused: The result is too far from fp32.
     """
     with TemporaryDirectory(dir=encoder.parent, prefix=".fp16-") as directory:
         lowered = Path(directory) / encoder.name

@@ -38,7 +38,7 @@ def int8(config: QuantizeConfig, encoder: Path, material: Material) -> dict[str,
         Figures of agreement on held-out images, and counts of lowered nodes.
 
     Raises:
-        InputError: A rule of `pipeline.export.rules` is broken, or the result is too far from fp32.
+        Refused: A rule of `pipeline.export.rules` is broken, or the result is too far from fp32.
     """
     return lower(config, "int8", encoder, material, weight_bits=8, activation_bits=8)
 

@@ -72,6 +72,10 @@ def load(
         return _pytorch(source, device or "cpu", threads, precision, execution)
     directory = Path(source)
     card = Card.verified(directory)  # a small part of the time that loading takes
+    if card.refusal:
+        raise InputError(
+            f"{directory} holds no model: {card.refusal.stage} refused it by {card.refusal}. {card.refusal.reason}"
+        )
     device = device or DEVICES.get(str(card.load.get("engine")), "cpu")
     if card.kind == "checkpoint":
         return _pytorch(load_checkpoint(directory), device, threads, precision, execution)

@@ -263,6 +263,8 @@ def _log_result(store: Store, run: str, place: Path, card: Card, curves: Curves)
     if card.kind == "comparison":
         log_comparison(store.client, run, place)
     store.set_tags(run, {f"parent/{name}": digest for name, digest in card.parents.items()} | {"digest": card.digest})
+    if card.refusal:
+        store.set_tags(run, {f"refusal.{name}": str(value) for name, value in card.refusal if value is not None})
 
 
 def _log_files(curves: Curves, *paths: Path) -> None:

@@ -12,7 +12,7 @@ from pipeline.bench.engines import scenes
 from pipeline.build_engine import ENGINES, BuildEngineConfig, build_engine
 from pipeline.build_engine.check import check
 from pipeline.data.shards import Sample, Shards
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Refused
 from pipeline.export.sam import export_encoder
 from pipeline.log import silent
 from pipeline.models.sam import save_checkpoint
@@ -108,25 +108,42 @@ def samples(dataset):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "says", "rule", "limit"),
     [
-        ({"spoil_embedding": lambda e: e + 5}, r"embedding_cosine is .*\.min_cosine asks for 0\.9999"),
+        (
+            {"spoil_embedding": lambda e: e + 5},
+            r"embedding_cosine is .*\.min_cosine asks for 0\.9999",
+            "min_cosine",
+            0.9999,
+        ),
         (
             {"spoil_embedding": lambda e: e * float("nan")},
             r"not finite in image_embedding\. In ONNX Runtime no tensor",
+            "finite",
+            None,
         ),
-        ({"spoil_logits": lambda m: m / 0}, "not finite in low_res_logits"),
-        ({"spoil_logits": lambda m: m.abs() * -1 - 1}, "empty mask for [0-9]+ of [0-9]+ boxes"),
-        ({"spoil_logits": lambda m: m.roll(9, -1)}, "mask_agreement is"),
+        ({"spoil_logits": lambda m: m / 0}, "not finite in low_res_logits", "finite", None),
+        (
+            {"spoil_logits": lambda m: m.abs() * -1 - 1},
+            "empty mask for [0-9]+ of [0-9]+ boxes",
+            "vanished_masks",
+            0.0,
+        ),
+        ({"spoil_logits": lambda m: m.roll(9, -1)}, "mask_agreement is", "min_mask_agreement", 0.99),
     ],
 )
-def test_an_engine_that_means_something_else_fails_with_figures(checkpoint, onnx_artifact, samples, spoil, says):
+def test_an_engine_that_means_something_else_is_refused_with_figures(
+    checkpoint, onnx_artifact, samples, spoil, says, rule, limit
+):
     reference = load(checkpoint, threads=1)
     figures = check(CONFIG, Broken(reference), reference, samples, onnx_artifact)
     assert figures["mask_agreement"] == 1
     assert figures["prompts"] == sum(min(16, len(sample.annotations)) for sample in samples) > 0
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(Refused, match=says) as caught:
         check(CONFIG, Broken(reference, **spoil), reference, samples, onnx_artifact)
+    refused = caught.value
+    assert (refused.rule, refused.limit) == (f"build_engine.{rule}", limit)
+    assert (refused.value is None) == (limit is None)
 
 
 def test_images_without_instances_compare_nothing(checkpoint, onnx_artifact, samples):
@@ -160,7 +177,7 @@ def test_an_overflow_in_fp16_is_caught_and_its_place_is_named(dataset, checkpoin
     half = convert_float_to_float16(onnx.load(exported / "encoder.onnx"), keep_io_types=True)
     onnx.save(half, exported / "encoder.onnx")
     Card.seal(exported, Contents(kind="onnx", model=STUDENT, precision="fp32", load=SIZES), {})
-    with pytest.raises(InputError, match=r"leave its range: tensor \S+ of node \S+ \(Pow\) reaches"):
+    with pytest.raises(Refused, match=r"leave its range: tensor \S+ of node \S+ \(Pow\) reaches"):
         build_engine(config, **needs, **names, out=tmp_path / "out", log=silent)
 
 

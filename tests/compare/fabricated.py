@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import masks
-from pipeline.artifact import Card, Contents, write_json, write_metrics
+from pipeline.artifact import Card, Contents, Refusal, write_json, write_metrics
 from pipeline.compare import CompareConfig, compare
 from pipeline.data import coco, scenes
 from pipeline.evaluate.baselines import trivial_masks
@@ -95,6 +95,22 @@ def reseal(directory, baselines):
     Card.seal(directory, Contents(**card.model_dump(exclude={"digest", "parents"})), card.parents)
 
 
+def refusal(directory, dataset, model, precision):
+    """What `evaluate` leaves where `build_engine` refused the engine."""
+    directory.mkdir(parents=True)
+    found = Refusal(
+        stage="build_engine",
+        rule="build_engine.min_cosine",
+        value=0.958918,
+        limit=0.97,
+        reason="the openvino engine is too far from the student in fp32: embedding_cosine is 0.958918, "
+        "build_engine.min_cosine asks for 0.97. Use a higher precision, or keep layers out of it (quantize.keep).",
+    )
+    write_json(directory / "refusal.json", found.model_dump())
+    contents = Contents(kind="refusal", model=model, precision=precision, refusal=found)
+    Card.seal(directory, contents, {"prepare": dataset, "build_engine": "a" * 64})
+
+
 def small_world(place):
     made = small_dataset(place / "prepare").digest
     evaluation(place / "evaluate_teacher", made, "teacher", "bundled", "fp32", "teacher", 0)
@@ -141,6 +157,7 @@ def rich_world(place, images=4):
             place / "evaluate_teacher",
             trivial_masks(coco.read(place / "prepare/validation/instances.json", min_area_px=1).photographs, pool),
         )
+    refusal(place / "evaluate" / "tinysam_nano" / "w4a8", made, "tinysam_nano", "w4a8")
     return place
 
 

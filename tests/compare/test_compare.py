@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
-from pipeline.artifact import Card, Contents, digest
+from pipeline.artifact import Card, Contents, digest, read_refusals
 from pipeline.compare import CompareConfig, compare, leaderboard_text
 from pipeline.errors import InputError
 from pipeline.log import silent
 from pipeline.stages import COMPARE
-from tests.compare.fabricated import evaluation, reseal, small_world
+from tests.compare.fabricated import evaluation, refusal, reseal, small_world
 
 CONFIG = CompareConfig(title="Teacher & <students>", pictures=2, extremes=1)
 
@@ -77,6 +77,46 @@ def test_an_evaluation_of_another_dataset_is_left_out_and_named(world):
     rows, report = _compare(world)
     assert "old" not in {row["model"] for row in rows}
     assert "old fp32 (measured on another dataset)" in report
+
+
+def test_a_refusal_is_listed_and_struck_with_its_rule_and_figure_and_has_no_row(world):
+    made = Card.read(world / "prepare").digest
+    refusal(world / "evaluate" / "bad" / "int8", made, "bad", "int8")
+    refusal(world / "evaluate" / "old" / "int8", "f" * 64, "old", "int8")
+    rows, report = _compare(world)
+    assert [row["model"] for row in rows] == ["bundled", "nano", "nano"]
+    [one] = json.loads((world / "out" / "refusals.json").read_text())
+    assert (one["model"], one["precision"], one["stage"]) == ("bad", "int8", "build_engine")
+    assert (one["rule"], one["value"], one["limit"]) == ("build_engine.min_cosine", 0.958918, 0.97)
+    line = re.search(r'<tr class="refused">.*?</tr>', report, re.DOTALL).group()
+    assert "bad" in line
+    assert 'colspan="6"' in line
+    assert "refused by build_engine.min_cosine: 0.958918, limit 0.97" in line
+    assert "<b>bad int8</b> by build_engine: the openvino engine is too far" in report
+    assert "old int8 (measured on another dataset)" in report
+    text = leaderboard_text([row | {"guarded": True} for row in rows], read_refusals(world / "out")).splitlines()
+    assert text[-2] == text[1]
+    assert text[-1].replace("\u0336", "") == "bad int8  refused by build_engine.min_cosine: 0.958918, limit 0.97"
+    assert text[-1].startswith("b\u0336a\u0336d\u0336")
+
+
+def test_where_all_students_are_refused_the_teacher_stands_alone(world):
+    made = Card.read(world / "prepare").digest
+    shutil.rmtree(world / "evaluate")
+    for precision in ("fp32", "int8"):
+        refusal(world / "evaluate" / "nano" / precision, made, "nano", precision)
+    rows, report = _compare(world)
+    assert [row["role"] for row in rows] == ["teacher"]
+    assert report.count('<tr class="refused">') == 2
+    assert list(read_refusals(world / "out")) == ["nano fp32", "nano int8"]
+
+
+def test_without_refusals_the_list_is_empty(compared):
+    world, _, report = compared
+    assert json.loads((world / "out" / "refusals.json").read_text()) == []
+    assert read_refusals(world / "out") == {}
+    assert read_refusals(world) == {}
+    assert "efused" not in report.partition("</style>")[2]
 
 
 def test_a_teacher_of_another_dataset_is_refused(world):

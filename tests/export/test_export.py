@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.artifact import Card
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Refused
 from pipeline.export import ExportConfig, export, export_encoder
 from pipeline.export import sam as sam_module
 from pipeline.log import silent
@@ -70,8 +70,9 @@ def test_export_leaves_the_model_as_it_was(small):  # noqa: F811
 
 def test_a_difference_to_pytorch_above_the_limit_fails(small, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(sam_module, "_difference", lambda *_: float("inf"))
-    with pytest.raises(InputError, match=r"differs from PyTorch by inf, more than export.max_difference 0.0001"):
+    with pytest.raises(Refused, match=r"by inf, more than export.max_difference 0.0001") as caught:
         export_encoder(small, tmp_path / "encoder.onnx", opset=18, tolerance=1e-4)
+    assert (caught.value.rule, caught.value.value, caught.value.limit) == ("export.max_difference", None, 1e-4)
 
 
 def test_a_checkpoint_that_was_overwritten_is_refused(places, tmp_path):

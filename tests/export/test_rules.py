@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 
-from pipeline.errors import InputError
+from pipeline.errors import Refused
 from pipeline.export.rules import DOCUMENTED, FORBIDDEN, check_onnx
 from pipeline.quantize.layers import layers
 from pipeline.quantize.qdq import Scales, Widths, qmax, weight_scales, write_qdq
@@ -186,20 +186,20 @@ def test_a_model_in_floating_point_and_its_int8_form_pass():
 def test_a_broken_rule_names_the_node(harm, node, reason):
     model = lowered()
     harm(model)
-    with pytest.raises(InputError, match=rf"^encoder.onnx: {node} .*{reason}"):
+    with pytest.raises(Refused, match=rf"^encoder.onnx: {node} .*{reason}"):
         check_onnx(model, "encoder.onnx")
 
 
 @pytest.mark.parametrize("kind", ["NonZero", "Loop", "Hardmax", "QLinearConv"])
 def test_operators_that_engines_refuse_are_named(kind):
     model = floating([helper.make_node(kind, ["x"], ["w"], name="odd_one")])
-    with pytest.raises(InputError, match=rf"decoder.onnx: odd_one is a {kind}"):
+    with pytest.raises(Refused, match=rf"decoder.onnx: odd_one is a {kind}"):
         check_onnx(model, "decoder.onnx")
 
 
 def test_an_operator_of_another_domain_is_refused():
     node = helper.make_node("Relu", ["x"], ["w"], name="odd_one", domain="com.microsoft")
-    with pytest.raises(InputError, match="odd_one is a Relu"):
+    with pytest.raises(Refused, match="odd_one is a Relu"):
         check_onnx(floating([node]), "encoder.onnx")
 
 
@@ -209,23 +209,23 @@ def test_no_operator_is_both_documented_and_forbidden():
 
 @pytest.mark.parametrize("opset", [17, 24])
 def test_other_versions_of_operators_are_refused(opset):
-    with pytest.raises(InputError, match="version 18 to 23"):
+    with pytest.raises(Refused, match="version 18 to 23"):
         check_onnx(floating(opset=opset), "encoder.onnx")
 
 
 def test_an_axis_that_is_neither_fixed_nor_known_is_refused():
     check_onnx(floating(batch=2), "encoder.onnx")
-    with pytest.raises(
-        InputError, match="axis 0 of image is 'height'; only batch, masks, points, prompts may be dynamic"
-    ):
+    with pytest.raises(Refused, match="axis 0 of image is 'height'; only batch, masks, points, prompts may be dynamic"):
         check_onnx(floating(batch="height"), "encoder.onnx")
 
 
 def test_what_is_no_onnx_is_refused():
     model = floating()
     model.graph.node[0].input[0] = "nothing"
-    with pytest.raises(InputError, match="encoder.onnx is no valid ONNX model"):
+    with pytest.raises(Refused, match="encoder.onnx is no valid ONNX model") as caught:
         check_onnx(model, "encoder.onnx")
+    assert (caught.value.rule, caught.value.value, caught.value.limit) == ("export.rules", None, None)
+    assert "\n" not in caught.value.reason
 
 
 def test_the_file_of_fewer_bits_computes_what_its_width_allows():

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline import masks
 from pipeline.data.shards import Sample, Shards
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Refused
 from pipeline.export.rules import LOWERED
 from pipeline.export.sam import export_encoder
 from pipeline.log import silent
@@ -200,8 +200,10 @@ def test_too_few_images_are_refused_with_both_numbers(small):
 
 
 def test_int8_too_far_from_fp32_fails_and_leaves_the_file(small, encoder, tmp_path):
-    with pytest.raises(InputError, match="quantize.min_cosine asks for 1.0"):
+    with pytest.raises(Refused, match="quantize.min_cosine asks for 1.0") as caught:
         lowered(small, encoder, tmp_path, min_cosine=1.0)
+    assert (caught.value.rule, caught.value.limit) == ("quantize.min_cosine", 1.0)
+    assert 0.9 < caught.value.value < 1
     assert (tmp_path / "encoder.onnx").read_bytes() == encoder.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["encoder.onnx"]
 

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.artifact import Card
 from pipeline.bench.engines import scenes
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Refused
 from pipeline.export.form import save
 from pipeline.export.sam import export_encoder
 from pipeline.export.saturation import factor_ranges
@@ -90,7 +90,7 @@ def test_a_file_with_the_full_range_breaks_the_rule(small, encoder, tmp_path, wi
     if widths.weight_bits < 8 and not attention:
         save(found, tmp_path / "narrow.onnx", reduce_range=True)
         return
-    with pytest.raises(InputError, match=r"multiplies int8 values of up to 12\d.*quantize.reduce_range"):
+    with pytest.raises(Refused, match=r"multiplies int8 values of up to 12\d.*quantize.reduce_range"):
         save(found, tmp_path / "full.onnx", reduce_range=True)
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.artifact import Card, Contents
+from pipeline.artifact import Card, Contents, Refusal
 from pipeline.bench.engines import scenes
 from pipeline.build_engine import BuildEngineConfig, build_engine
 from pipeline.errors import InputError
@@ -164,6 +164,14 @@ def test_what_is_no_model_is_refused(artifacts, tmp_path):
         load(tmp_path)
     Card.seal(tmp_path, Contents(kind="dataset"), {})
     with pytest.raises(InputError, match="kind 'dataset', which holds no model"):
+        load(tmp_path)
+    refusal = Refusal(
+        stage="export", rule="export.rules", value=None, limit=None, reason="encoder.onnx: it has a Loop."
+    )
+    Card.seal(tmp_path, Contents(kind="refusal", refusal=refusal), {})
+    with pytest.raises(
+        InputError, match=r"holds no model: export refused it by export\.rules\. encoder\.onnx: it has a L"
+    ):
         load(tmp_path)
     Card.seal(tmp_path, Contents(kind="engine", load={"engine": "abacus"}), {})
     with pytest.raises(InputError, match="'abacus'; this version runs openvino, onnxruntime"):

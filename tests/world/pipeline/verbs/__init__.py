@@ -6,9 +6,9 @@ from base64 import b64decode
 from pathlib import Path
 from typing import Literal
 
-from pipeline.artifact import Card, Contents, write_json, write_metrics
+from pipeline.artifact import Card, Contents, write_json, write_metrics, write_refusals
 from pipeline.config import Config
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Refused
 from pipeline.log import Log
 
 DOT = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgAB9HFkpgAAAABJRU5ErkJggg==")
@@ -21,7 +21,7 @@ class PrepareConfig(Config):
 class DistillConfig(Config):
     steps: int
     lr: float
-    end: Literal["well", "input", "fault", "full", "slowly", "never", "input beside small"]
+    end: Literal["well", "input", "fault", "full", "slowly", "never", "fault beside small", "refused"]
 
 
 class EvaluateConfig(Config):
@@ -42,15 +42,18 @@ def distill(config: DistillConfig, *, prepare: Path, student: str, out: Path, lo
     for step in range(config.steps):
         log({"loss": 1 / (step + 1)}, step=step)
     (out / "model.txt").write_text(f"{student} {config.lr} {(prepare / 'data.txt').read_text()}")
-    while config.end == "input beside small" and not Path("started small").exists():
+    while config.end == "fault beside small" and not Path("started small").exists():
         time.sleep(0.1)
-    if config.end.startswith("input"):
+    if config.end == "input":
         raise InputError(f"{prepare / 'data.txt'} is too short: make it longer.")
-    if config.end == "fault":
+    if config.end == "refused":
+        raise Refused("distill.min_agreement", f"{student} agrees with its teacher to 0.5 only.", value=0.5, limit=0.9)
+    if config.end.startswith("fault"):
         raise RuntimeError("the weights went to infinity")
     if config.end == "full":
         raise OSError(errno.ENOSPC, "No space left on device", str(out / "model.txt"))
     if config.end == "slowly":
+        Path(f"started {student}").touch()
         time.sleep(8)
     if config.end == "never":
         Path("started").touch()
@@ -72,18 +75,21 @@ def evaluate(config: EvaluateConfig, *, distill: Path, student: str, precision: 
 
 
 def compare(config: CompareConfig, *, evaluate_teacher: Path, evaluate: Path, out: Path, log: Log) -> Contents:
-    engine = Path("artifacts/distill/small")
     shared = {"runtime": "openvino", "size_mib": 1.0, "memory_mib": None}
-    rows = [
-        {"model": "bundled", "precision": "fp32", "role": "teacher", "artifact": None}
-        | {"box_miou": 0.9, "click_miou": 0.8, "latency_ms": 40.0},
-        {"model": "small", "precision": "fp32", "role": "student", "artifact": str(engine)}
-        | {"box_miou": 0.85, "click_miou": 0.75, "latency_ms": 10.0, "digest": Card.read(engine).digest},
-    ]
+    teacher = {"model": "bundled", "precision": "fp32", "role": "teacher", "artifact": None}
+    rows = [teacher | {"box_miou": 0.9, "click_miou": 0.8, "latency_ms": 40.0}]
+    cards = [Card.read(path.parent) for path in sorted(evaluate.rglob("card.json"))]
+    for card in cards:
+        engine = Path("artifacts/distill", str(card.model))
+        row = {"model": card.model, "precision": card.precision, "role": "student", "artifact": str(engine)}
+        if card.refusal is None:
+            row |= {"box_miou": 0.85, "click_miou": 0.75, "latency_ms": 10.0, "digest": Card.read(engine).digest}
+            rows.append(row)
+    write_refusals(out, {(card.model, card.precision): card.refusal for card in cards if card.refusal})
     write_json(out / "leaderboard.json", [row | shared for row in rows])
     write_json(out / "plots.json", [{"latency_ms": row["latency_ms"], "box_miou": row["box_miou"]} for row in rows])
     (out / "plots").mkdir()
     (out / "plots" / "dot.png").write_bytes(DOT)
-    write_metrics(out, {"students": len(list(evaluate.rglob("card.json")))})
+    write_metrics(out, {"students": len(cards)})
     (out / "report.html").write_text(f"<h1>{config.title}</h1>")
     return Contents(kind="comparison")
