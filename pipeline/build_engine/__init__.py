@@ -120,7 +120,7 @@ def _self_check(
         if not value >= (limit := getattr(config, rule)):  # NaN too
             reason = (
                 f"the {config.engine} engine is too far from the student on its self-check: {value:.6f}, "
-                f"build_engine.{rule} asks for {limit}. Use a higher precision, or keep layers out of it (quantize.keep)."
+                f"build_engine.{rule} asks for {limit}. Use a higher precision, or keep layers out (quantize.keep)."
             )
             raise Refused(f"build_engine.{rule}", reason, value=value, limit=limit)
     return {"self_check_cosine": agreement.embedding_cosine, "self_check_mask_iou": agreement.mask_iou}
