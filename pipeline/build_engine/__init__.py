@@ -13,13 +13,13 @@ from pipeline.build_engine.config import BuildEngineConfig
 from pipeline.build_engine.onnxruntime import onnxruntime
 from pipeline.build_engine.openvino import openvino
 from pipeline.build_engine.tensorrt import tensorrt
+from pipeline.cpu import EXACT_FACTOR, WEIGHT_RANGE
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError, Refused
 from pipeline.log import Log
 from pipeline.progress import notice
 from pipeline.runtime import ENGINES as RUNTIMES
 from pipeline.runtime import Segmenter, load, self_check
-from pipeline.runtime.cpu import EXACT_FACTOR, WEIGHT_RANGE
 from pipeline.runtime.loading import DEVICES
 
 SPLIT = "calibration"

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 
 from pipeline.artifact import Card, Contents, write_metrics
+from pipeline.cpu import WEIGHT_RANGE
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.export import DECODER, ENCODER
@@ -22,7 +23,6 @@ from pipeline.quantize.int8 import int8
 from pipeline.quantize.int8_fp16 import int8_fp16
 from pipeline.quantize.w4a8 import w4a8
 from pipeline.quantize.w6a6 import w6a6
-from pipeline.runtime.cpu import WEIGHT_RANGE
 
 __all__ = ["PRECISIONS", "QuantizeConfig", "SearchConfig", "quantize"]
 

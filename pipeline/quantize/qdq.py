@@ -18,9 +18,9 @@ import onnx
 from jaxtyping import Float32, Int8, Shaped
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from pipeline.cpu import EXACT_FACTOR
 from pipeline.errors import InputError
 from pipeline.quantize.layers import Layer
-from pipeline.runtime.cpu import EXACT_FACTOR
 
 _REDUCED_BITS = 7
 

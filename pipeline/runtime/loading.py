@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline.artifact import Card
+from pipeline.cpu import check_exact
 from pipeline.errors import InputError
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
-from pipeline.runtime.cpu import check_exact
 from pipeline.runtime.segmenter import Segmenter
 
 

@@ -1,4 +1,4 @@
-"""int8 files for processors compute the same with and without VNNI: `pipeline.runtime.cpu.EXACT_FACTOR`."""
+"""int8 files for processors compute the same with and without VNNI: `pipeline.cpu.EXACT_FACTOR`."""
 
 import numpy as np
 import onnx
