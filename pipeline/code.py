@@ -88,6 +88,11 @@ def sources(start: str, named: set[str]) -> list[str]:
     return fold(named | closure(start, *(module(path) for path in named if path.endswith(".py"))))
 
 
+def versions(libraries: Iterable[str]) -> list[dict[str, list[str]]]:
+    """DVC's parameters that tell when the locked version of one of these libraries changes; none for none."""
+    return [{VERSIONS: names}] if (names := list(libraries)) else []
+
+
 def fold(paths: Iterable[str]) -> list[str]:
     """Sorted paths, with a folder in place of its files where all of them are there."""
     files = {file for path in paths for file in (_files(ROOT / path) if (ROOT / path).is_dir() else [path])}

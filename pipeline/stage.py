@@ -48,8 +48,7 @@ class Stage:
         section: Section of params.yaml the config is read from. Default: the name.
         code: What decides the result and the stage does not import: files, folders, modules with what they import.
         data: More DVC dependencies, for example a path in params.yaml (``${prepare.data}``).
-        plots: What `dvc plots` draws of ``plots.json`` in the result: by title, the fields across and up, and DVC's
-            name of the template. Pictures in ``plots/`` of the result are shown too.
+        plots: What `dvc plots` draws of ``plots.json``, beside ``plots/``: by title, fields across and up, template.
         lists: Lists of params.yaml (``students``) that the config has as fields beside its section's.
         libraries: Packages whose version, as versions.yaml has it, decides the result.
         cached: DVC keeps the result in its cache. Without, the stage runs whenever its result is not in place.
@@ -117,9 +116,8 @@ class Stage:
             InputError: The section is absent or wrong, or params.yaml does not list one of ``keys``.
         """
         for key in self.over:
-            if keys[key] not in listed(params, f"{key}s"):
-                known = ", ".join(listed(params, f"{key}s"))
-                raise InputError(f"unknown {key} {keys[key]!r}: `{key}s` of params.yaml lists {known}.")
+            if keys[key] not in (known := listed(params, f"{key}s")):
+                raise InputError(f"unknown {key} {keys[key]!r}: `{key}s` of params.yaml lists {', '.join(known)}.")
         model: type[Config] = inspect.signature(self.function).parameters["config"].annotation
         return section(params, self._section(keys), model, more={name: listed(params, name) for name in self.lists})
 
@@ -201,7 +199,7 @@ class Stage:
             # `exec`: DVC's shell gives its place to the stage, which then sees when DVC is killed.
             "cmd": " ".join(["exec python -m pipeline", self.name, *(f"--{k} {v}" for k, v in keys.items())]),
             "deps": [*self.sources(keys), *self.data, *(str(need.path(keys)) for need in self.needs)],
-            "params": [self._section(keys), *self.lists, *([{code.VERSIONS: [*self.libraries]}] if self.libraries else [])],
+            "params": [self._section(keys), *self.lists, *code.versions(self.libraries)],
             "outs": [out] if self.cached else [{out: {"cache": False}}],
         }  # fmt: skip
 
@@ -241,13 +239,14 @@ def refuse_unknown_sections(stages: tuple[Stage, ...], params: Mapping[str, Any]
 
 def dvc_yaml(stages: tuple[Stage, ...]) -> str:
     """The whole dvc.yaml."""
-    head = "# Written by `make dvc.yaml`. Edit pipeline/stages.py instead.\n"
     top: dict[str, Any] = {"stages": {stage.name: stage.to_dvc() for stage in stages}}
     # DVC fills in the repetitions of stages, not of metrics: the comparison has the numbers of all of them.
     metrics = [str(stage.path({}) / METRICS) for stage in stages if not stage.cached and not stage.over]
     plots = [plot for stage in stages for plot in _dvc_plots(stage)]
     top |= ({"metrics": metrics} if metrics else {}) | ({"plots": plots} if plots else {})
-    return head + yaml.safe_dump(top, sort_keys=False, width=120)
+    return "# Written by `make dvc.yaml`. Edit pipeline/stages.py instead.\n" + yaml.safe_dump(
+        top, sort_keys=False, width=120
+    )
 
 
 def _dvc_plots(stage: Stage) -> list[str | dict[str, Any]]:
