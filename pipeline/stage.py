@@ -48,8 +48,7 @@ class Stage:
         section: Section of params.yaml the config is read from. Default: the name.
         code: What decides the result and the stage does not import: files, folders, modules with what they import.
         data: More DVC dependencies, for example a path in params.yaml (``${prepare.data}``).
-        plots: What `dvc plots` draws of ``plots.json`` in the result: by title, the fields across and up, and DVC's
-            name of the template. Pictures in ``plots/`` of the result are shown too.
+        plots: What `dvc plots` draws of ``plots.json``, beside ``plots/``: by title, fields across and up, template.
         lists: Lists of params.yaml (``students``) that the config has as fields beside its section's.
         libraries: Packages whose version, as versions.yaml has it, decides the result.
         cached: DVC keeps the result in its cache. Without, the stage runs whenever its result is not in place.
@@ -117,9 +116,8 @@ class Stage:
             InputError: The section is absent or wrong, or params.yaml does not list one of ``keys``.
         """
         for key in self.over:
-            if keys[key] not in listed(params, f"{key}s"):
-                known = ", ".join(listed(params, f"{key}s"))
-                raise InputError(f"unknown {key} {keys[key]!r}: `{key}s` of params.yaml lists {known}.")
+            if keys[key] not in (known := listed(params, f"{key}s")):
+                raise InputError(f"unknown {key} {keys[key]!r}: `{key}s` of params.yaml lists {', '.join(known)}.")
         model: type[Config] = inspect.signature(self.function).parameters["config"].annotation
         return section(params, self._section(keys), model, more={name: listed(params, name) for name in self.lists})
 
