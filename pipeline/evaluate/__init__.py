@@ -22,7 +22,7 @@ import torch
 from jaxtyping import UInt8
 from pydantic import Field
 
-from pipeline import code, masks
+from pipeline import code, cpu, masks
 from pipeline.artifact import CARD, METRICS, Card, Contents, file_sha256, write_json, write_metrics
 from pipeline.config import Config
 from pipeline.data.coco import Photograph
@@ -46,7 +46,7 @@ from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
 from pipeline.models.students import module_of
 from pipeline.ranks import Ranks, joined
-from pipeline.runtime import Predictor, Segmenter, cpu, load
+from pipeline.runtime import Predictor, Segmenter, load
 from pipeline.runtime.self_check import SELF_CHECK
 from pipeline.training.checkpoint import checkpoint_of
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from pipeline import cpu
 from pipeline.artifact import CARD, Card
 from pipeline.errors import GateError, InputError
-from pipeline.runtime import Segmenter, cpu, load
+from pipeline.runtime import Segmenter, load
 from pipeline.runtime.self_check import Agreement, repeat
 from pipeline.timing import PAYS_FROM, Stopwatch
 

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
+from pipeline import cpu
 from pipeline.artifact import Card
 from pipeline.bench.engines import scenes
 from pipeline.errors import InputError, Refused
@@ -17,7 +18,7 @@ from pipeline.quantize.int8 import find_scales
 from pipeline.quantize.layers import chosen_layers, weights
 from pipeline.quantize.qdq import Widths, rounded, write_qdq
 from pipeline.quantize.rows import collect
-from pipeline.runtime import cpu, load
+from pipeline.runtime import load
 from pipeline.teacher import BUNDLED
 from tests.quantize.test_quantize import CONFIG, Pictures, encoder, small  # noqa: F401 - fixtures
 
