@@ -68,11 +68,11 @@ $(VENV)/.ready: requirements.lock Makefile
 lock:  ## Renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --no-header --upgrade --quiet --output-file requirements.lock
-	python -m pipeline versions > .versions.yaml.part && mv .versions.yaml.part versions.yaml
+	python -m pipeline versions > deps/.versions.yaml.part && mv deps/.versions.yaml.part deps/versions.yaml
 
-dvc.yaml:  ## Write dvc.yaml, versions.yaml and students/
+dvc.yaml:  ## Write dvc.yaml and what it names in deps/
 	python -m pipeline links
-	python -m pipeline versions > .versions.yaml.part && mv .versions.yaml.part versions.yaml
+	python -m pipeline versions > deps/.versions.yaml.part && mv deps/.versions.yaml.part deps/versions.yaml
 	python -m pipeline dvc > .dvc.yaml.part && mv .dvc.yaml.part dvc.yaml
 
 clean:  ## Remove results of runs; keep DVC's cache and the environment

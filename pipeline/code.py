@@ -23,7 +23,7 @@ from pipeline.artifact import file_sha256
 _PACKAGE = Path(__file__).parent
 ROOT = _PACKAGE.parent
 """Paths are relative to it."""
-VERSIONS = "versions.yaml"
+VERSIONS = "deps/versions.yaml"
 """Of libraries that decide results, as requirements.lock has them."""
 FRAME = frozenset(
     [_PACKAGE.name]

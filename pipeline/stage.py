@@ -50,7 +50,7 @@ class Stage:
         data: More DVC dependencies, for example a path in params.yaml (``${prepare.data}``).
         plots: What `dvc plots` draws of ``plots.json``, beside ``plots/``: by title, fields across and up, template.
         lists: Lists of params.yaml (``students``) that the config has as fields beside its section's.
-        libraries: Packages whose version, as versions.yaml has it, decides the result.
+        libraries: Packages whose version, as deps/versions.yaml has it, decides the result.
         cached: DVC keeps the result in its cache. Without, the stage runs whenever its result is not in place.
         gpu: The flow may hand the stage to a GPU worker.
         alone: It measures time: the flow runs nothing beside it.

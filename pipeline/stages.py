@@ -8,7 +8,7 @@ import yaml
 from pipeline.errors import InputError
 from pipeline.stage import Stage
 
-_STUDENT = "students/{student}"
+_STUDENT = "deps/students/{student}"
 """Links to the files that decide this student and not every one; see `pipeline.models.students.link`."""
 _TEACHERS = ("pipeline/models/bundled.py", "pipeline/models/vit.py")
 
@@ -130,7 +130,7 @@ STAGES = (
 
 
 def versions(lock: Path = Path("requirements.lock")) -> str:
-    """The text of versions.yaml: what is locked of the libraries that stages name.
+    """The text of deps/versions.yaml: what is locked of the libraries that stages name.
 
     Raises:
         InputError: A library is not locked.

@@ -155,9 +155,9 @@ def test_a_killed_dvc_leaves_no_stage_behind(built, shell):
 def real(tmp_path, world_at):
     """This repository, in which DVC takes empty results for those of distillation."""
     root = tmp_path / "real"
-    for name in ("pipeline", "students"):
+    for name in ("pipeline", "deps"):
         shutil.copytree(ROOT / name, root / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore", "versions.yaml"):
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, root)
     of_each = [f"{stage}/{student}{precision}" for stage, precision in REAL for student in STUDENTS]
     for name in ("prepare", "teacher", "embed", "evaluate_teacher", *of_each):
@@ -207,7 +207,7 @@ def test_an_edit_of_one_students_file_makes_that_student_stale_and_no_other(real
 
 
 def test_another_version_of_a_library_makes_stale_what_it_decides(real):
-    path = real.root / "versions.yaml"
+    path = real.root / "deps/versions.yaml"
     path.write_text(re.sub(r"^openvino: .*", "openvino: 2099.1.0", path.read_text(), flags=re.MULTILINE))
     assert stale(real, "build_engine", "-int8") == {*STUDENTS}
     assert stale(real) | stale(real, "export") | stale(real, "quantize", "-int8") == set()

@@ -66,7 +66,7 @@ def test_a_stage_that_builds_models_by_name_hangs_on_those_it_may_build(stage):
     builds = "pipeline/models/students.py" in code.closure(stage.module)
     teachers = {f"{module.replace('.', '/')}.py" for module in TEACHERS.values()}
     of_teacher = stage is TEACHER or TEACHER in stage.needs
-    assert ("students/{student}" in stage.code) == (builds and "student" in stage.over)
+    assert ("deps/students/{student}" in stage.code) == (builds and "student" in stage.over)
     assert (teachers <= set(stage.code)) == (builds and of_teacher)
 
 
@@ -77,7 +77,7 @@ def test_the_links_are_those_to_the_files_of_each_student(tmp_path):
         return {path.relative_to(folder).as_posix(): os.readlink(path) for path in folder.rglob("*.py")}
 
     assert links(ROOT / "students") == links(tmp_path / "students"), "run `make dvc.yaml`"
-    assert (ROOT / "students/tinysam/tiny_vit.py").samefile(ROOT / "pipeline/models/tiny_vit.py")
+    assert (ROOT / "deps/students/tinysam/tiny_vit.py").samefile(ROOT / "pipeline/models/tiny_vit.py")
 
 
 @pytest.mark.parametrize(

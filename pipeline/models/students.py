@@ -89,7 +89,7 @@ def load_checkpoint(directory: Path) -> Sam:
     return load_weights(build(card.model, card.options), directory / WEIGHTS).eval()
 
 
-def link(folder: Path = Path("students")) -> str:
+def link(folder: Path = Path("deps/students")) -> str:
     """Write ``<folder>/<name>/`` for each student: links to the files that decide this one and not every student.
 
     DVC fills a student's name into a path, and into nothing that would lead to a list of paths.
@@ -102,5 +102,5 @@ def link(folder: Path = Path("students")) -> str:
     for name, module in STUDENTS.items():
         (folder / name).mkdir(parents=True)
         for file in code.closure(module) - shared:
-            (folder / name / Path(file).name).symlink_to(Path("../..", file))
+            (folder / name / Path(file).name).symlink_to(Path(*[".."] * (len(folder.parts) + 1), file))
     return f"{folder}/ has links for {len(STUDENTS)} students"

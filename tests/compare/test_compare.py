@@ -106,7 +106,7 @@ def test_where_all_students_are_refused_the_teacher_stands_alone(world):
     for precision in ("fp32", "int8"):
         refusal(world / "evaluate" / "nano" / precision, made, "nano", precision)
     rows, report = _compare(world)
-    assert [row["role"] for row in rows] == ["teacher"]
+    assert [row["role"] for row in rows] == ["teacher", "baseline", "baseline"]
     assert report.count('<tr class="refused">') == 2
     assert list(read_refusals(world / "out")) == ["nano fp32", "nano int8"]
 

@@ -1,0 +1,1 @@
+../../../pipeline/models/efficientvit_sam.py

@@ -1,0 +1,1 @@
+../../../pipeline/models/sam_lightening.py

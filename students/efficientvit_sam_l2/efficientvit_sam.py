@@ -1,1 +1,0 @@
-../../pipeline/models/efficientvit_sam.py

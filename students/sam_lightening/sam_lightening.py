@@ -1,1 +1,0 @@
-../../pipeline/models/sam_lightening.py

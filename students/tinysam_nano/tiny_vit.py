@@ -1,1 +1,0 @@
-../../pipeline/models/tiny_vit.py
