@@ -58,9 +58,7 @@ ACTS: dict[str, Act] = {
     ),
     "dvc": Act("pipeline.__main__:show_dvc_yaml", "Print dvc.yaml as the declared stages have it"),
     "versions": Act("pipeline.stages:versions", "Print deps/versions.yaml: the locked libraries that decide results"),
-    "links": Act(
-        "pipeline.models.students:link", "Write deps/students/: links to the code of each, which dvc.yaml names"
-    ),
+    "links": Act("pipeline.models.students:link", "Write deps/students/: links to the code of each, for dvc.yaml"),
     "record": Act("pipeline.__main__:record", "Give every artifact in place its MLflow run, also one DVC restored"),
     "train_teacher": Act(
         "pipeline.train_teacher:train_teacher",
