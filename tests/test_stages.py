@@ -76,7 +76,7 @@ def test_the_links_are_those_to_the_files_of_each_student(tmp_path):
     def links(folder):
         return {path.relative_to(folder).as_posix(): os.readlink(path) for path in folder.rglob("*.py")}
 
-    assert links(ROOT / "students") == links(tmp_path / "students"), "run `make dvc.yaml`"
+    assert links(ROOT / "deps/students") == links(tmp_path / "students"), "run `make dvc.yaml`"
     assert (ROOT / "deps/students/tinysam/tiny_vit.py").samefile(ROOT / "pipeline/models/tiny_vit.py")
 
 

@@ -102,7 +102,7 @@ def check_onnx(model: ModelProto, name: str, *, reduce_range: bool = False) -> N
                     f"{name}: {node} multiplies int8 values of up to {reach}, beyond the {EXACT_FACTOR} that never "
                     "saturate on processors: quantize with quantize.reduce_range."
                 )
-                raise Refused(RULES, reason, value=reach, limit=EXACT_FACTOR)
+                raise Refused(RULES, reason, value=float(reach), limit=float(EXACT_FACTOR))
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

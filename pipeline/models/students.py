@@ -102,5 +102,5 @@ def link(folder: Path = Path("deps/students")) -> str:
     for name, module in STUDENTS.items():
         (folder / name).mkdir(parents=True)
         for file in code.closure(module) - shared:
-            (folder / name / Path(file).name).symlink_to(Path(*[".."] * (len(folder.parts) + 1), file))
+            (folder / name / Path(file).name).symlink_to(Path("../../..", file))
     return f"{folder}/ has links for {len(STUDENTS)} students"

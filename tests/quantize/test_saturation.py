@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from pipeline import cpu
-from pipeline.artifact import Card
+from pipeline.artifact import Card, Contents
 from pipeline.bench.engines import scenes
 from pipeline.errors import InputError, Refused
 from pipeline.export.form import save
@@ -101,10 +101,8 @@ def test_a_processor_without_vnni_refuses_the_full_range(tmp_path, monkeypatch, 
     monkeypatch.setattr(cpu, "has_exact_int8", lambda: exact)
     engine = {"engine": "openvino"} if kind == "engine" else {}
     sizes = {"image_size": 64, "input_size": 64, "embedding_size": 4}
-    card = Card(
-        kind=kind, model="x", precision="int8", load=sizes | engine | {"weight_range": reach}, digest="", parents={}
-    )
-    (tmp_path / "card.json").write_text(card.model_dump_json())
+    contents = Contents(kind=kind, model="x", precision="int8", load=sizes | engine | {"weight_range": reach})
+    Card.seal(tmp_path, contents, {})
     expected = r"up to 127, which saturate .*quantize.reduce_range" if refused else "does not exist"
     with pytest.raises(InputError, match=expected):
         load(tmp_path)
