@@ -37,8 +37,8 @@ def tiny(params):
 def clone(root):
     """What a clean clone has, with params of our own, under git and DVC."""
     root.mkdir(parents=True)
-    for name in ("pipeline", "flows", "presets"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pipeline", "flows", "presets", "deps"):
+        shutil.copytree(ROOT / name, root / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, root)
     shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache", "config.local"))

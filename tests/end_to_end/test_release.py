@@ -6,6 +6,8 @@ import shutil
 import pytest
 import yaml
 
+from pipeline.compare.leaderboard import BASELINES
+
 ENGINES = [f"efficientvit_sam_nano-{precision}" for precision in ("fp32", "int8")]
 TARGETS = sorted(
     ["prepare", "teacher", "embed", "evaluate_teacher", "compare"]
@@ -27,6 +29,8 @@ def test_one_command_runs_every_stage_to_the_leaderboard_and_the_report(released
     lock = yaml.safe_load((released.root / "dvc.lock").read_text())
     assert sorted(lock["stages"]) == TARGETS
     board = json.loads((released.root / "artifacts/compare/leaderboard.json").read_text())
+    assert [row["model"] for row in board if row["role"] == "baseline"] == list(BASELINES.values())
+    board = [row for row in board if row["role"] != "baseline"]
     models = [(row["role"], row["model"], row["precision"]) for row in board]
     students = [("student", "efficientvit_sam_nano", precision) for precision in ("fp32", "int8")]
     assert sorted(models) == sorted([("teacher", "bundled", "fp32"), *students])

@@ -105,7 +105,7 @@ def test_all_products_with_weights_become_int8_and_the_embedding_stays(artifacts
 
 
 def test_int8_is_what_the_file_means_in_every_runtime_on_every_calibration_image(artifacts):
-    material = Material(CONFIG, load_checkpoint(artifacts["align"]), Pictures(artifacts["align"], "calibration"))
+    material = Material(CONFIG, load_checkpoint(artifacts["checkpoint"]), Pictures(None, "calibration"))
     path = artifacts["int8"] / "encoder.onnx"
     meant, session = open_session(path, simulate=True), open_session(path)
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
