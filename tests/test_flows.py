@@ -382,7 +382,8 @@ def test_the_gate_moves_the_champion_and_rollback_moves_it_back(built, monkeypat
     assert promote_main() == 0
     assert capfd.readouterr().out == "tiny version 1 is champion (" + (
         "box_miou_retained 0.9444 keeps to 0.9; click_miou_retained 0.9375 keeps to 0.9; "
-        "box_miou_above_trivial 0.85 keeps to 0.6; click_miou_above_trivial 0.75 keeps to 0.4; latency_ms 10 keeps to 20)\n"
+        "box_miou_above_trivial 0.85 keeps to 0.6; click_miou_above_trivial 0.75 keeps to 0.4; "
+        "latency_ms 10 keeps to 20)\n"
     )
     assert "already" in promote.promote()
 
