@@ -61,7 +61,12 @@ class Refusal(BaseModel):
         """The rule and the figure: ``build_engine.min_cosine: 0.958918, limit 0.97``."""
         if self.limit is None:
             return self.rule
-        return f"{self.rule}: {'not finite' if self.value is None else f'{self.value:.6g}'}, limit {self.limit:g}"
+        if self.value is None:
+            return f"{self.rule}: not finite, limit {self.limit:g}"
+        value = f"{self.value:.6g}"
+        if value == f"{self.limit:.6g}":  # so near that they would read alike
+            value = repr(self.value)
+        return f"{self.rule}: {value}, limit {self.limit:g}"
 
 
 class Contents(BaseModel):
@@ -132,7 +137,7 @@ class Card(Contents):
         if found != card.digest:
             raise InputError(
                 f"{directory} is damaged: its files have digest {found[:12]}, its {CARD} says {card.digest[:12]}. "
-                f"Bring it back with `dvc checkout --force {directory}`, or make it anew with `dvc repro --force`."
+                f"Bring it back with `dvc checkout --force {directory}`, or make it anew with `dvc repro`."
             )
         return card
 

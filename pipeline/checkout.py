@@ -23,4 +23,4 @@ def main_checkout() -> Path:
 
 def stored(directory: str) -> Path:
     """Where a store of params.yaml is: an absolute path as it is, another one below `STORE` or the main checkout."""
-    return Path(os.environ.get(STORE) or main_checkout(), directory)
+    return main_checkout().joinpath(os.environ.get(STORE, ""), directory)

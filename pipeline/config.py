@@ -73,6 +73,8 @@ def section(
         InputError: The section is absent, or a key is unknown, absent or of a wrong type.
     """
     node = find(params, dotted, file)
+    if isinstance(node, Mapping) and (twice := sorted(more.keys() & node.keys())):
+        raise InputError(f"{file}, section {dotted!r}: {twice[0]!r} stands at the top of the file; remove it here.")
     try:
         return model.model_validate({**node, **more} if isinstance(node, Mapping) else node)
     except ValidationError as error:

@@ -23,6 +23,7 @@ _INSTRUCTIONS = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "avx512_bf16", "amx_bf16",  # x86
     "asimddp", "i8mm", "bf16",  # ARM
 )  # fmt: skip
+_FULL_RANGE = 127
 _EXACT = {"avx_vnni", "avx512_vnni", "amx_int8"}
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -63,8 +64,9 @@ def check_exact(source: Path, card: Card) -> None:
     Raises:
         InputError: Its weights use the full range of int8, and the processor would saturate.
     """
-    reach = card.load.get(WEIGHT_RANGE, 0)
-    if isinstance(reach, int) and reach > EXACT_FACTOR and not has_exact_int8():
+    # Cards of earlier versions do not say; their int8 weights fill the range.
+    reach = int(card.load.get(WEIGHT_RANGE, _FULL_RANGE if "int8" in (card.precision or "") else 0))
+    if reach > EXACT_FACTOR and not has_exact_int8():
         raise InputError(
             f"{source} has int8 weights up to {reach}, which saturate on this processor ({processor()}, without VNNI): "
             "make it anew with quantize.reduce_range set to true."

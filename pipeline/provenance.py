@@ -1,5 +1,6 @@
 """Where a run comes from: the commit of the source, the machine, and whether its process still lives."""
 
+import hashlib
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ def host() -> dict[str, str]:
     do machines of one name. ``host.machine`` outlives a reboot; it is empty where the system has no such id.
     """
     name = socket.gethostname()
-    boot, machine = _line("/proc/sys/kernel/random/boot_id"), _line("/etc/machine-id")
+    boot, machine = _hashed("/proc/sys/kernel/random/boot_id"), _hashed("/etc/machine-id")
     try:
         namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
     except OSError:
@@ -78,10 +79,10 @@ def commit() -> Commit:
         return Commit("", False)
 
 
-def _line(path: str) -> str:
-    """A file of the system that holds one line; empty where it is not there."""
+def _hashed(path: str) -> str:
+    """A digest of a system file that holds an id, which is not to leave the machine; empty where it is not there."""
     try:
-        return Path(path).read_text().strip()
+        return hashlib.sha256(b"sam-distillery" + Path(path).read_bytes().strip()).hexdigest()[:16]
     except OSError:
         return ""
 

@@ -87,7 +87,14 @@ def held_out(sam: Sam) -> dict[str, float]:
         Card.seal(teacher, Contents(kind="checkpoint", model="bundled", precision="fp32"), {})
         untimed = LatencyConfig(warmup=0, runs=0, max_foreign_load=1.0, batch=1, threads=2)
         config = EvaluateConfig(
-            prompts_batch=32, feed_back=False, pictures=0, detections={}, sginw=None, everything=None, latency=untimed
+            prompts_batch=32,
+            feed_back=False,
+            pictures=0,
+            data=str(data),
+            detections={},
+            sginw=None,
+            everything=None,
+            latency=untimed,
         )
         evaluate_teacher(config, prepare=data, teacher=teacher, out=out, log=silent).clear_away()
         metrics: dict[str, float] = json.loads((out / "metrics.json").read_text())

@@ -5,17 +5,33 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
-from pipeline.data.embeddings import Embeddings, StoredShard
-from pipeline.data.encoding import batches, encode
+from pipeline.artifact import Card
+from pipeline.data.embeddings import Embeddings
+from pipeline.data.encoding import batches, encode, identity
 from pipeline.data.shards import Shards
-from pipeline.data.store import Place, Seal
+from pipeline.data.store import Place, Seal, place
 from pipeline.errors import InputError
 from pipeline.log import Log, silent
 from pipeline.models.sam import Sam
-from pipeline.models.students import load_checkpoint
+from pipeline.models.students import load_checkpoint, module_of
 from pipeline.progress import counter, notice
+
+DTYPE = "float16"
+
+
+def origin(sam: Sam, card: Card, taps: Sequence[int]) -> dict[str, JsonValue]:
+    """All that decides where a teacher's embeddings lie in a store, but the images.
+
+    Args:
+        sam: The teacher.
+        card: Its checkpoint's.
+        taps: Blocks whose features are kept too.
+    """
+    decided: dict[str, JsonValue] = {"model": card.model, "options": card.options, "dtype": DTYPE, "taps": [*taps]}
+    return {**decided, **identity(sam, module_of(card.model or ""))}
 
 
 def fill(
@@ -84,22 +100,23 @@ def refill(embeddings: Embeddings, *, prepare: Path, teacher: Path, batch: int, 
         f"{len(missing)} of {len(embeddings.shards)} files of the teacher's embeddings are not in {embeddings.store}: "
         "they are computed anew. SAM_DISTILLERY_STORE names a store that several checkouts share."
     )
-    sam: Sam | None = None
+    sam = load_checkpoint(teacher).to(device).eval()
+    decided = origin(sam, Card.read(teacher), embeddings.taps)
+    splits = {split: Shards(prepare, split) for split in {shard.split for shard in missing}}
+    places = {split: {key: i for i, key in enumerate(shards.keys)} for split, shards in splits.items()}
     with counter("embed", "image", sum(len(shard.keys) for shard in missing)) as bar:
         for stored in missing:
-            where = Place(embeddings.store, stored.file)
+            where, shards = Place(embeddings.store, stored.file), splits[stored.split]
+            begin = places[stored.split].get(stored.keys[0], len(shards))
+            indices = range(begin, begin + len(stored.keys))
+            source = next((shard for shard in shards.shards if shard.samples[0].key == stored.keys[0]), None)
+            own = source and place(embeddings.store, Path(stored.file).stem, decided | {"shard": source.sha256})
+            # What is computed from other data, by another teacher or by other code has another name.
+            if own is None or own.file != stored.file:
+                raise InputError(
+                    f"{stored.file} is missing, and is of other data than {prepare}, of another teacher, or of another "
+                    "version of the code: run `dvc repro embed`."
+                )
             with where.held():
                 if where.seal() is None:  # else another process was first
-                    sam = sam or load_checkpoint(teacher).to(device).eval()
-                    shards = Shards(prepare, stored.split)
-                    indices = _places(shards, stored)
                     fill(where, sam, shards, indices, batch, embeddings.taps, bar.update, silent)
-
-
-def _places(shards: Shards, stored: StoredShard) -> range:
-    """Where the samples of a file of embeddings are in their split."""
-    keys = shards.keys
-    begin = keys.index(stored.keys[0]) if stored.keys[0] in keys else len(keys)
-    if keys[begin : begin + len(stored.keys)] != stored.keys:
-        raise InputError(f"{stored.file} is of other data than {shards.directory}: run `dvc repro embed`.")
-    return range(begin, begin + len(stored.keys))

@@ -16,17 +16,15 @@ from pipeline.artifact import Card, Contents, write_json, write_metrics
 from pipeline.checkout import stored
 from pipeline.config import Config
 from pipeline.data.embeddings import EmbeddingsManifest, StoredShard
-from pipeline.data.encoding import identity
-from pipeline.data.filling import fill
+from pipeline.data.filling import DTYPE, fill, origin
 from pipeline.data.shards import MANIFEST, Shard, Shards
 from pipeline.data.store import Place, Seal, place
 from pipeline.errors import InputError
 from pipeline.log import Log
-from pipeline.models.students import load_checkpoint, module_of
+from pipeline.models.students import load_checkpoint
 from pipeline.progress import counter
 
 SPLITS = ("train", "calibration")
-DTYPE = "float16"
 
 
 class EmbedConfig(Config):
@@ -59,17 +57,14 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
     card = Card.read(teacher)
     sam = load_checkpoint(teacher).to(_device(config.device)).eval()
     taps = sorted(set(config.taps))
-    origin = {
-        "model": card.model, "options": card.options, "dtype": DTYPE, "taps": taps,
-        **identity(sam, module_of(card.model or "")),
-    }  # fmt: skip
+    decided = origin(sam, card, taps)
     listed, seals = [], []
     for split in SPLITS:
         shards = Shards(prepare, split)
         bar = counter(f"embed {split}", "image", len(shards))
         begin = 0
         for number, shard in enumerate(shards.shards):
-            where = place(stored(config.store), f"{split}-{number:05d}", origin | {"shard": shard.sha256})
+            where = place(stored(config.store), f"{split}-{number:05d}", decided | {"shard": shard.sha256})
             indices = range(begin, begin + len(shard.samples))
             with where.held():
                 seal = where.seal() or fill(where, sam, shards, indices, config.batch, taps, bar.update, log)

@@ -65,7 +65,7 @@ class EvaluateConfig(Config):
     """Ask by 3 and 5 clicks also with the mask before given as a prompt."""
     pictures: Annotated[int, Field(ge=0)]
     """Validation images whose masks are kept for the report."""
-    data: str | None = None
+    data: str
     """The folder that holds all files of ``detections`` and ``sginw``: DVC watches it. Any path if there are none."""
     detections: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], DetectionsConfig]
     """Detectors' boxes to be segmented, by the name that their figures get; ``{}`` for none."""

@@ -60,13 +60,16 @@ def disc_ious(
         center: (x, y).
         radii_px: Rising; a pixel belongs to a disc if its centre is no farther away than the radius.
     """
-    rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
-    distance = np.sqrt((columns - center[0]) ** 2 + (rows - center[1]) ** 2)
-    smallest = np.searchsorted(radii_px, distance)  # of the discs that hold a pixel; len(radii_px) for none
-    count = len(radii_px) + 1
-    disc = np.bincount(smallest.ravel(), minlength=count)[:-1].cumsum()
-    shared = np.bincount(smallest[mask], minlength=count)[:-1].cumsum()
-    return np.asarray(shared / (disc + np.count_nonzero(mask) - shared))
+    x, y = center
+    radii = np.asarray(radii_px, dtype=np.float64)
+    down = np.arange(mask.shape[0])[:, None] - y
+    half = np.sqrt(np.maximum(radii**2 - down**2, 0))  # of each row's chord, (h, r)
+    chord = np.minimum(mask.shape[1] - 1 - x, np.floor(half)) + np.minimum(x, np.floor(half)) + 1
+    disc = np.where(np.abs(down) <= radii, chord, 0).sum(0)
+    rows, columns = np.nonzero(mask)
+    smallest = np.searchsorted(radii, np.sqrt((columns - x) ** 2 + (rows - y) ** 2))  # of the discs that hold a pixel
+    shared = np.bincount(smallest, minlength=len(radii) + 1)[:-1].cumsum()
+    return np.asarray(shared / (disc + len(rows) - shared))
 
 
 def _score(rle: masks.Rle) -> tuple[dict[str, float], Float[np.ndarray, " r"]]:
@@ -75,7 +78,14 @@ def _score(rle: masks.Rle) -> tuple[dict[str, float], Float[np.ndarray, " r"]]:
     x1, y1, x2, y2 = box = masks.box(mask)
     boxes = {
         "filled_box": float(np.count_nonzero(mask) / ((x2 - x1) * (y2 - y1))),
-        "ellipse": iou(ellipse(box, mask.shape), mask),
+        "ellipse": _ellipse_iou(mask, box),
     }
     click = next_click(mask, np.zeros_like(mask), ())
     return boxes, disc_ious(mask, (click.x, click.y), RADII * max(mask.shape))
+
+
+def _ellipse_iou(mask: Bool[np.ndarray, "h w"], box: tuple[float, float, float, float]) -> float:
+    """IoU of a mask with the ellipse in its own tight box, outside which neither has a pixel."""
+    x1, y1, x2, y2 = map(int, box)
+    inner = ellipse((0.0, 0.0, float(x2 - x1), float(y2 - y1)), (y2 - y1, x2 - x1))
+    return iou(inner, mask[y1:y2, x1:x2])

@@ -69,7 +69,7 @@ def files(detections: Mapping[str, DetectionsConfig], sginw: SginwConfig | None)
     return [path for path in named if path.is_file()]
 
 
-def refuse_unwatched(data: str | None, detections: Mapping[str, DetectionsConfig], sginw: SginwConfig | None) -> None:
+def refuse_unwatched(data: str, detections: Mapping[str, DetectionsConfig], sginw: SginwConfig | None) -> None:
     """See that DVC would notice another results file or other annotations.
 
     Raises:
@@ -78,7 +78,7 @@ def refuse_unwatched(data: str | None, detections: Mapping[str, DetectionsConfig
     named = [path for boxes in detections.values() for path in (boxes.truth, boxes.results)]
     named += [sginw.folder, sginw.detections] if sginw is not None else []
     for path in named:
-        if data is None or not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(data)):
+        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(data)):
             raise InputError(
                 f"{path} is not in evaluate.data, which is {data!r}, so DVC would not see it change: put the files of "
                 "detections and sginw into one folder and name it there (params.yaml)."

@@ -11,6 +11,7 @@ from typing import Any
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from pipeline.artifact import Card
 from pipeline.config import read_params, section
@@ -131,12 +132,15 @@ def rollback() -> str:
         again = client.get_model_version(name, previous)
         tags = {"version": previous, "replaced": str(champion.version), "digest": again.tags.get("digest", "")}
         with running(store, "rollback", {"stage": "rollback", "registered_model": name, **tags}):
-            registry.move(client, name, CHAMPION, str(champion.version), previous)
-            client.delete_model_version_tag(name, champion.version, PREVIOUS)
             if before := again.tags.get(PREVIOUS):
                 client.set_registered_model_alias(name, PREVIOUS, before)
             else:
                 client.delete_registered_model_alias(name, PREVIOUS)
+            # The last that can fail: what fails before it may be repeated, and never goes back twice. A tag that stays
+            # is written anew when its version is promoted again.
+            registry.move(client, name, CHAMPION, str(champion.version), previous)
+            with contextlib.suppress(MlflowException):
+                client.delete_model_version_tag(name, champion.version, PREVIOUS)
     return f"{name} version {previous} is champion again, in place of version {champion.version}"
 
 

@@ -119,7 +119,7 @@ def _labels(corners: Float[Tensor, "p 2 2"]) -> Float[Tensor, "p 2"]:
 
 def _read(path: Path) -> tuple[list[Case], tuple[float, float]]:
     if not path.is_file():
-        raise InputError(f"{path} does not exist: build the engine anew, for example with `dvc repro --force`.")
+        raise InputError(f"{path} does not exist: build the engine anew (`dvc repro`).")
     try:
         with safe_open(path, "pt") as stream:
             count = len({name.partition(".")[0] for name in stream.keys()} - {_GATE})  # noqa: SIM118 - no mapping

@@ -44,7 +44,9 @@ def verify(*, directory: Path, against: Path | None, device: str | None, threads
         GateError: The engine misses the gate it was built under; the text has the figures.
         InputError: ``directory`` is no intact engine, or cannot run here.
     """
-    card = Card.verified(directory)
+    card = Card.read(directory)
+    if card.refusal:
+        raise InputError(f"{directory} holds no engine: {card.refusal.stage} refused it by {card.refusal}.")
     if card.kind != "engine":
         raise InputError(
             f"{directory} is an artifact of kind {card.kind!r}, not an engine: name one of build_engine's."
@@ -85,11 +87,7 @@ def _times(
 ) -> dict[str, Any]:
     """Milliseconds of the encoder for one image, in turns with the fp32 engine's where there is one."""
     engines = {"encoder_ms": engine}
-    other = against or directory.parent / "fp32"
-    if card.precision != "fp32" and (against or (other / CARD).is_file()):
-        reference = Card.read(other)
-        if (reference.kind, reference.model, reference.precision) != ("engine", card.model, "fp32"):
-            raise InputError(f"{other} is not the fp32 engine of {card.model}: name that one with --against.")
+    if (other := _reference(directory, card, against)) is not None:
         engines["fp32_encoder_ms"] = load(other, device, threads)
     pixels = torch.zeros(1, 3, engine.input_size, engine.input_size)
     with torch.inference_mode():
@@ -102,7 +100,22 @@ def _times(
         for turn in range(1, _TURNS + 1):
             for watch in watches.values():
                 watch.gather(turn * RUNS // _TURNS)
-    return {name: watch.timing(RUNS).median_ms for name, watch in watches.items()}
+    timings = {name: watch.timing(RUNS) for name, watch in watches.items()}
+    times: dict[str, Any] = {name: timing.median_ms for name, timing in timings.items()}
+    return times | {"guarded": all(timing.guarded for timing in timings.values())}
+
+
+def _reference(directory: Path, card: Card, against: Path | None) -> Path | None:
+    """The fp32 engine to time beside: the one that is named, else the one in ``../fp32``, if there is any."""
+    other = against or directory.parent / "fp32"
+    if against is None and (card.precision == "fp32" or not (other / CARD).is_file()):
+        return None
+    found = Card.read(other)
+    if (found.kind, found.model, found.precision) == ("engine", card.model, "fp32"):
+        return other
+    if against is None:
+        return None
+    raise InputError(f"{other} is not the fp32 engine of {card.model}: name that one with --against.")
 
 
 class _Encode:
@@ -145,6 +158,8 @@ def _speed(report: dict[str, Any]) -> str:
     own, fp32 = report["encoder_ms"], report.get("fp32_encoder_ms")
     if fp32 is None:
         return f"{own:.1f} ms an image"
+    if not report["guarded"]:
+        return f"{own:.1f} ms an image, fp32 {fp32:.1f} ms, upper bounds: the machine was busy with other work"
     ratio = fp32 / own
     verdict = "is" if ratio >= PAYS_FROM else "does not pay on this machine:"
     return f"{own:.1f} ms an image, fp32 {fp32:.1f} ms: {report['precision']} {verdict} {ratio:.2f} times as fast"

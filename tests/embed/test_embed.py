@@ -230,7 +230,9 @@ def test_a_store_is_not_refilled_from_other_data(run, teacher, tmp_path):
     source = Procedural(kind="procedural", side_px=48, train=2, calibration=2, validation=1, seed=0, jpeg_quality=90)
     prepare(PrepareConfig(data=__file__, shard_images=2, source=source), out=other, log=silent)
     next(path for path in stored(tmp_path) if path.name == "train-00001.safetensors").unlink()
-    with pytest.raises(InputError, match=r"train-00001.* is of other data than .*other: run `dvc repro embed`"):
+    with pytest.raises(
+        InputError, match=r"train-00001.* is missing, and is of other data than .*other, of another teacher"
+    ):
         filling.refill(
             Embeddings(out), prepare=other, teacher=tmp_path / "teacher-first", batch=2, device=torch.device("cpu")
         )

@@ -108,6 +108,14 @@ def test_a_processor_without_vnni_refuses_the_full_range(tmp_path, monkeypatch, 
         load(tmp_path)
 
 
+def test_an_int8_file_whose_card_does_not_say_its_range_counts_as_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu, "has_exact_int8", lambda: False)
+    cards = [Card(kind="onnx", model="x", precision=p, load={}, digest="", parents={}) for p in ("int8", "fp32")]
+    with pytest.raises(InputError, match="up to 127, which saturate"):
+        cpu.check_exact(tmp_path, cards[0])
+    cpu.check_exact(tmp_path, cards[1])
+
+
 @pytest.mark.parametrize(
     ("machine", "flags", "exact"),
     [
