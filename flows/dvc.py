@@ -54,7 +54,10 @@ def lock_in_order(order: Sequence[str]) -> Iterator[None]:
     finally:
         with _repository():
             entries = _entries()
-            later = sorted(entries.keys() - set(earlier), key=lambda name: order.index(name) if name in order else -1)
+            later = sorted(
+                (name for name in entries if name not in earlier),
+                key=lambda name: order.index(name) if name in order else -1,
+            )
             wanted = [name for name in earlier if name in entries] + later
             if wanted != list(entries):
                 head = DVC_LOCK.read_text().partition("stages:\n")[0]

@@ -113,7 +113,7 @@ def _has(wanted: str) -> bool:
 def _changed() -> list[str]:
     """Files that differ from the commit; of those that git does not know, the ones that DVC would count as code."""
     known = _git("status", "--porcelain", "--untracked-files=no").splitlines()
-    new = _git("status", "--porcelain", "--untracked-files=all", "--", "pipeline", "flows", *_OURS).splitlines()
+    new = _git("status", "--porcelain", "--untracked-files=all", "--", "pipeline", "flows", "deps", *_OURS).splitlines()
     return list(dict.fromkeys(line.split(maxsplit=1)[1] for line in (*known, *new)))
 
 

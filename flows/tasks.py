@@ -13,6 +13,7 @@ from prefect.tasks import Task
 
 from flows import dvc, handover
 from pipeline.artifact import Card
+from pipeline.errors import InputError
 from pipeline.stage import RESTORE_ONLY
 
 RETRIES = 1
@@ -73,11 +74,11 @@ def _ended(target: str, place: Path, act: Callable[[], None]) -> State[None]:
     """The last state of a task; an exception would be told with a traceback through Prefect, which helps nobody."""
     try:
         act()
+        refusal = Card.read(place).refusal
     except dvc.StoppedError as error:
         return Cancelled(message=str(error))
-    except dvc.BadInputError as error:
+    except (dvc.BadInputError, InputError) as error:
         return Failed(name=BAD_INPUT, message=str(error))
     except dvc.StageFailedError as error:
         return Failed(message=str(error))
-    refusal = Card.read(place).refusal
     return Completed(name=REFUSED, message=f"{target}: refused by {refusal}") if refusal else Completed()

@@ -35,7 +35,9 @@ PRESET = yaml.safe_load((Path(__file__).parents[2] / "presets/tinysam_sa1b.yaml"
         ("tinysam", PRESET, 0.32, 0.995),
     ],
 )
-def test_int8_of_true_sizes_keeps_the_embedding_and_is_the_same_in_every_runtime(student, settings, size, agreement, tmp_path):
+def test_int8_of_true_sizes_keeps_the_embedding_and_is_the_same_in_every_runtime(
+    student, settings, size, agreement, tmp_path
+):
     sam = rebuilt(student)
     changes = {name: settings[name] for name in AS_IS}
     config = CONFIG.model_copy(update=changes | {"calibration_images": 4, "holdout_images": 2})
