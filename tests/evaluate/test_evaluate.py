@@ -348,7 +348,6 @@ def test_another_students_engine_is_refused(dataset, checkpoint, tmp_path):
         ("data", "data/boxes.json", False),
         ("data", "other/boxes.json", True),
         ("data", "data/../boxes.json", True),
-        (None, "data/boxes.json", True),
     ],
 )
 def test_a_results_file_that_dvc_does_not_watch_is_refused(data, results, refused):
