@@ -6,7 +6,7 @@ Prefect reads its settings when it is imported, so they are set here, before any
 import os
 from pathlib import Path
 
-from pipeline import telemetry
+from pipeline.core import telemetry
 
 telemetry.off()
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

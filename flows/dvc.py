@@ -12,8 +12,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Self
 
-from pipeline.process import die_with_parent
-from pipeline.stage import DVC_LOCK, kept_by_dvc
+from pipeline.core.process import die_with_parent
+from pipeline.core.stage import DVC_LOCK, kept_by_dvc
 
 _PATIENCE_S = (20.0, 5.0)
 """How long a stage may clean up after Ctrl-C and after SIGTERM, before the next stronger signal."""

@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import State
 
 from flows import dvc, tasks
 from flows.schedule import Step
-from pipeline.artifact import CARD, Card
+from pipeline.core.artifact import CARD, Card
 
 States = Mapping[str, State[Any] | None]
 """Of all steps of a release by target, how they ended; None for those that were not run."""

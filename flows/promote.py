@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from pipeline import promote as acts
-from pipeline.errors import GateError, InputError
+from pipeline.core.errors import GateError, InputError
 
 _ENDS: Mapping[str, int] = {"Refused": 1, "BadInput": 2}
 """How a flow run can end beside Prefect's own ways, as the name of its state; the exit code for each."""

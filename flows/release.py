@@ -20,14 +20,14 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import dvc, handover, outcome, place, schedule, tasks
+from flows import clone, dvc, outcome, remote, schedule, tasks
 from flows.outcome import ReleaseFailedError
 from pipeline import promote, tracking
-from pipeline.artifact import read_refusals
-from pipeline.config import read_params
-from pipeline.errors import InputError
-from pipeline.process import exit_code, raise_on_signals
-from pipeline.stage import ARTIFACTS, listed
+from pipeline.core.artifact import read_refusals
+from pipeline.core.config import read_params
+from pipeline.core.errors import InputError
+from pipeline.core.process import exit_code, raise_on_signals
+from pipeline.core.stage import ARTIFACTS, listed
 from pipeline.stages import STAGES
 
 WITH_REFUSALS = "CompletedWithRefusals"
@@ -76,7 +76,7 @@ def release(
     try:
         params = chosen(read_params(), students)
         check_engine(params, on_gpu)
-        with place.held():
+        with clone.held():
             check_handed(on_gpu)
             rows, refused = _release(params, at_once, on_gpu)
     except (InputError, dvc.StageFailedError) as error:
@@ -168,7 +168,7 @@ def check_handed(verbs: Sequence[str]) -> None:
         if verb not in known:
             raise InputError(f"stages of {verb!r} cannot be handed to a GPU worker; those of {', '.join(known)} can.")
     if verbs:
-        handover.check_ready()
+        remote.check_ready()
 
 
 def check_engine(params: Mapping[str, Any], on_gpu: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 
-from pipeline.stage import Keys, Stage
+from pipeline.core.stage import Keys, Stage
 
 
 @dataclass(frozen=True, kw_only=True)

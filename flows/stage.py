@@ -10,7 +10,7 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows import dvc, place
+from flows import clone, dvc
 from pipeline.tracking import PARENT_RUN
 
 
@@ -33,7 +33,7 @@ def stage(target: str, needs: list[str], commit: str, params: str, lock: str, pa
     """
     say = get_run_logger().info
     shared = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
-    with place.at(commit, params, lock), dvc.Stages() as stages:
+    with clone.at(commit, params, lock), dvc.Stages() as stages:
         if needs:
             stages.fetch(needs, say)
         stages.repro(target, {PARENT_RUN: parent} if shared else {}, say)
@@ -49,7 +49,7 @@ def check() -> State[None]:
             facts[package] = version(package)
         except PackageNotFoundError:
             facts[package] = "not installed"
-    facts["clone"] = str(os.environ.get(place.CLONE))
+    facts["clone"] = str(os.environ.get(clone.CLONE))
     return Completed(message="\n".join(f"{name}: {value}" for name, value in facts.items()))
 
 

@@ -11,10 +11,10 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task
 
-from flows import dvc, handover
-from pipeline.artifact import Card
-from pipeline.errors import InputError
-from pipeline.stage import RESTORE_ONLY
+from flows import dvc, remote
+from pipeline.core.artifact import Card
+from pipeline.core.errors import InputError
+from pipeline.core.stage import RESTORE_ONLY
 
 RETRIES = 1
 """A stage that fails by a fault, not by bad input, is tried once more."""
@@ -63,7 +63,7 @@ def repro_elsewhere(
 
     def act() -> None:
         if not stages.is_up_to_date(target):
-            handover.hand_over(stages, target, needs, parent, say)
+            remote.hand_over(stages, target, needs, parent, say)
         # Should the result not have come back after all, it must not be made here unasked.
         stages.repro(target, {**environment, RESTORE_ONLY: "1"}, say, pull=True)
 

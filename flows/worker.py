@@ -17,8 +17,8 @@ from prefect.deployments import run_deployment
 from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import ObjectAlreadyExists
 
-from flows.place import CLONE
-from pipeline.errors import InputError
+from flows.clone import CLONE
+from pipeline.core.errors import InputError
 
 POOLS = ("cpu", "gpu")
 HEARTBEAT_S = 30

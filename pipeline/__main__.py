@@ -12,11 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pipeline import process, telemetry
 from pipeline.acts import ACTS
-from pipeline.artifact import Card, read_refusals
-from pipeline.errors import GateError, InputError, Refused
-from pipeline.stage import ARTIFACTS, RESTORE_ONLY, Stage, dvc_yaml, kept_by_dvc, refuse_unknown_sections
+from pipeline.core import process, telemetry
+from pipeline.core.artifact import Card, read_refusals
+from pipeline.core.errors import GateError, InputError, Refused
+from pipeline.core.stage import ARTIFACTS, RESTORE_ONLY, Stage, dvc_yaml, kept_by_dvc, refuse_unknown_sections
 from pipeline.stages import STAGES
 
 WITHOUT = ("pandas", "pyarrow", "sklearn")
@@ -32,7 +32,7 @@ def show_dvc_yaml() -> str:
 
 def record() -> str:
     """Record all artifacts in place; one line for each."""
-    from pipeline.config import read_params
+    from pipeline.core.config import read_params
     from pipeline.tracking import record_all
 
     runs = record_all(STAGES, read_params())
@@ -75,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_stage(stage: Stage, keys: Mapping[str, str]) -> int:
-    from pipeline.config import read_params
-    from pipeline.log import silent
+    from pipeline.core.config import read_params
+    from pipeline.core.log import silent
 
     if os.environ.get(RESTORE_ONLY):
         raise InputError(

@@ -42,7 +42,7 @@ def _counts(text: str) -> tuple[int, ...]:
 
 ACTS: dict[str, Act] = {
     "preset": Act(
-        "pipeline.presets:activate",
+        "pipeline.core.presets:activate",
         "Make presets/NAME.yaml the active params.yaml",
         (
             ("name", {"metavar": "NAME", "help": "a file of presets/, without .yaml"}),
@@ -289,7 +289,7 @@ ACTS: dict[str, Act] = {
         "pipeline study --students tinysam_nano --methods max,search --widths w6a6",
     ),
     "score": Act(
-        "pipeline.score:score",
+        "pipeline.evaluate.average_precision:score",
         "Average precision of a results file in COCO's format, as JSON",
         (
             (

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.errors import InputError
-from pipeline.stage import Stage
+from pipeline.core.errors import InputError
+from pipeline.core.stage import Stage
 
 _STUDENT = "deps/students/{student}"
 """Links to the files that decide this student and not every one; see `pipeline.models.students.link`."""

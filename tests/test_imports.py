@@ -78,7 +78,7 @@ def test_help_imports_nothing_heavy():
 def test_a_stage_uses_mlflow_without_pandas_which_can_be_imported_all_the_same(tmp_path):
     code = """
 import sys
-from pipeline import process
+from pipeline.core import process
 from pipeline.__main__ import WITHOUT
 with process.starting(), process.without(WITHOUT):
     from pipeline.tracking import Store

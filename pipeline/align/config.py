@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Config
+from pipeline.core.config import Config
 from pipeline.training import OptimizerConfig
 
 

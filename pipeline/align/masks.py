@@ -18,17 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import losses
 from pipeline.align.config import AlignConfig
+from pipeline.core.distributed import current
+from pipeline.core.log import Log
 from pipeline.data.instances import Instances, instances_of
 from pipeline.data.prompts import Prompts, drawn_prompts
 from pipeline.data.shards import Sample, Shards
-from pipeline.geometry import to_input
-from pipeline.log import Log
 from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
-from pipeline.ranks import current
-from pipeline.training import Draw, Step, autocast, cut, epoch_indices, fit
+from pipeline.ops.geometry import to_input
+from pipeline.training import Draw, Step, autocast, cut, epoch_indices, fit, losses
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.settings import PRECISIONS, RUNTIMES, Combination, Settings
 from pipeline.bench.table import Report, rows
 from pipeline.bench.turns import measure_in_turns
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
+from pipeline.core.progress import progress
 from pipeline.models.students import STUDENTS
-from pipeline.progress import progress
 
 __all__ = ["PRECISIONS", "RUNTIMES", "SUBJECTS", "Settings", "bench", "compare"]
 

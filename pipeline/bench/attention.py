@@ -16,8 +16,8 @@ from pipeline.bench import cuda
 from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.engines import refuses
 from pipeline.bench.settings import CUDA, Combination, Settings
+from pipeline.evaluate.timing import cuda_events, wall
 from pipeline.models.attention import Pair, dilated_attention, fewer_scores
-from pipeline.timing import cuda_events, wall
 
 HEADS, HEAD_DIM = 6, 64
 PAIRS: tuple[Pair, ...] = ((1024, 1), (1024, 2), (1024, 3), (512, 2), (256, 2))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.bench.settings import Combination, Settings
-from pipeline.timing import Clock, wall
+from pipeline.evaluate.timing import Clock, wall
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.bench.engines import weights_mib
+from pipeline.evaluate.timing import cuda_events, measure
 from pipeline.runtime.graphs import recorded
-from pipeline.timing import cuda_events, measure
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -18,10 +18,10 @@ from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.engines import Exported, files_mib, model, refuses, weights_mib
 from pipeline.bench.peak import peak_macs_per_s
 from pipeline.bench.settings import CUDA, Combination, Settings
+from pipeline.evaluate.timing import cuda_events, wall
 from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
 from pipeline.runtime.pytorch import DTYPES, TorchSegmenter
-from pipeline.timing import cuda_events, wall
 
 
 def _refuses(runtime: str, precision: str) -> str | None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
-from pipeline.artifact import Card, write_json
 from pipeline.bench.settings import CUDA, Combination, Settings
 from pipeline.build_engine import ENGINES, BuildEngineConfig
+from pipeline.core.artifact import Card, write_json
+from pipeline.core.errors import InputError
 from pipeline.data.shards import MANIFEST, Manifest, Shards, write_split
-from pipeline.errors import InputError
 from pipeline.export import DECODER, ENCODER, export_decoder, export_encoder
 from pipeline.models import build
 from pipeline.models.sam import Sam

@@ -18,7 +18,6 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from pipeline import masks, metrics
 from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.decoder import macs_per_prompt, ours, published
 from pipeline.bench.engines import Exported, files_mib, model, refuses_int8_too, weights_mib
@@ -27,9 +26,10 @@ from pipeline.data import coco
 from pipeline.data.scenes import render
 from pipeline.evaluate import reference
 from pipeline.evaluate.prompting import Answer, ask
-from pipeline.geometry import to_input
 from pipeline.models.cost import count_parameters
 from pipeline.models.sam import Sam
+from pipeline.ops import masks, metrics
+from pipeline.ops.geometry import to_input
 from pipeline.runtime import Predictor, Segmenter, load
 
 _BYTES_AT_ONCE = 1 << 24

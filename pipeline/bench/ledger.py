@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pipeline.core.distributed import Ranks
 from pipeline.evaluate.accuracy import evaluate_accuracy, photographs
 from pipeline.evaluate.images import Done, Run
-from pipeline.ranks import Ranks
 from pipeline.runtime import Predictor, Segmenter
 
 _PROMPTS_BATCH = 32

@@ -12,7 +12,7 @@ import onnx
 import openvino
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.timing import measure
+from pipeline.evaluate.timing import measure
 
 _SIDE = 2048
 _SCALE = 0.02

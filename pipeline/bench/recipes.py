@@ -13,19 +13,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.artifact import Card
 from pipeline.bench import ledger
-from pipeline.config import find, read_params, section
+from pipeline.core.artifact import Card
+from pipeline.core.config import find, read_params, section
+from pipeline.core.errors import InputError
+from pipeline.core.log import silent
+from pipeline.core.progress import progress
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.shards import Shards
 from pipeline.distill import DistillConfig, Task, learn, student_of
 from pipeline.distill.embedding import held_out_error
 from pipeline.embed import EmbedConfig, embed
-from pipeline.errors import InputError
-from pipeline.log import silent
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
-from pipeline.progress import progress
 from pipeline.runtime.pytorch import TorchSegmenter
 from pipeline.training import device_of
 

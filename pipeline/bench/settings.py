@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 
 CUDA = ("cuda", "cuda_compile", "cuda_graph")
 """PyTorch on a GPU: eager, through torch.compile, and as a recorded CUDA graph."""

@@ -12,22 +12,22 @@ from typing import Any
 
 import onnx
 
-from pipeline.artifact import Card
 from pipeline.bench import ledger
-from pipeline.config import read_params, section
+from pipeline.core.artifact import Card
+from pipeline.core.config import read_params, section
+from pipeline.core.errors import InputError
+from pipeline.core.progress import progress
 from pipeline.data.shards import Shards
-from pipeline.errors import InputError
 from pipeline.export import ENCODER, ExportConfig, export_encoder
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
-from pipeline.progress import progress
 from pipeline.quantize import QuantizeConfig
 from pipeline.quantize.calibration import SPLIT, Material
 from pipeline.quantize.int8 import find_scales
 from pipeline.quantize.layers import chosen_layers
 from pipeline.quantize.qdq import Scales, Widths
 from pipeline.quantize.rounding import kinds
-from pipeline.quantize.search import search
+from pipeline.quantize.scales.search import search
 from pipeline.quantize.simulated import SimulatedSegmenter
 from pipeline.runtime import Segmenter
 from pipeline.runtime.pytorch import TorchSegmenter

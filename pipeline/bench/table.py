@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from pipeline.bench.candidate import Candidate
 from pipeline.bench.settings import Settings
-from pipeline.timing import Timing
+from pipeline.evaluate.timing import Timing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,12 +20,12 @@ import numpy as np
 import psutil
 import torch
 
-from pipeline.artifact import write_json
 from pipeline.bench import cuda
 from pipeline.bench.bare import Bare
 from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.engines import model, scenes, weights_mib
 from pipeline.bench.settings import Combination, Settings
+from pipeline.core.artifact import write_json
 from pipeline.data.embeddings import Embeddings, EmbeddingsManifest, StoredShard
 from pipeline.data.encoding import TENSOR
 from pipeline.data.shards import MANIFEST, Shards

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from math import ceil
 
 from pipeline.bench.settings import Settings
-from pipeline.progress import counter
-from pipeline.timing import Clock, Stopwatch, Timing
+from pipeline.core.progress import counter
+from pipeline.evaluate.timing import Clock, Stopwatch, Timing
 
 
 def measure_in_turns(functions: Sequence[tuple[Callable[[], object], Clock]], settings: Settings) -> list[Timing]:

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import torch
 
-from pipeline.artifact import Card, Contents, write_metrics
 from pipeline.build_engine.check import boxes, check
 from pipeline.build_engine.config import BuildEngineConfig
 from pipeline.build_engine.onnxruntime import onnxruntime
 from pipeline.build_engine.openvino import openvino
 from pipeline.build_engine.tensorrt import tensorrt
-from pipeline.cpu import EXACT_FACTOR, WEIGHT_RANGE, check_exact
+from pipeline.core.artifact import Card, Contents, write_metrics
+from pipeline.core.errors import InputError
+from pipeline.core.log import Log
+from pipeline.core.progress import notice
 from pipeline.data.shards import Shards
-from pipeline.errors import InputError
-from pipeline.log import Log
-from pipeline.progress import notice
+from pipeline.ops.cpu import EXACT_FACTOR, WEIGHT_RANGE, check_exact
 from pipeline.runtime import ENGINES as RUNTIMES
 from pipeline.runtime import Segmenter, load, self_check
 from pipeline.runtime.loading import DEVICES

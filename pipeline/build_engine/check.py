@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline import masks
 from pipeline.build_engine.config import BuildEngineConfig
 from pipeline.build_engine.overflow import first_out_of_range
+from pipeline.core.errors import InputError, Refused
 from pipeline.data.shards import Sample
-from pipeline.errors import InputError, Refused
-from pipeline.geometry import boxes_to_frame, to_input
+from pipeline.ops import masks
+from pipeline.ops.geometry import boxes_to_frame, to_input
 from pipeline.runtime.exported import decoder_feeds
 from pipeline.runtime.segmenter import Segmenter
 

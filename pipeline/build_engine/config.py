@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config import Config
+from pipeline.core.config import Config
 
 _Three = Annotated[list[int], Field(min_length=3, max_length=3)]
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.build_engine.config import BuildEngineConfig
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 
 
 def onnxruntime(config: BuildEngineConfig, source: Path, out: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from pipeline.build_engine.config import BuildEngineConfig
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.runtime.exported import missing_package
 
 

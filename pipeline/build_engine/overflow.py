@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 
 FP16_LARGEST = 65504.0
 _AT_ONCE = 48

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from pipeline.artifact import write_json
 from pipeline.build_engine.config import BuildEngineConfig, TensorRtConfig
-from pipeline.errors import InputError
+from pipeline.core.artifact import write_json
+from pipeline.core.errors import InputError
 from pipeline.runtime.tensorrt import SIDECAR, bindings, machine
 
 _DEVICE = torch.device("cuda")

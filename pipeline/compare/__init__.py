@@ -7,8 +7,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline import provenance
-from pipeline.artifact import Contents, read_metrics, write_json, write_metrics, write_refusals
 from pipeline.compare import pictures
 from pipeline.compare.evaluations import read_all, read_baselines
 from pipeline.compare.everything import overlays
@@ -19,9 +17,11 @@ from pipeline.compare.published import beside_measured
 from pipeline.compare.report import Page, render
 from pipeline.compare.sensitivity import sensitivities
 from pipeline.compare.table import leaderboard_text
-from pipeline.config import Config
+from pipeline.core import provenance
+from pipeline.core.artifact import Contents, read_metrics, write_json, write_metrics, write_refusals
+from pipeline.core.config import Config
+from pipeline.core.log import Log
 from pipeline.data import coco
-from pipeline.log import Log
 
 __all__ = ["CompareConfig", "compare", "leaderboard_text"]
 

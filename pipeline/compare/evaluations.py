@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import CARD, METRICS, Card, Refusal
-from pipeline.errors import InputError
-from pipeline.stage import ARTIFACTS
+from pipeline.core.artifact import CARD, METRICS, Card, Refusal
+from pipeline.core.errors import InputError
+from pipeline.core.stage import ARTIFACTS
 
 DATASET = "prepare"
 TEACHERS = "evaluate_teacher"

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pipeline import masks
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.pictures import Tile, as_uri, read_image
+from pipeline.ops import masks
 
 _WIDTH = 320
 _OPACITY = 0.55

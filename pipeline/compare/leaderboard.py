@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.compare.evaluations import Evaluation
-from pipeline.metrics import BANDS, TRIVIAL, retained
+from pipeline.ops.metrics import BANDS, TRIVIAL, retained
 
 Row = dict[str, Any]
 

@@ -8,8 +8,7 @@ from pipeline.compare import table
 from pipeline.compare.evaluations import Refusals
 from pipeline.compare.grid import Cell, Column, Grid, Line, Section, Tone, Write, model_cell, number, of_models
 from pipeline.compare.leaderboard import Row, best, measures
-from pipeline.metrics import BANDS, below_trivial
-from pipeline.timing import PAYS_FROM
+from pipeline.ops.metrics import BANDS, PAYS_FROM, below_trivial
 
 _SAYS = {"box": "box", "click": "1 click", "click3": "3 clicks", "click5": "5 clicks"} | {
     "click3_fed": "3 clicks, mask fed back",

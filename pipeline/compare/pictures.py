@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from pipeline import masks
 from pipeline.compare.evaluations import Evaluation
+from pipeline.core.errors import InputError
 from pipeline.data.coco import Instance, Photograph
-from pipeline.errors import InputError
+from pipeline.ops import masks
 
 SIDE = 224
 _QUALITY = 80

@@ -11,7 +11,7 @@ from matplotlib.transforms import Bbox
 from pipeline.compare.drawing import ALPHAS, DASHES, MARKERS, Paint, Palette, Plot, colours, draw_one, label, legend
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.leaderboard import Row, front
-from pipeline.metrics import BANDS
+from pipeline.ops.metrics import BANDS
 
 CLICKS = (1, 3, 5)
 _LABEL_PLACES = ((9, 0), (9, 11), (9, -11), (-9, 0), (-9, 11), (-9, -11), (0, 13), (0, -13), (9, 22), (9, -22))

@@ -17,8 +17,8 @@ from pipeline.compare.leaderboard import Row, best
 from pipeline.compare.measures import leaderboard_grid, slower_than_fp32
 from pipeline.compare.pictures import Case, Tile
 from pipeline.compare.sensitivity import Sensitivity
-from pipeline.metrics import below_trivial
-from pipeline.provenance import Commit
+from pipeline.core.provenance import Commit
+from pipeline.ops.metrics import below_trivial
 
 _HERE = Path(__file__).parent
 

@@ -13,7 +13,7 @@ from pipeline.compare import table
 from pipeline.compare.drawing import Palette, Plot, draw_one, legend
 from pipeline.compare.grid import Cell, Column, Grid, Line, Tone, number
 from pipeline.compare.leaderboard import Row
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 
 FILE = "sensitivity.json"
 

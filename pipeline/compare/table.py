@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.artifact import Refusal
-from pipeline.metrics import below_trivial
+from pipeline.core.artifact import Refusal
+from pipeline.ops.metrics import below_trivial
 
 NOTHING = "-"
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline import masks
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
+from pipeline.ops import masks
 
 NO_CATEGORY = 1
 """The category of masks that have none."""

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline.checkout import stored
+from pipeline.core.checkout import stored
+from pipeline.core.errors import InputError
 from pipeline.data.encoding import TAP, TENSOR
 from pipeline.data.shards import MANIFEST
-from pipeline.errors import InputError
 
 OPEN_FILES = 8
 REMEDY = "Run `dvc repro --force --single-item embed`."

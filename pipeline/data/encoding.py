@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float, Float16
 from torch import Tensor
 
-from pipeline import code, geometry
+from pipeline.core import code
 from pipeline.data.shards import Shards
 from pipeline.models.sam import Sam
 from pipeline.models.taps import tapped
+from pipeline.ops import geometry
 
 TENSOR = "embeddings"
 TAP = "block_{}"

@@ -8,16 +8,16 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from pipeline.artifact import Card
+from pipeline.core.artifact import Card
+from pipeline.core.errors import InputError
+from pipeline.core.log import Log, silent
+from pipeline.core.progress import counter, notice
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.encoding import batches, encode, identity
 from pipeline.data.shards import Shards
 from pipeline.data.store import Place, Seal, place
-from pipeline.errors import InputError
-from pipeline.log import Log, silent
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint, module_of
-from pipeline.progress import counter, notice
 
 DTYPE = "float16"
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.core.errors import InputError
 from pipeline.data.photograph import SUFFIXES
-from pipeline.errors import InputError
 
 LONGEST_KEY = 80
 """Characters of a key; keeps names within a plain tar header."""

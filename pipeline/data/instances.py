@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from pipeline import masks
 from pipeline.data.shards import Sample
-from pipeline.geometry import boxes_to_frame, masks_to_frame
+from pipeline.ops import masks
+from pipeline.ops.geometry import boxes_to_frame, masks_to_frame
 
 
 @dataclass(frozen=True)

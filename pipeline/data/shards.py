@@ -20,9 +20,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.artifact import file_sha256
-from pipeline.errors import InputError
-from pipeline.geometry import Size
+from pipeline.core.artifact import file_sha256
+from pipeline.core.errors import InputError
+from pipeline.ops.geometry import Size
 
 MANIFEST = "manifest.json"
 REMEDY = "Run `dvc repro --force --single-item prepare`."

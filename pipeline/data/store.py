@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.artifact import file_sha256, write_json
+from pipeline.core.artifact import file_sha256, write_json
+from pipeline.core.errors import InputError
 from pipeline.data.encoding import TENSOR
-from pipeline.errors import InputError
 
 
 class Seal(BaseModel):

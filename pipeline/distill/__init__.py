@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 
-from pipeline import code
-from pipeline.artifact import Card, Contents, write_metrics
+from pipeline.core import code
+from pipeline.core.artifact import Card, Contents, write_metrics
+from pipeline.core.distributed import joined
+from pipeline.core.errors import InputError
+from pipeline.core.log import Log
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.filling import refill
 from pipeline.data.shards import Shards
@@ -17,12 +20,9 @@ from pipeline.distill.embedding import distill_embeddings, held_out_error
 from pipeline.distill.full_stage import distill_full_stage
 from pipeline.distill.layer_wise import distill_layer_wise
 from pipeline.distill.task import Task
-from pipeline.errors import InputError
-from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.sam import WEIGHTS, Sam, load_weights, save_checkpoint
 from pipeline.models.students import module_of
-from pipeline.ranks import joined
 from pipeline.training import checkpoint_of, device_of, precision_of
 
 __all__ = ["RECIPES", "DistillConfig", "Task", "distill", "learn", "student_of"]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from pipeline.config import Config
+from pipeline.core.config import Config
 from pipeline.training import OptimizerConfig
 
 Weight = Annotated[float, Field(ge=0)]

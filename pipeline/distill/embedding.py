@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import losses
 from pipeline.distill.config import EmbeddingRecipe
 from pipeline.distill.task import Batch, Task
+from pipeline.training import losses
 
 
 def distill_embeddings(task: Task, recipe: EmbeddingRecipe) -> None:

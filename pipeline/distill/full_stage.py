@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import losses
 from pipeline.data.instances import instances_of
 from pipeline.data.prompts import Prompts, first_prompts, hard_clicks
 from pipeline.distill.config import FullStageRecipe
@@ -23,6 +22,7 @@ from pipeline.distill.task import Batch, Task
 from pipeline.models.decoder import decode, decode_with_tokens
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
+from pipeline.training import losses
 
 MULTIMASK = slice(1, 4)
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import losses
 from pipeline.distill.config import LayerWiseRecipe
 from pipeline.distill.schedule import layer_weights
 from pipeline.distill.task import Batch, Task
 from pipeline.models.taps import tapped, widths
+from pipeline.training import losses
 
 
 @dataclass(frozen=True)

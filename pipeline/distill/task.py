@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from pipeline.core.log import Log
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.shards import Sample, Shards
 from pipeline.distill.config import DistillConfig
-from pipeline.geometry import to_input, valid_cells
-from pipeline.log import Log
 from pipeline.models.sam import Sam
+from pipeline.ops.geometry import to_input, valid_cells
 from pipeline.training import Draw, Step, autocast, fit
 
 

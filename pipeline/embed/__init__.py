@@ -12,17 +12,17 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from pipeline.artifact import Card, Contents, write_json, write_metrics
-from pipeline.checkout import stored
-from pipeline.config import Config
+from pipeline.core.artifact import Card, Contents, write_json, write_metrics
+from pipeline.core.checkout import stored
+from pipeline.core.config import Config
+from pipeline.core.errors import InputError
+from pipeline.core.log import Log
+from pipeline.core.progress import counter
 from pipeline.data.embeddings import EmbeddingsManifest, StoredShard
 from pipeline.data.filling import DTYPE, fill, origin
 from pipeline.data.shards import MANIFEST, Shard, Shards
 from pipeline.data.store import Place, Seal, place
-from pipeline.errors import InputError
-from pipeline.log import Log
 from pipeline.models.students import load_checkpoint
-from pipeline.progress import counter
 
 SPLITS = ("train", "calibration")
 

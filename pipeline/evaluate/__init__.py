@@ -22,11 +22,13 @@ import torch
 from jaxtyping import UInt8
 from pydantic import Field
 
-from pipeline import code, cpu, masks
-from pipeline.artifact import CARD, METRICS, Card, Contents, file_sha256, write_json, write_metrics
-from pipeline.config import Config
+from pipeline.core import code
+from pipeline.core.artifact import CARD, METRICS, Card, Contents, file_sha256, write_json, write_metrics
+from pipeline.core.config import Config
+from pipeline.core.distributed import Ranks, joined
+from pipeline.core.errors import InputError
+from pipeline.core.log import Log
 from pipeline.data.coco import Photograph
-from pipeline.errors import InputError
 from pipeline.evaluate import baselines
 from pipeline.evaluate.accuracy import Kept, Scores, evaluate_accuracy, photographs, read_image, read_kept
 from pipeline.evaluate.detections import (
@@ -41,11 +43,10 @@ from pipeline.evaluate.everything import EverythingConfig, evaluate_everything
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.latency import LatencyConfig, measure_latency
 from pipeline.evaluate.memory import measuring_memory
-from pipeline.log import Log
 from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
 from pipeline.models.students import module_of
-from pipeline.ranks import Ranks, joined
+from pipeline.ops import cpu, masks
 from pipeline.runtime import Predictor, Segmenter, load
 from pipeline.runtime.self_check import SELF_CHECK
 from pipeline.training.checkpoint import checkpoint_of

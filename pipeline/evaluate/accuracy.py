@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from pipeline import masks, metrics
+from pipeline.core.errors import InputError
 from pipeline.data import coco
 from pipeline.data.coco import Instance, Photograph
-from pipeline.errors import InputError
 from pipeline.evaluate.images import Result, Run, read_rgb
 from pipeline.evaluate.prompting import PROMPTS, SAME_PROMPTS, Answer, ask
-from pipeline.metrics import Bin
+from pipeline.ops import masks, metrics
+from pipeline.ops.metrics import Bin
 
 REMEDY = "Run `dvc repro --force --single-item prepare`."
 AT_ONCE = 64

@@ -10,10 +10,10 @@ from concurrent.futures import Executor
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pipeline import masks
-from pipeline.clicks import next_click
 from pipeline.data.coco import Photograph
-from pipeline.metrics import band_means, iou
+from pipeline.ops import masks
+from pipeline.ops.clicks import next_click
+from pipeline.ops.metrics import band_means, iou
 
 FILE = "baselines.json"
 RADII = np.arange(1, 51) / 100

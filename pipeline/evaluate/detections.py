@@ -17,11 +17,18 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from tqdm import tqdm
 
-from pipeline import masks
-from pipeline.config import Config
-from pipeline.errors import InputError
+from pipeline.core.config import Config
+from pipeline.core.errors import InputError
+from pipeline.evaluate.average_precision import (
+    Detection,
+    Truth,
+    average_precision,
+    most_certain,
+    read_detections,
+    read_truth,
+)
 from pipeline.evaluate.images import Result, Run, read_rgb
-from pipeline.score import Detection, Truth, average_precision, most_certain, read_detections, read_truth
+from pipeline.ops import masks
 
 FIGURES = {
     "AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large",

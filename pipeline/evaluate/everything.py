@@ -1,8 +1,9 @@
 """Everything mode of a model: what it finds densely and hierarchically, how well, and how long it takes.
 
-Average recall is COCO's for proposals (`pipeline.score.recall`). The mean IoU with the truth is TinySAM's (arXiv
-2312.13789, table 2): each annotated object against the mask found that fits it best, mean over objects. What differs
-from segment-anything's evaluation of proposals: nothing is resampled, and masks of equal score stay in order.
+Average recall is COCO's for proposals (`pipeline.evaluate.average_precision.recall`). The mean IoU with the truth is
+TinySAM's (arXiv 2312.13789, table 2): each annotated object against the mask found that fits it best, mean over
+objects. What differs from segment-anything's evaluation of proposals: nothing is resampled, and masks of equal score
+stay in order.
 """
 
 import time
@@ -16,15 +17,15 @@ from jaxtyping import Float
 from pycocotools import mask as coco_mask
 from pydantic import Field
 
-from pipeline.config import Config
+from pipeline.core.config import Config
+from pipeline.core.progress import progress
 from pipeline.data.coco import Photograph
 from pipeline.evaluate.accuracy import read_image
-from pipeline.geometry import Size
-from pipeline.masks import Rle
-from pipeline.progress import progress
+from pipeline.evaluate.average_precision.recall import average_recall
+from pipeline.ops.geometry import Size
+from pipeline.ops.masks import Rle
 from pipeline.runtime import EverythingSettings, Predictor, everything
 from pipeline.runtime.everything import MODES
-from pipeline.score.recall import average_recall
 
 _KEPT = ("segmentation", "area", "predicted_iou")
 """What the report needs of a record."""

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.errors import InputError
-from pipeline.geometry import Size
-from pipeline.progress import progress
-from pipeline.ranks import Ranks
+from pipeline.core.distributed import Ranks
+from pipeline.core.errors import InputError
+from pipeline.core.progress import progress
+from pipeline.ops.geometry import Size
 from pipeline.runtime import Predictor
 
 _READ_AHEAD = 4

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, UInt8
 from pydantic import Field
 
-from pipeline import geometry
-from pipeline.config import Config
+from pipeline.core.config import Config
+from pipeline.evaluate.timing import Clock, Timing, cuda_events, measure, wall
+from pipeline.ops import geometry
 from pipeline.runtime import Predictor, Segmenter
-from pipeline.timing import Clock, Timing, cuda_events, measure, wall
 
 BOX_LABELS = (2.0, 3.0)
 

@@ -17,8 +17,8 @@ import psutil
 import torch
 from PIL import Image
 
-from pipeline.artifact import Card, write_json
-from pipeline.process import die_with_parent
+from pipeline.core.artifact import Card, write_json
+from pipeline.core.process import die_with_parent
 from pipeline.runtime import Predictor, load
 
 _MIB = 1 << 20

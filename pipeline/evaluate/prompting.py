@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pipeline import masks
-from pipeline.clicks import Click, next_click
+from pipeline.ops import masks
+from pipeline.ops.clicks import Click, next_click
 from pipeline.runtime import Predictor
 
 PROMPTS = ("box", "click", "click3", "click5", "click3_fed", "click5_fed")

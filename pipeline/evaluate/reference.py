@@ -17,10 +17,10 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam as PublishedSam
 from torch import Tensor, nn
 
-from pipeline import masks
 from pipeline.evaluate.prompting import Answer
-from pipeline.geometry import Size, resized
 from pipeline.models.sam import Sam
+from pipeline.ops import masks
+from pipeline.ops.geometry import Size, resized
 from pipeline.runtime import Segmenter
 
 CLICKS = {"click": 1, "click3": 3, "click5": 5}

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipeline.artifact import Card, Contents, write_metrics
-from pipeline.config import Config
-from pipeline.errors import InputError
+from pipeline.core.artifact import Card, Contents, write_metrics
+from pipeline.core.config import Config
+from pipeline.core.errors import InputError
+from pipeline.core.log import Log
 from pipeline.export.sam import DECODER, ENCODER, export_decoder, export_encoder
-from pipeline.log import Log
 from pipeline.models.students import load_checkpoint
 
 __all__ = ["DECODER", "ENCODER", "ExportConfig", "export", "export_decoder", "export_encoder"]

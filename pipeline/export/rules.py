@@ -14,9 +14,9 @@ import onnx
 from jaxtyping import Shaped
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from pipeline.cpu import EXACT_FACTOR
-from pipeline.errors import Refused
+from pipeline.core.errors import Refused
 from pipeline.export.saturation import factor_ranges
+from pipeline.ops.cpu import EXACT_FACTOR
 
 RULES = "export.rules"
 """What a refusal by one of them names as its rule; its reason says which."""

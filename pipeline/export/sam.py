@@ -1,10 +1,10 @@
 """A SAM as two ONNX files: ``encoder.onnx`` and ``decoder.onnx``.
 
-The encoder reads ``image (batch, 3, S, S)``, as `pipeline.geometry.to_input` makes it, and gives ``image_embedding``.
+The encoder reads ``image (batch, 3, S, S)``, from `pipeline.ops.geometry.to_input`, and gives ``image_embedding``.
 The decoder reads one embedding and any number of prompts with any number of points; without a box the caller appends
 segment-anything's padding point. It reads a mask for each prompt, or one for all: without masks that is one of zeros,
 beside a flag that ignores it, and it is embedded once; image tokens are copied for each prompt all the same. Resizing
-photographs and masks stays outside (`pipeline.geometry`), where all runtimes share it.
+photographs and masks stays outside (`pipeline.ops.geometry`), where all runtimes share it.
 """
 
 import copy
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import Refused
+from pipeline.core.errors import Refused
 from pipeline.export.form import save
 from pipeline.models.decoder import decode_tokens, image_tokens
 from pipeline.models.published import LayerNorm2d

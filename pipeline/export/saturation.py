@@ -1,4 +1,4 @@
-"""Whether int8 arithmetic of a file can saturate on a processor: see `pipeline.cpu.EXACT_FACTOR`."""
+"""Whether int8 arithmetic of a file can saturate on a processor: see `pipeline.ops.cpu.EXACT_FACTOR`."""
 
 from collections.abc import Mapping
 

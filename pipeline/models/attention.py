@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 
 Kernel = Literal["auto", "flash_attn", "sdpa"]
 KERNELS: tuple[Kernel, ...] = ("auto", "flash_attn", "sdpa")

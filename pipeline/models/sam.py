@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.models.published import MaskDecoder, PromptEncoder, TwoWayTransformer
 
 EMBEDDING_CHANNELS = 256

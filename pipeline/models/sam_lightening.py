@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.models.attention import Pair, mixed_dilated_attention
 from pipeline.models.neck import sam_neck
 from pipeline.models.sam import Sam, assemble
@@ -169,7 +169,7 @@ class ImageEncoder(nn.Module):
             height, width = images.shape[-2:]
             raise InputError(
                 f"this encoder has positions for {self.side} x {self.side} pixels, not for {height} x {width}: "
-                f"bring images there with pipeline.geometry.to_input(image, {self.side})."
+                f"bring images there with pipeline.ops.geometry.to_input(image, {self.side})."
             )
         patches = self.patch_embed(images)
         tokens = self.blocks(patches.flatten(2).transpose(1, 2) + self.pos_embed)

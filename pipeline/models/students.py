@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from pipeline import code
-from pipeline.artifact import Card
-from pipeline.errors import InputError
+from pipeline.core import code
+from pipeline.core.artifact import Card
+from pipeline.core.errors import InputError
 from pipeline.models.sam import WEIGHTS, Sam, load_weights
 
 STUDENTS: Mapping[str, str] = {

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.models.neck import sam_neck
 
 MLP_EXPAND = 4
@@ -201,7 +201,7 @@ class TinyViT(nn.Module):
         if height % self.stride or width % self.stride:
             raise InputError(
                 f"TinyViT takes images whose sides are multiples of {self.stride} pixels, not {height} x {width}: "
-                "pad them first, as pipeline.geometry.to_input does."
+                "pad them first, as pipeline.ops.geometry.to_input does."
             )
         y: Tensor = self.neck(self.layers(self.patch_embed(images)))
         return y

@@ -14,17 +14,17 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pipeline.artifact import Contents, write_json, write_metrics
-from pipeline.config import Config
+from pipeline.core.artifact import Contents, write_json, write_metrics
+from pipeline.core.config import Config
+from pipeline.core.errors import InputError
+from pipeline.core.log import Log
+from pipeline.core.progress import progress
 from pipeline.data.shards import MANIFEST, Manifest, Packed, write_split
 from pipeline.data.workers import in_processes
-from pipeline.errors import InputError
-from pipeline.log import Log
 from pipeline.prepare import procedural
 from pipeline.prepare.files import Plan, plan
 from pipeline.prepare.sample import Prepared
 from pipeline.prepare.sources import Procedural, Source
-from pipeline.progress import progress
 
 SMALL_PX, LARGE_PX = 32**2, 96**2
 """COCO's area bands: small below the first, large from the second on."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import masks
+from pipeline.core.errors import InputError
 from pipeline.data import coco, sa1b
 from pipeline.data.coco import NO_CATEGORY, Instance
 from pipeline.data.folder import image_files, unique_keys
 from pipeline.data.photograph import read_jpeg
-from pipeline.errors import InputError
+from pipeline.ops import masks
 from pipeline.prepare.sample import Item, Prepared, prepared
 from pipeline.prepare.sources import Coco, Files, Folder, Sa1b
 

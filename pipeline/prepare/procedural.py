@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline import masks
 from pipeline.data import scenes
 from pipeline.data.coco import NO_CATEGORY, Instance
 from pipeline.data.photograph import encode_jpeg
+from pipeline.ops import masks
 from pipeline.prepare.sample import Item, Prepared, prepared
 from pipeline.prepare.sources import Procedural
 

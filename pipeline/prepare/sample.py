@@ -6,10 +6,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from pycocotools import mask as coco_mask
 
-from pipeline import masks
 from pipeline.data.coco import Instance
 from pipeline.data.shards import Packed
-from pipeline.geometry import Size
+from pipeline.ops import masks
+from pipeline.ops.geometry import Size
 
 
 @dataclass(frozen=True)

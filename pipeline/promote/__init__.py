@@ -13,14 +13,14 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from pipeline.artifact import Card
-from pipeline.config import read_params, section
-from pipeline.errors import GateError, InputError
-from pipeline.metrics import TRIVIAL
+from pipeline.core.artifact import Card
+from pipeline.core.config import read_params, section
+from pipeline.core.errors import GateError, InputError
+from pipeline.core.stage import ARTIFACTS
+from pipeline.ops.metrics import TRIVIAL
 from pipeline.promote import registry
 from pipeline.promote.gate import PromoteConfig, Rule, best, check
 from pipeline.promote.registry import CHALLENGER, CHAMPION, PREVIOUS
-from pipeline.stage import ARTIFACTS
 from pipeline.tracking import Curves, Store, running
 
 LEADERBOARD = ARTIFACTS / "compare" / "leaderboard.json"

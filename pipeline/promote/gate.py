@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.config import Config
-from pipeline.errors import InputError
-from pipeline.metrics import TRIVIAL, retained
+from pipeline.core.config import Config
+from pipeline.core.errors import InputError
+from pipeline.ops.metrics import TRIVIAL, retained
 
 
 class PromoteConfig(Config):

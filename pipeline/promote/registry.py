@@ -20,9 +20,9 @@ from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
-from pipeline import database
-from pipeline.artifact import Card
-from pipeline.errors import InputError
+from pipeline.core.artifact import Card
+from pipeline.core.errors import InputError
+from pipeline.tracking import database
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 

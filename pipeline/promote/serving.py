@@ -11,7 +11,7 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 
 
 class SegmentationModel(PythonModel):
@@ -36,7 +36,7 @@ class SegmentationModel(PythonModel):
         Raises:
             InputError: An image cannot be read, a row has neither points nor a box, or a prompt is malformed.
         """
-        from pipeline.masks import encode
+        from pipeline.ops.masks import encode
         from pipeline.runtime import Predictor
 
         # MLflow's server answers requests in several threads, and a predictor keeps one image: each call has its own.

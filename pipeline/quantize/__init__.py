@@ -6,14 +6,14 @@ from pathlib import Path
 
 import onnx
 
-from pipeline.artifact import Card, Contents, write_metrics
-from pipeline.cpu import WEIGHT_RANGE
+from pipeline.core.artifact import Card, Contents, write_metrics
+from pipeline.core.errors import InputError
+from pipeline.core.log import Log
 from pipeline.data.shards import Shards
-from pipeline.errors import InputError
 from pipeline.export import DECODER, ENCODER
 from pipeline.export.saturation import weight_range
-from pipeline.log import Log
 from pipeline.models.students import load_checkpoint
+from pipeline.ops.cpu import WEIGHT_RANGE
 from pipeline.quantize.calibration import SPLIT, Material
 from pipeline.quantize.config import QuantizeConfig, SearchConfig
 from pipeline.quantize.decoder import lower_decoder

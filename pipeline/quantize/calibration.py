@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Float32
 from onnxruntime.quantization import CalibrationDataReader
 
-from pipeline.artifact import Calibration
+from pipeline.core.artifact import Calibration
+from pipeline.core.errors import InputError, Refused
+from pipeline.core.progress import counter, progress
 from pipeline.data.shards import Sample, Shards
-from pipeline.errors import InputError, Refused
-from pipeline.geometry import to_input
 from pipeline.models.sam import Sam
-from pipeline.progress import counter, progress
+from pipeline.ops.geometry import to_input
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.runtime.onnxruntime import open_session
 

@@ -4,11 +4,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config import Config
+from pipeline.core.config import Config
 
 
 class SearchConfig(Config):
-    """How `pipeline.quantize.search` tries scales."""
+    """How `pipeline.quantize.scales.search` tries scales."""
 
     candidates: int = Field(ge=2)
     """Scales tried for each tensor and each channel."""

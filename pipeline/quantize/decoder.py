@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnxruntime import InferenceSession
 
+from pipeline.core.progress import progress
 from pipeline.export.form import save
-from pipeline.progress import progress
 from pipeline.quantize.calibration import Material, Reader
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.fp16 import narrowed

@@ -15,7 +15,7 @@ from pipeline.export.form import save
 from pipeline.quantize.calibration import Feeds, Material, agreement, gate
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.layers import linear_attention
-from pipeline.quantize.modelopt import autocast
+from pipeline.quantize.scales.modelopt import autocast
 
 FP32_KINDS = ("LayerNormalization",)
 

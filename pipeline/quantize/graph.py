@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 
 Attributes = Mapping[str, Any]
 Rounding = Mapping[str, Callable[[Tensor], Tensor]]

@@ -16,10 +16,10 @@ from pipeline.quantize.calibration import Material, Reader, agreement, gate
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.keys import centre_keys
 from pipeline.quantize.layers import Layer, chosen_layers, weights
-from pipeline.quantize.modelopt import modelopt
-from pipeline.quantize.onnxruntime import onnxruntime
 from pipeline.quantize.qdq import Scales, Widths, qmax, weight_scales, write_qdq
-from pipeline.quantize.search import search
+from pipeline.quantize.scales.modelopt import modelopt
+from pipeline.quantize.scales.onnxruntime import onnxruntime
+from pipeline.quantize.scales.search import search
 
 Calibrator = Callable[[QuantizeConfig, Path, Sequence[Layer], Reader], dict[str, float]]
 CALIBRATORS: Mapping[str, Calibrator] = {"modelopt": modelopt, "onnxruntime": onnxruntime}

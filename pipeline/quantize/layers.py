@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.export.rules import LOWERED, output_axis
 
 

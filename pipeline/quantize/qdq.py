@@ -18,8 +18,8 @@ import onnx
 from jaxtyping import Float32, Int8, Shaped
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from pipeline.cpu import EXACT_FACTOR
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
+from pipeline.ops.cpu import EXACT_FACTOR
 from pipeline.quantize.layers import Layer
 
 _REDUCED_BITS = 7

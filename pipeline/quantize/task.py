@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import masks
 from pipeline.data.shards import Sample
-from pipeline.geometry import boxes_to_frame, points_to_frame
 from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
+from pipeline.ops import masks
+from pipeline.ops.geometry import boxes_to_frame, points_to_frame
 
 PROMPTS = 8
 """Instances of an image that are asked for, by box and by click."""

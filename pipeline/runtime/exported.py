@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.artifact import Card
-from pipeline.errors import InputError
+from pipeline.core.artifact import Card
+from pipeline.core.errors import InputError
 
 
 def sizes(directory: Path, card: Card) -> tuple[int, int, int]:

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pipeline.artifact import Card
-from pipeline.cpu import check_exact
-from pipeline.errors import InputError
+from pipeline.core.artifact import Card
+from pipeline.core.errors import InputError
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
+from pipeline.ops.cpu import check_exact
 from pipeline.runtime.segmenter import Segmenter
 
 

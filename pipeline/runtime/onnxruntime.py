@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.artifact import Card
-from pipeline.errors import InputError
+from pipeline.core.artifact import Card
+from pipeline.core.errors import InputError
 from pipeline.runtime.exported import decoder_feeds, missing_package, present, sizes
 from pipeline.runtime.processor import decode_by_parts, encode_by_parts
 

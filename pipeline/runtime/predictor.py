@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, UInt8
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pipeline.errors import InputError
-from pipeline.geometry import Size, masks_to_original, resized, to_input
+from pipeline.core.errors import InputError
+from pipeline.ops.geometry import Size, masks_to_original, resized, to_input
 from pipeline.runtime.prompts import Prompts, prepare
 from pipeline.runtime.segmenter import Segmenter
 

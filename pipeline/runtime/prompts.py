@@ -8,8 +8,8 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pipeline.errors import InputError
-from pipeline.geometry import Size, boxes_to_frame, points_to_frame
+from pipeline.core.errors import InputError
+from pipeline.ops.geometry import Size, boxes_to_frame, points_to_frame
 from pipeline.runtime.segmenter import Segmenter
 
 PADDING, UPPER_LEFT, LOWER_RIGHT = -1, 2, 3

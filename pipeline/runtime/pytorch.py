@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
 from pipeline.runtime.graphs import Graphs

@@ -22,7 +22,7 @@ class Segmenter(Protocol):
     """Side g of the image embedding, in cells."""
 
     def encode(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
-        """Image embeddings of images as `pipeline.geometry.to_input` makes them."""
+        """Image embeddings of images as `pipeline.ops.geometry.to_input` makes them."""
 
     def decode(
         self,

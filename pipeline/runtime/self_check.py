@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.errors import InputError
-from pipeline.geometry import resize_image, to_input
+from pipeline.core.errors import InputError
+from pipeline.ops.geometry import resize_image, to_input
 from pipeline.runtime.segmenter import Segmenter
 
 SELF_CHECK = "self_check.safetensors"

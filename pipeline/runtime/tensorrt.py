@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.artifact import Card
-from pipeline.errors import InputError
+from pipeline.core.artifact import Card
+from pipeline.core.errors import InputError
 from pipeline.runtime.exported import decoder_tensors, missing_package, present, sizes
 
 SIDECAR = "engine.json"

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from pipeline.artifact import Contents, write_metrics
-from pipeline.checkout import stored
-from pipeline.config import Config
-from pipeline.errors import InputError
-from pipeline.log import Log
+from pipeline.core.artifact import Contents, write_metrics
+from pipeline.core.checkout import stored
+from pipeline.core.config import Config
+from pipeline.core.errors import InputError
+from pipeline.core.log import Log
 from pipeline.models import build
 from pipeline.models.cost import count_parameters
 from pipeline.models.sam import load_state, load_weights, save_checkpoint
@@ -25,7 +25,7 @@ class TeacherConfig(Config):
     sha256: str | None
     """Of the checkpoint, in hex; it must match. Null for the bundled teacher."""
     store: str
-    """Directory, outside DVC, that keeps downloads; relative to `pipeline.checkout.stored`'s root."""
+    """Directory, outside DVC, that keeps downloads; relative to `pipeline.core.checkout.stored`'s root."""
 
 
 def teacher(config: TeacherConfig, *, out: Path, log: Log) -> Contents:

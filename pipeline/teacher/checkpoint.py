@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.artifact import file_sha256
-from pipeline.errors import InputError
-from pipeline.progress import counter
+from pipeline.core.artifact import file_sha256
+from pipeline.core.errors import InputError
+from pipeline.core.progress import counter
 
 CHUNK_BYTES = 1 << 20
 _UNREADABLE = (

@@ -18,11 +18,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from pipeline import database, process, provenance
-from pipeline.artifact import CARD, METRICS, Card, read_metrics
-from pipeline.config import PARAMS
-from pipeline.errors import InputError
-from pipeline.stage import DVC_LOCK, Keys, Stage
+from pipeline.core import process, provenance
+from pipeline.core.artifact import CARD, METRICS, Card, read_metrics
+from pipeline.core.config import PARAMS
+from pipeline.core.errors import InputError
+from pipeline.core.stage import DVC_LOCK, Keys, Stage
+from pipeline.tracking import database
 from pipeline.tracking.comparison import log_comparison
 from pipeline.tracking.inputs import log_dataset
 from pipeline.tracking.system import system_metrics

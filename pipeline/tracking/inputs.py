@@ -8,8 +8,8 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
-from pipeline.artifact import read_metrics
-from pipeline.stage import Keys, Stage
+from pipeline.core.artifact import read_metrics
+from pipeline.core.stage import Keys, Stage
 
 DATASET = "prepare"
 """The stage whose artifact is the data set."""

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.ranks import Ranks
+from pipeline.core.distributed import Ranks
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from pipeline.errors import InputError
-from pipeline.progress import notice
+from pipeline.core.errors import InputError
+from pipeline.core.progress import notice
 
 CHECKPOINTS = Path(".checkpoints")
 """Where interrupted runs wait to be continued; known to neither git nor DVC."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Config
+from pipeline.core.config import Config
 
 
 class OptimizerConfig(Config):

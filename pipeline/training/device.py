@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

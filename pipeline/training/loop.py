@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pipeline.errors import InputError
-from pipeline.log import Log
-from pipeline.progress import progress
-from pipeline.ranks import Ranks, current
+from pipeline.core.distributed import Ranks, current
+from pipeline.core.errors import InputError
+from pipeline.core.log import Log
+from pipeline.core.progress import progress
 from pipeline.training.batch_norm import synchronised
 from pipeline.training.checkpoint import Stateful, restore, save, tell_of_others
 from pipeline.training.compiling import compiled

@@ -14,8 +14,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from pipeline.errors import InputError
-from pipeline.ranks import Ranks
+from pipeline.core.distributed import Ranks
+from pipeline.core.errors import InputError
 
 BatchT = TypeVar("BatchT")
 

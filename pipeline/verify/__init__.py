@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from pipeline import cpu
-from pipeline.artifact import CARD, Card
-from pipeline.errors import GateError, InputError
+from pipeline.core.artifact import CARD, Card
+from pipeline.core.errors import GateError, InputError
+from pipeline.evaluate.timing import Stopwatch
+from pipeline.ops import cpu
+from pipeline.ops.metrics import PAYS_FROM
 from pipeline.runtime import Segmenter, load
 from pipeline.runtime.self_check import Agreement, repeat
-from pipeline.timing import PAYS_FROM, Stopwatch
 
 WARMUP = 3
 RUNS = 20

@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import masks, training
+from pipeline import training
 from pipeline.align import AlignConfig, align
 from pipeline.align.masks import _example
-from pipeline.artifact import Card, Contents, digest
+from pipeline.core.artifact import Card, Contents, digest
+from pipeline.core.errors import InputError
+from pipeline.core.log import silent
 from pipeline.data.instances import instances_of
 from pipeline.data.shards import Sample
-from pipeline.errors import InputError
-from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
 from pipeline.models.students import load_checkpoint
+from pipeline.ops import masks
 from pipeline.prepare import PrepareConfig, prepare
 from pipeline.prepare.sources import Folder, Procedural
 

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import timing
 from pipeline.__main__ import _parser
-from pipeline.artifact import Card, Contents
 from pipeline.bench import PRECISIONS, RUNTIMES, SUBJECTS, Settings, bench
 from pipeline.bench.attention import PAIRS
 from pipeline.bench.decoder import macs_per_prompt, ours, published
 from pipeline.bench.settings import CUDA
 from pipeline.bench.table import Report, rows
 from pipeline.bench.turns import measure_in_turns
-from pipeline.errors import InputError
+from pipeline.core.artifact import Card, Contents
+from pipeline.core.errors import InputError
+from pipeline.evaluate import timing
+from pipeline.evaluate.timing import wall
 from pipeline.models import STUDENTS, build
 from pipeline.models.sam import save_checkpoint
-from pipeline.timing import wall
 
 ROOT = Path(__file__).parents[2]
 NANO = "efficientvit_sam_nano"

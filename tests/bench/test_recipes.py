@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.artifact import Card, Contents
 from pipeline.bench.recipes import LADDER, RECIPES, TAPS, compare_recipes, table
+from pipeline.core.artifact import Card, Contents
+from pipeline.core.errors import InputError
+from pipeline.core.log import silent
 from pipeline.embed import EmbedConfig, embed
-from pipeline.errors import InputError
-from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
 from pipeline.models.taps import blocks

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.bench.study import METHODS, WIDTHS, study, table
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 
 
 def row(seed, box, method="max"):

@@ -7,14 +7,14 @@ import pytest
 import torch
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from pipeline.artifact import METRICS, Card, Contents
 from pipeline.bench.engines import scenes
 from pipeline.build_engine import ENGINES, BuildEngineConfig, build_engine
 from pipeline.build_engine.check import check
+from pipeline.core.artifact import METRICS, Card, Contents
+from pipeline.core.errors import InputError, Refused
+from pipeline.core.log import silent
 from pipeline.data.shards import Sample, Shards
-from pipeline.errors import InputError, Refused
 from pipeline.export.sam import export_encoder
-from pipeline.log import silent
 from pipeline.models.sam import save_checkpoint
 from pipeline.models.students import load_checkpoint
 from pipeline.runtime import ENGINES as RUNTIMES

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.artifact import Card
 from pipeline.build_engine import BuildEngineConfig
 from pipeline.build_engine.config import TensorRtConfig
 from pipeline.build_engine.tensorrt import build, shapes, tensorrt
-from pipeline.errors import InputError
+from pipeline.core.artifact import Card
+from pipeline.core.errors import InputError
 from pipeline.runtime.tensorrt import SIDECAR, bindings, machine, require_match
 
 ROOT = Path(__file__).parents[2]
@@ -329,7 +329,7 @@ def test_a_processor_is_no_place_for_it(tmp_path):
 
     load_as = {"engine": "tensorrt", "image_size": 256, "input_size": 256, "embedding_size": 16}
     (tmp_path / "encoder.engine").write_bytes(np.zeros(4).tobytes())
-    from pipeline.artifact import Contents
+    from pipeline.core.artifact import Contents
 
     Card.seal(tmp_path, Contents(kind="engine", model="tinysam_nano", precision="fp16", load=load_as), {})
     with pytest.raises(InputError, match="run on device 'cuda', not on 'cpu'"):

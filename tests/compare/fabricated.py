@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pipeline import masks
-from pipeline.artifact import Card, Contents, Refusal, write_json, write_metrics
 from pipeline.compare import CompareConfig, compare
+from pipeline.core.artifact import Card, Contents, Refusal, write_json, write_metrics
+from pipeline.core.log import silent
 from pipeline.data import coco, scenes
 from pipeline.evaluate.baselines import trivial_masks
-from pipeline.log import silent
-from pipeline.metrics import band_means, iou
+from pipeline.ops import masks
+from pipeline.ops.metrics import band_means, iou
 
 SHADES = {"fp32": 2, "int8": 5}
 CLICKS = ("click", "click3", "click5", "click3_fed", "click5_fed")

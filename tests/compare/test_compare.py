@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from pipeline.artifact import Card, Contents, digest, read_refusals
 from pipeline.compare import CompareConfig, compare, leaderboard_text
-from pipeline.errors import InputError
-from pipeline.log import silent
+from pipeline.core.artifact import Card, Contents, digest, read_refusals
+from pipeline.core.errors import InputError
+from pipeline.core.log import silent
 from pipeline.stages import COMPARE
 from tests.compare.fabricated import evaluation, refusal, reseal, small_world
 

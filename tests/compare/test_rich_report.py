@@ -14,9 +14,9 @@ from pipeline.compare.leaderboard import front
 from pipeline.compare.measures import quantization, sections, spoken
 from pipeline.compare.published import beside_measured
 from pipeline.compare.sensitivity import sensitivities
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
+from pipeline.core.provenance import commit
 from pipeline.models import STUDENTS, TEACHERS
-from pipeline.provenance import commit
 from tests.compare.fabricated import report, rich_world, sensitivity
 
 EXTRA_PLOTS = {"clicks.png", "clicks_fed.png", "box_calibration.png", "click_calibration.png"}

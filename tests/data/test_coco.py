@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from pipeline import masks
+from pipeline.core.errors import InputError
 from pipeline.data import coco
-from pipeline.errors import InputError
+from pipeline.ops import masks
 
 SQUARE = [[2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]]
 

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core.errors import InputError
 from pipeline.data.folder import LONGEST_KEY, image_files, unique_keys
-from pipeline.errors import InputError
 
 
 @given(st.lists(st.text(min_size=1, max_size=120).map(lambda name: f"{name}.jpg"), unique=True))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from pipeline.core.errors import InputError
 from pipeline.data.photograph import read_jpeg
-from pipeline.errors import InputError
 
 
 def saved(image, form, **options):

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.artifact import write_json
+from pipeline.core.artifact import write_json
+from pipeline.core.errors import InputError
 from pipeline.data.photograph import encode_jpeg
 from pipeline.data.shards import MANIFEST, Manifest, Packed, Shards, write_split
-from pipeline.errors import InputError
 
 
 def packed(key, height=8, width=12, shade=0, annotations=()):

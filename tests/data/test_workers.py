@@ -1,7 +1,7 @@
 import pytest
 
+from pipeline.core.errors import InputError
 from pipeline.data.workers import in_processes
-from pipeline.errors import InputError
 
 
 def double(number):

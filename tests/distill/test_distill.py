@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from pipeline import training
-from pipeline.artifact import Card, Contents, digest
+from pipeline.core.artifact import Card, Contents, digest
+from pipeline.core.errors import InputError
+from pipeline.core.log import silent
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.prompts import Prompts
 from pipeline.data.shards import Shards
@@ -14,8 +16,6 @@ from pipeline.distill.embedding import held_out_error
 from pipeline.distill.full_stage import decoder_terms, embedding_terms, harden, weigh
 from pipeline.distill.layer_wise import layer_terms
 from pipeline.embed import EmbedConfig, embed
-from pipeline.errors import InputError
-from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.bundled import BundledEncoder
 from pipeline.models.decoder import decode_with_tokens

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline.align import AlignConfig
-from pipeline.config import section
+from pipeline.core.config import section
 from pipeline.distill import DistillConfig
 from pipeline.models.students import STUDENTS
 

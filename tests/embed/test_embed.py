@@ -7,21 +7,22 @@ import torch
 from torch import nn
 
 import pipeline.embed
-from pipeline import checkout, code, database
-from pipeline.artifact import Card, Contents, digest
+from pipeline.core import checkout, code
+from pipeline.core.artifact import Card, Contents, digest
+from pipeline.core.errors import InputError
+from pipeline.core.log import silent
 from pipeline.data import encoding, filling
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.shards import MANIFEST, Shards
 from pipeline.embed import EmbedConfig, embed
-from pipeline.errors import InputError
-from pipeline.geometry import to_input
-from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.sam import Sam, save_checkpoint
 from pipeline.models.students import module_of
 from pipeline.models.taps import tapped
+from pipeline.ops.geometry import to_input
 from pipeline.prepare import PrepareConfig, prepare
 from pipeline.prepare.sources import Procedural
+from pipeline.tracking import database
 
 SIDE, GRID = 32, 4
 

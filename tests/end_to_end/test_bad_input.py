@@ -17,10 +17,10 @@ import torch
 import yaml
 from PIL import Image
 
-from pipeline import process
 from pipeline.__main__ import main
-from pipeline.artifact import Card, digest, file_sha256
-from pipeline.stage import DRAFTS
+from pipeline.core import process
+from pipeline.core.artifact import Card, digest, file_sha256
+from pipeline.core.stage import DRAFTS
 from pipeline.stages import STAGES
 
 KEYS = {"student": "efficientvit_sam_nano", "precision": "int8"}
@@ -227,7 +227,7 @@ CRAMPED = """
 import inspect, resource, sys
 from pipeline import tracking
 from pipeline.__main__ import STAGES, main
-from pipeline.stage import Stage
+from pipeline.core.stage import Stage
 
 verb = next(stage for stage in STAGES if stage.name == sys.argv[1]).function
 limit = resource.getrlimit(resource.RLIMIT_FSIZE)

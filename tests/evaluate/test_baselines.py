@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import masks
 from pipeline.data import coco
 from pipeline.data.coco import Instance, Photograph
 from pipeline.evaluate.baselines import RADII, disc_ious, ellipse, trivial_masks
-from pipeline.metrics import iou
+from pipeline.ops import masks
+from pipeline.ops.metrics import iou
 from tests.real.test_photographs import DATA, needs_photographs
 
 

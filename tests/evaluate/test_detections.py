@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import masks
-from pipeline.errors import InputError
+from pipeline.core.distributed import Ranks
+from pipeline.core.errors import InputError
 from pipeline.evaluate.detections import (
     SGINW,
     SGINW_TRUTH,
@@ -21,7 +21,7 @@ from pipeline.evaluate.detections import (
     evaluate_sginw,
 )
 from pipeline.evaluate.images import Done, Run
-from pipeline.ranks import Ranks
+from pipeline.ops import masks
 from pipeline.runtime import Predictor
 
 LVIS = Path(os.environ.get("PIPELINE_REAL_DATA", Path(__file__).parents[3] / "shared" / "data")) / "lvis_v05"

@@ -9,20 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import masks
-from pipeline.artifact import Card, Contents, digest, write_json
-from pipeline.errors import InputError
+from pipeline.core.artifact import Card, Contents, digest, write_json
+from pipeline.core.distributed import Ranks
+from pipeline.core.errors import InputError
+from pipeline.core.log import silent
 from pipeline.evaluate import EvaluateConfig, _cost, evaluate, evaluate_teacher, memory
 from pipeline.evaluate.accuracy import evaluate_accuracy, photographs, read_kept
 from pipeline.evaluate.detections import DetectionsConfig, refuse_unwatched
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.memory import measuring_memory
 from pipeline.evaluate.prompting import PROMPTS
-from pipeline.log import silent
-from pipeline.metrics import iou
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
-from pipeline.ranks import Ranks
+from pipeline.ops import masks
+from pipeline.ops.metrics import iou
 from pipeline.runtime import Predictor
 
 NANO = "efficientvit_sam_nano"

@@ -9,14 +9,14 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline import masks
-from pipeline.artifact import Card, Contents, write_json
-from pipeline.errors import InputError
+from pipeline.core.artifact import Card, Contents, write_json
+from pipeline.core.errors import InputError
 from pipeline.evaluate.accuracy import photographs
+from pipeline.evaluate.average_precision.recall import average_recall
 from pipeline.evaluate.everything import EverythingConfig, best_ious, evaluate_everything
-from pipeline.metrics import iou
+from pipeline.ops import masks
+from pipeline.ops.metrics import iou
 from pipeline.runtime import Predictor
-from pipeline.score.recall import average_recall
 
 CONFIG = EverythingConfig(
     images=2,

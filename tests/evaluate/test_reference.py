@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import masks, metrics
 from pipeline.data import coco
 from pipeline.data.scenes import render
 from pipeline.evaluate import reference
 from pipeline.evaluate.prompting import PROMPTS, ask
 from pipeline.models import build
+from pipeline.ops import masks, metrics
 from pipeline.runtime import Predictor, load
 
 DATA = Path(os.environ.get("PIPELINE_REAL_DATA", Path(__file__).parents[3] / "shared" / "data")) / "coco_free"

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.artifact import Card, Contents, digest
+from pipeline.core.artifact import Card, Contents, digest
+from pipeline.core.distributed import Ranks
+from pipeline.core.log import silent
+from pipeline.core.stage import ARTIFACTS
 from pipeline.evaluate.images import Done
-from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
 from pipeline.prepare import PrepareConfig, prepare
-from pipeline.ranks import Ranks
-from pipeline.stage import ARTIFACTS
 
 ROOT = Path(__file__).parents[2]
 

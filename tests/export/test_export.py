@@ -7,11 +7,11 @@ import onnx
 import pytest
 import torch
 
-from pipeline.artifact import Card
-from pipeline.errors import InputError, Refused
+from pipeline.core.artifact import Card
+from pipeline.core.errors import InputError, Refused
+from pipeline.core.log import silent
 from pipeline.export import ExportConfig, export, export_encoder
 from pipeline.export import sam as sam_module
-from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
 from tests.quantize.test_quantize import small  # noqa: F401 - a fixture

@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 
-from pipeline.errors import Refused
+from pipeline.core.errors import Refused
 from pipeline.export.rules import DOCUMENTED, FORBIDDEN, check_onnx
 from pipeline.quantize.layers import layers
 from pipeline.quantize.qdq import Scales, Widths, qmax, weight_scales, write_qdq

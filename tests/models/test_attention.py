@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.models import attention
 from pipeline.models.attention import dilated_attention, fewer_scores, mixed_dilated_attention
 from pipeline.runtime.onnxruntime import open_session

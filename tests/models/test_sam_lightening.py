@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.artifact import Card, Contents
-from pipeline.errors import InputError
+from pipeline.core.artifact import Card, Contents
+from pipeline.core.errors import InputError
 from pipeline.models import build
 from pipeline.models.cost import count_parameters
 from pipeline.models.sam import load_weights, save_checkpoint

@@ -4,7 +4,7 @@ import pytest
 import torch
 from segment_anything import sam_model_registry
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.models import STUDENTS, TEACHERS, build
 
 NANOS = [name for name in STUDENTS if name.endswith("_nano")]

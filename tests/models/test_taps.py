@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.models import build
 from pipeline.models.taps import blocks, tapped, widths
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.models import build
 from pipeline.models.tiny_vit import Stage, TinyViT, WindowAttention
 

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from pipeline import masks
-from pipeline.artifact import digest
-from pipeline.config import section
+from pipeline.core.artifact import digest
+from pipeline.core.config import section
+from pipeline.core.errors import InputError
+from pipeline.core.log import silent
 from pipeline.data.shards import Shards
-from pipeline.errors import InputError
-from pipeline.log import silent
+from pipeline.ops import masks
 from pipeline.prepare import PrepareConfig, prepare
 
 SPLITS = ("train", "calibration", "validation")

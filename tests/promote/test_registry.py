@@ -15,11 +15,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from pipeline import database, promote
-from pipeline.errors import GateError, InputError
+from pipeline import promote
+from pipeline.core.errors import GateError, InputError
 from pipeline.promote import registry
 from pipeline.promote.registry import CHALLENGER, CHAMPION, PREVIOUS, version_of
-from pipeline.tracking import Store
+from pipeline.tracking import Store, database
 
 NAME = "tiny"
 PARAMS = f"""

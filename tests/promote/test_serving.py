@@ -14,11 +14,11 @@ import mlflow
 import numpy as np
 import pytest
 
-from pipeline import masks
-from pipeline.artifact import Card, Contents
-from pipeline.errors import InputError
+from pipeline.core.artifact import Card, Contents
+from pipeline.core.errors import InputError
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
+from pipeline.ops import masks
 from pipeline.promote import registry
 from pipeline.promote.registry import input_example
 

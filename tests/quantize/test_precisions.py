@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.export.sam import export_decoder
 from pipeline.export.saturation import weight_range
 from pipeline.quantize import PRECISIONS

@@ -10,14 +10,14 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from pipeline import masks
+from pipeline.core.errors import InputError, Refused
+from pipeline.core.log import silent
 from pipeline.data.shards import Sample, Shards
-from pipeline.errors import InputError, Refused
 from pipeline.export.rules import LOWERED
 from pipeline.export.sam import export_encoder
-from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.sam import assemble
+from pipeline.ops import masks
 from pipeline.quantize import PRECISIONS, QuantizeConfig, SearchConfig, quantize
 from pipeline.quantize.calibration import Material
 from pipeline.runtime.onnxruntime import open_session

@@ -1,13 +1,12 @@
-"""int8 files for processors compute the same with and without VNNI: `pipeline.cpu.EXACT_FACTOR`."""
+"""int8 files for processors compute the same with and without VNNI: `pipeline.ops.cpu.EXACT_FACTOR`."""
 
 import numpy as np
 import onnx
 import pytest
 
-from pipeline import cpu
-from pipeline.artifact import Card, Contents
 from pipeline.bench.engines import scenes
-from pipeline.errors import InputError, Refused
+from pipeline.core.artifact import Card, Contents
+from pipeline.core.errors import InputError, Refused
 from pipeline.export.form import save
 from pipeline.export.sam import export_encoder
 from pipeline.export.saturation import factor_ranges
@@ -17,8 +16,8 @@ from pipeline.quantize.calibration import Material
 from pipeline.quantize.int8 import find_scales
 from pipeline.quantize.layers import chosen_layers, weights
 from pipeline.quantize.qdq import Widths, rounded, write_qdq
-from pipeline.quantize.rows import collect
-from pipeline.runtime import load
+from pipeline.quantize.scales.rows import collect
+from pipeline.runtime import cpu, load
 from pipeline.teacher import BUNDLED
 from tests.quantize.test_quantize import CONFIG, Pictures, encoder, small  # noqa: F401 - fixtures
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.export.form import save
 from pipeline.quantize.calibration import Material
 from pipeline.quantize.graph import Graph
@@ -18,8 +18,8 @@ from pipeline.quantize.keys import centre_keys, keys
 from pipeline.quantize.layers import chosen_layers, layers
 from pipeline.quantize.qdq import Widths, qmax, write_qdq
 from pipeline.quantize.rounding import fake, kinds
-from pipeline.quantize.rows import collect
-from pipeline.quantize.search import search
+from pipeline.quantize.scales.rows import collect
+from pipeline.quantize.scales.search import search
 from pipeline.quantize.sensitivity import group
 from pipeline.quantize.simulated import SimulatedSegmenter
 from pipeline.quantize.task import likelihood, squared_gradients

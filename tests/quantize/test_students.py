@@ -8,7 +8,7 @@ import openvino
 import pytest
 import torch
 
-from pipeline.artifact import Card
+from pipeline.core.artifact import Card
 from pipeline.data.shards import Shards
 from pipeline.export.rules import FORBIDDEN, LOWERED
 from pipeline.models import STUDENTS

@@ -11,7 +11,7 @@ import yaml
 from pipeline.bench.engines import scenes
 from pipeline.export.form import save
 from pipeline.export.sam import export_encoder
-from pipeline.geometry import to_input
+from pipeline.ops.geometry import to_input
 from pipeline.quantize.calibration import Material
 from pipeline.quantize.int8 import find_scales
 from pipeline.quantize.layers import chosen_layers

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from pipeline import masks
+from pipeline.core.log import silent
 from pipeline.data.shards import Shards
-from pipeline.log import silent
+from pipeline.ops import masks
 from pipeline.prepare import PrepareConfig, prepare
 
 DATA = Path(os.environ.get("PIPELINE_REAL_DATA", Path(__file__).parents[3] / "shared" / "data")) / "coco_free"

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import geometry
 from pipeline.models import build
 from pipeline.models.decoder import decode
+from pipeline.ops import geometry
 
 PARITY = Path(__file__).parent / "parity"
 PROMPTS = ("point1", "point2", "box")

@@ -13,16 +13,16 @@ from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam as PublishedSam
 from segment_anything.utils.amg import build_point_grid, generate_crop_boxes
 
-from pipeline import masks
-from pipeline.artifact import Card, Contents
 from pipeline.bench.everything import Counted, PublishedEncoder
 from pipeline.build_engine import ENGINES, BuildEngineConfig
+from pipeline.core.artifact import Card, Contents
+from pipeline.core.errors import InputError
 from pipeline.data.scenes import render
-from pipeline.errors import InputError
 from pipeline.export.sam import DECODER, ENCODER, export_decoder, export_encoder
-from pipeline.geometry import masks_to_original, upscaling
 from pipeline.models import build
 from pipeline.models.sam import load_weights
+from pipeline.ops import masks
+from pipeline.ops.geometry import masks_to_original, upscaling
 from pipeline.runtime import EverythingSettings, Predictor, everything, load
 from pipeline.runtime.everything.grid import coarse_points, crops, point_grid
 from pipeline.runtime.everything.upscaling import Upscaling

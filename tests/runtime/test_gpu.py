@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.artifact import Card, Contents
 from pipeline.bench.engines import scenes
 from pipeline.build_engine import BuildEngineConfig, build_engine
 from pipeline.build_engine.config import Profile, TensorRtConfig
+from pipeline.core.artifact import Card, Contents
+from pipeline.core.log import silent
 from pipeline.data.shards import Shards
 from pipeline.export import ExportConfig, export
-from pipeline.log import silent
 from pipeline.models import STUDENTS, build
 from pipeline.models.sam import save_checkpoint
 from pipeline.quantize import QuantizeConfig, SearchConfig, quantize

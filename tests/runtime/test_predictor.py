@@ -8,7 +8,7 @@ import torch
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.models.sam import assemble
 from pipeline.runtime import Predictor, load
 from pipeline.runtime import predictor as predictor_module

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.artifact import Card, Contents, Refusal
 from pipeline.bench.engines import scenes
 from pipeline.build_engine import BuildEngineConfig, build_engine
-from pipeline.errors import InputError
-from pipeline.log import silent
+from pipeline.core.artifact import Card, Contents, Refusal
+from pipeline.core.errors import InputError
+from pipeline.core.log import silent
 from pipeline.models import build
 from pipeline.runtime import Predictor, Segmenter, load, processor
 

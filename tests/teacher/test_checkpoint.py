@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.artifact import file_sha256
-from pipeline.errors import InputError
+from pipeline.core.artifact import file_sha256
+from pipeline.core.errors import InputError
 from pipeline.teacher.checkpoint import fetch, read
 
 STATE = {"image_encoder.weight": torch.arange(6.0).reshape(2, 3)}

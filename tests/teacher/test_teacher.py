@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 
-from pipeline.artifact import file_sha256
-from pipeline.config import section
-from pipeline.errors import InputError
-from pipeline.log import silent
+from pipeline.core.artifact import file_sha256
+from pipeline.core.config import section
+from pipeline.core.errors import InputError
+from pipeline.core.log import silent
 from pipeline.models import build
 from pipeline.models.sam import WEIGHTS
 from pipeline.models.students import load_checkpoint
@@ -20,7 +20,7 @@ def run(out, **changes):
 
 
 def test_the_bundled_teacher_is_there_whole_in_single_precision(tmp_path):
-    from pipeline.artifact import Card
+    from pipeline.core.artifact import Card
 
     contents = run(tmp_path / "out")
     Card.seal(tmp_path / "out", contents, {})

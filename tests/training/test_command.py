@@ -13,13 +13,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.artifact import Card, Contents, digest
+from pipeline.core.artifact import Card, Contents, digest
+from pipeline.core.log import silent
+from pipeline.core.stage import ARTIFACTS
 from pipeline.embed import EmbedConfig, embed
-from pipeline.log import silent
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
 from pipeline.prepare import PrepareConfig, prepare
-from pipeline.stage import ARTIFACTS
 
 pytestmark = pytest.mark.slow
 

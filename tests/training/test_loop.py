@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
-from pipeline.log import silent
+from pipeline.core.log import silent
 from pipeline.training import autocast, fit, has_bf16, precision_of, rate
 from pipeline.training.compiling import compiled
 from pipeline.training.watch import Watch

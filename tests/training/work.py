@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from pipeline.log import silent
-from pipeline.ranks import joined
+from pipeline.core.distributed import joined
+from pipeline.core.log import silent
 from pipeline.training import OptimizerConfig, fit
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pipeline.__main__ import main
-from pipeline.artifact import Card, Contents, Refusal
-from pipeline.errors import GateError, InputError
+from pipeline.core.artifact import Card, Contents, Refusal
+from pipeline.core.errors import GateError, InputError
 from pipeline.runtime import load
 from pipeline.runtime.self_check import SELF_CHECK, repeat
 from pipeline.verify import verify

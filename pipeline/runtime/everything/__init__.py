@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from pipeline import masks
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
+from pipeline.ops import masks
 from pipeline.runtime.everything.candidates import candidates
 from pipeline.runtime.everything.grid import crops
 from pipeline.runtime.everything.records import records, tidied

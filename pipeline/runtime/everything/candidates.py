@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pipeline.geometry import points_to_frame
+from pipeline.ops.geometry import points_to_frame
 from pipeline.runtime.everything.grid import Crop, coarse_points, point_grid
 from pipeline.runtime.everything.settings import EverythingSettings
 from pipeline.runtime.everything.upscaling import Upscaling

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pipeline.geometry import Size
+from pipeline.ops.geometry import Size
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from pipeline import masks
-from pipeline.geometry import Size
+from pipeline.ops import masks
+from pipeline.ops.geometry import Size
 from pipeline.runtime.everything.candidates import Candidates
 from pipeline.runtime.everything.grid import Crop
 from pipeline.runtime.everything.upscaling import Upscaling

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, fields
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 
 OUTPUT_MODES = ("binary_mask", "coco_rle")
 

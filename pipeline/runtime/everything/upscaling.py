@@ -1,8 +1,8 @@
 """Low-resolution logits in the original frame, computed only where a mask is.
 
-`pipeline.geometry.masks_to_original` interpolates twice, along each axis alone; so it is a product with one matrix from
-either side. A product can be cut to the rows and columns that matter: a pixel between logits of at most c is at most c,
-since interpolation weights are positive and add up to 1.
+`pipeline.ops.geometry.masks_to_original` interpolates twice, along each axis alone; so it is a product with one
+matrix from either side. A product can be cut to the rows and columns that matter: a pixel between logits of at most c
+is at most c, since interpolation weights are positive and add up to 1.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pipeline.geometry import Size, upscaling
+from pipeline.ops.geometry import Size, upscaling
 from pipeline.runtime.segmenter import Segmenter
 
 _TOGETHER = 32

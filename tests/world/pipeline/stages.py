@@ -1,6 +1,6 @@
 """A pipeline of stand-in verbs that run at once: the frame is what the tests look at."""
 
-from pipeline.stage import Stage
+from pipeline.core.stage import Stage
 
 PREPARE = Stage(run="pipeline.verbs:prepare", says="Make data")
 DISTILL = Stage(

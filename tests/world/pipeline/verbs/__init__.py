@@ -6,10 +6,10 @@ from base64 import b64decode
 from pathlib import Path
 from typing import Literal
 
-from pipeline.artifact import Card, Contents, write_json, write_metrics, write_refusals
-from pipeline.config import Config
-from pipeline.errors import InputError, Refused
-from pipeline.log import Log
+from pipeline.core.artifact import Card, Contents, write_json, write_metrics, write_refusals
+from pipeline.core.config import Config
+from pipeline.core.errors import InputError, Refused
+from pipeline.core.log import Log
 
 DOT = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgAB9HFkpgAAAABJRU5ErkJggg==")
 

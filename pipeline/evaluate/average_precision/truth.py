@@ -1,0 +1,172 @@
+"""Annotations that detections are scored against, read whole and checked whole."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pycocotools import mask as coco_mask
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.core.errors import InputError
+from pipeline.ops import masks
+
+IouType = Literal["segm", "bbox"]
+Record = dict[str, Any]
+FREQUENCIES = ("r", "c", "f")
+"""LVIS's groups of categories: rare, common and frequent in the training set."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Images, categories and annotations; the last with compressed RLE, or with a box alone where boxes are scored."""
+
+    images: Mapping[int, Record]
+    """By id: ``id``, ``height``, ``width``, ``file_name`` and ``coco_url`` or None; for LVIS also the categories that
+    were not found or not all found."""
+    categories: Mapping[int, Record]
+    """By id: ``id``; for LVIS also ``frequency``."""
+    annotations: list[Record]
+    """Numbered from 1: pycocotools takes an annotation of id 0 for none."""
+    iou_type: IouType
+    lvis: bool
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+Box = Annotated[list[float], Field(min_length=4, max_length=4)]
+"""x, y, width, height in pixels."""
+
+
+class _Image(_Record):
+    id: int
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    file_name: str | None = None
+    coco_url: str | None = None
+    neg_category_ids: list[int] = []
+    not_exhaustive_category_ids: list[int] = []
+
+
+class _Annotation(_Record):
+    id: int
+    image_id: int
+    category_id: int
+    iscrowd: int | bool = 0
+    area: float | None = None
+    bbox: Box | None = None
+    segmentation: Any = None
+
+
+class _Category(_Record):
+    id: int
+    frequency: str | None = None
+
+
+RecordT = TypeVar("RecordT", _Image, _Annotation, _Category)
+
+
+class _File(_Record):
+    images: list[_Image]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+
+def read_truth(path: Path, *, iou_type: IouType, lvis: bool) -> Truth:
+    """Read annotations in COCO's format, or in LVIS's, v0.5 or v1.
+
+    Args:
+        path: The json.
+        iou_type: Whether masks or boxes will be matched; an annotation must have what is.
+        lvis: Read what LVIS adds.
+
+    Raises:
+        InputError: The file is absent or no such json, an id occurs twice, an annotation's image or category is not in
+            the json, or a segmentation is malformed.
+    """
+    content = _parse(path)
+    images = _by_id(path, "image", content.images)
+    categories = _by_id(path, "category", content.categories)
+    _by_id(path, "annotation", content.annotations)
+    if not categories:
+        raise InputError(f"{path} lists no categories: average precision is a mean over them; add them.")
+    if lvis:
+        _check_lvis(path, content.categories)
+    annotations = []
+    for number, annotation in enumerate(content.annotations, start=1):
+        image = images.get(annotation.image_id)
+        if image is None or annotation.category_id not in categories:
+            what = f"image {annotation.image_id}" if image is None else f"category {annotation.category_id}"
+            raise InputError(f"{path}: annotation {annotation.id} is of {what}, which the json does not list: add it.")
+        try:
+            shape = _shape(annotation, image, iou_type)
+        except InputError as error:
+            raise InputError(f"{path}: annotation {annotation.id}: {error}. Correct or remove it.") from None
+        crowd = 0 if lvis else int(annotation.iscrowd)  # LVIS has no crowd regions
+        ids = {"id": number, "image_id": annotation.image_id, "category_id": annotation.category_id}
+        annotations.append(ids | {"iscrowd": crowd} | shape)
+    return Truth(
+        images={number: image.model_dump() for number, image in images.items()},
+        categories={number: category.model_dump() for number, category in categories.items()},
+        annotations=annotations,
+        iou_type=iou_type,
+        lvis=lvis,
+    )
+
+
+def _shape(annotation: _Annotation, image: _Image, iou_type: IouType) -> Record:
+    """What is matched and the area that decides its band: the stated one, else the shape's own."""
+    rle = None
+    if iou_type == "segm" or annotation.bbox is None:
+        if annotation.segmentation is None:
+            raise InputError("it has no segmentation" + (" and no bbox" if iou_type == "bbox" else ""))
+        rle = masks.from_segmentation(annotation.segmentation, (image.height, image.width))
+    box = annotation.bbox or _box_of(rle)
+    area = annotation.area
+    if area is None:
+        area = float(masks.area(rle)) if rle is not None else box[2] * box[3]
+    return {"bbox": box, "area": area} | ({"segmentation": rle} if iou_type == "segm" else {})
+
+
+def _box_of(rle: masks.Rle | None) -> list[float]:
+    if rle is None:
+        raise ValueError("a shape must be a box or a mask")
+    return [float(v) for v in coco_mask.toBbox(rle | {"counts": rle["counts"].encode("ascii")})]
+
+
+def _check_lvis(path: Path, categories: Iterable[_Category]) -> None:
+    for category in categories:
+        if category.frequency not in FREQUENCIES:
+            raise InputError(
+                f"{path}: category {category.id} has frequency {category.frequency!r}, and LVIS's is r, c or f: "
+                "give LVIS's annotations, or score by COCO's rules (without --lvis)."
+            )
+
+
+def _parse(path: Path) -> _File:
+    try:
+        return _File.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{refusal(path, error)} Give annotations in COCO's format.") from None
+
+
+def refusal(path: Path, error: OSError | ValidationError) -> str:
+    """What is wrong with a file, in one sentence with the place in it."""
+    if isinstance(error, OSError):
+        return f"{path} cannot be read ({error.strerror})."
+    fault = error.errors(include_url=False)[0]
+    if fault["type"] == "json_invalid":
+        return f"{path} is not JSON ({fault['ctx']['error']})."
+    where = ".".join(str(part) for part in fault["loc"]) or "the top level"
+    more = f", and {error.error_count() - 1} more faults" if error.error_count() > 1 else ""
+    return f"{path}: {where}: {fault['msg']}, not {fault['input']!r:.60}{more}."
+
+
+def _by_id(path: Path, what: str, records: list[RecordT]) -> dict[int, RecordT]:
+    value, count = next(iter(Counter(record.id for record in records).most_common(1)), (None, 0))
+    if count > 1:
+        raise InputError(f"{path}: {what} id {value} occurs {count} times: each must be unique; remove the repetition.")
+    return {record.id: record for record in records}

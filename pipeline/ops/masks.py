@@ -1,0 +1,159 @@
+"""Binary masks: run-length codes, boxes, polygons, where to click. Pure functions of arrays; RLE by pycocotools."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Bool
+from pycocotools import mask as coco_mask
+
+from pipeline.core.errors import InputError
+from pipeline.ops.geometry import Size
+
+Rle = dict[str, Any]
+"""COCO's run-length code: ``{"size": [H, W], "counts": str}``, column-major, compressed."""
+
+_FARTHEST = 10
+"""How many image sides from the origin a polygon may reach."""
+
+
+def encode(mask: Bool[np.ndarray, "h w"]) -> Rle:
+    """A mask as compressed RLE with ``counts`` as text."""
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode(rle: Mapping[str, Any]) -> Bool[np.ndarray, "h w"]:
+    """The mask of a compressed RLE."""
+    counts = rle["counts"]
+    raw = counts.encode("ascii") if isinstance(counts, str) else counts
+    return coco_mask.decode({"size": list(rle["size"]), "counts": raw}).astype(bool)
+
+
+def from_segmentation(segmentation: object, size: Size) -> Rle:
+    """COCO's ``segmentation`` in any of its three forms, as compressed RLE.
+
+    Args:
+        segmentation: Polygons ``[[x, y, x, y, ...], ...]``, uncompressed RLE (``counts`` a list) or compressed RLE.
+        size: Height and width of the image.
+
+    Raises:
+        InputError: It is none of the three, or does not fit ``size``.
+    """
+    height, width = size
+    if isinstance(segmentation, Mapping):
+        return _from_rle(segmentation, size)
+    if not isinstance(segmentation, Sequence) or isinstance(segmentation, str) or not segmentation:
+        raise InputError(f"a segmentation must be polygons or RLE, not {segmentation!r:.60}")
+    for polygon in segmentation:
+        if (
+            not isinstance(polygon, Sequence)
+            or isinstance(polygon, str)
+            or len(polygon) < 6
+            or len(polygon) % 2
+            or not all(isinstance(v, int | float) and np.isfinite(v) for v in polygon)
+        ):
+            raise InputError(f"a polygon must be at least 3 pairs of finite numbers, not {polygon!r:.60}")
+        # pycocotools counts the steps between corners in 32 bits and writes past its memory when they overflow.
+        if max(map(abs, polygon)) > _FARTHEST * max(size):
+            raise InputError(f"a polygon must lie in or near its image of {height} x {width}, not {polygon!r:.60}")
+    rles = coco_mask.frPyObjects([list(map(float, p)) for p in segmentation], height, width)
+    merged = coco_mask.merge(rles)
+    return {"size": [height, width], "counts": merged["counts"].decode("ascii")}
+
+
+def _from_rle(segmentation: Mapping[str, Any], size: Size) -> Rle:
+    counts, stated = segmentation.get("counts"), segmentation.get("size")
+    if not isinstance(stated, Sequence) or [*stated] != [*size]:
+        raise InputError(f"an RLE's size must be the image's [height, width] {[*size]}, not {stated!r:.60}")
+    if isinstance(counts, list):
+        if not all(isinstance(c, int) and c >= 0 for c in counts) or sum(counts) != size[0] * size[1]:
+            raise InputError(f"an RLE's counts must be whole numbers that add up to {size[0] * size[1]} pixels")
+        rle = coco_mask.frPyObjects({"size": [*size], "counts": counts}, *size)
+        return {"size": [*size], "counts": rle["counts"].decode("ascii")}
+    if not isinstance(counts, str) or _pixels(counts) != size[0] * size[1]:
+        raise InputError(f"an RLE's counts do not describe {size[0] * size[1]} pixels: {counts!r:.60}")
+    return {"size": [*size], "counts": counts}
+
+
+def _pixels(counts: str) -> int | None:
+    """Pixels that a compressed RLE's counts add up to; None where they are no RLE.
+
+    pycocotools decodes a malformed code into memory it does not own, so it is read here first (``maskApi.c``:
+    5 bits a character, bit 6 goes on, from the third run on the difference to the run two before).
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            return None
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if code & 0x20:
+            if shift > 60:
+                return None
+            continue
+        if code & 0x10:
+            value |= -1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        if runs[-1] < 0:
+            return None
+        value = shift = 0
+    return None if shift else sum(runs)
+
+
+def area(rle: Rle) -> int:
+    """Pixels of a mask."""
+    return int(coco_mask.area({"size": rle["size"], "counts": rle["counts"].encode("ascii")}))
+
+
+def box(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float, float, float]:
+    """The tightest box xyxy around a mask, right and lower edge exclusive.
+
+    Raises:
+        ValueError: The mask is empty.
+    """
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(columns):
+        raise ValueError("an empty mask has no box")
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def boundary(mask: Bool[np.ndarray, "h w"], width_px: int) -> Bool[np.ndarray, "h w"]:
+    """The pixels of a mask that are at most ``width_px`` from what is not mask; beyond the image nothing is.
+
+    Source: Cheng et al. 2021, "Boundary IoU", whose code erodes the mask padded by one ``width_px`` times by 3 x 3.
+    Here that is one erosion by a larger square, of no more than the mask's own box: what is outside is farther away.
+    """
+    found = mask.copy()
+    rows, columns = place(mask)
+    inner = np.pad(mask[rows, columns], 1).astype(np.uint8)
+    kept = cv2.erode(inner, np.ones((2 * width_px + 1, 2 * width_px + 1), np.uint8))[1:-1, 1:-1]
+    found[rows, columns] &= ~kept.astype(bool)
+    return found
+
+
+def place(mask: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:
+    """Rows and columns that a mask spans; none of an empty one."""
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return slice(y, y + height), slice(x, x + width)
+
+
+def center(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float]:
+    """The point (x, y) of a mask that is farthest from its border: where a person would click.
+
+    The maximum of the Euclidean distance transform of the mask padded by one pixel; of several, the first in reading
+    order. The protocol of RITM's clicker, which EfficientViT-SAM's evaluation uses.
+
+    Raises:
+        ValueError: The mask is empty.
+    """
+    if not mask.any():
+        raise ValueError("an empty mask has no centre")
+    distance = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    # OpenCV's last bit differs from call to call, which would decide between equally far points; squares are whole.
+    squared = np.rint(distance.astype(np.float64) ** 2)
+    row, column = np.unravel_index(int(squared.argmax()), squared.shape)
+    return float(column), float(row)

@@ -1,0 +1,121 @@
+"""How well a mask fits, and means by size. Pure functions of arrays.
+
+Source of the bands: COCO's detection evaluation. As in EfficientViT-SAM's evaluation
+(``applications/efficientvit_sam/sam_eval_utils.py``) both borders belong to both neighbours: an instance of exactly
+32 x 32 pixels counts as small and as medium. What differs: a band without instances has no mean, instead of dividing
+by zero.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+from jaxtyping import Bool
+
+SMALL_PX, LARGE_PX = 32**2, 96**2
+"""COCO's borders between small, medium and large, in pixels of area."""
+
+Band = Literal["small", "medium", "large"]
+BANDS: tuple[Band, ...] = ("small", "medium", "large")
+
+PAYS_FROM = 1.05
+"""A speed-up below this is not told from noise: the cheaper precision does not pay."""
+
+
+def iou(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> float:
+    """Intersection over union of two masks of the same image, in [0, 1]; of two empty masks 0, as pycocotools has it.
+
+    Raises:
+        ValueError: The masks differ in size.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"masks of one image must have one size, not {a.shape} and {b.shape}")
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 0.0
+
+
+def bands(area_px: int | float) -> tuple[Band, ...]:
+    """The size bands an instance belongs to: one, or two where its area is a border."""
+    holds = (area_px <= SMALL_PX, SMALL_PX <= area_px <= LARGE_PX, area_px >= LARGE_PX)
+    return tuple(band for band, inside in zip(BANDS, holds, strict=True) if inside)
+
+
+def band_means(name: str, values: Sequence[float], areas_px: Sequence[int | float]) -> dict[str, float]:
+    """Mean over all instances and over those of each band.
+
+    Args:
+        name: What was measured, for example ``box_miou``.
+        values: One per instance.
+        areas_px: Pixels of the same instances' masks.
+
+    Returns:
+        ``name``, ``name_small``, ``name_medium``, ``name_large``; what has no instances has no key.
+
+    Raises:
+        ValueError: There are not as many areas as values.
+    """
+    members: dict[str, list[float]] = {key: [] for key in (name, *(f"{name}_{band}" for band in BANDS))}
+    for value, area in zip(values, areas_px, strict=True):
+        members[name].append(value)
+        for band in bands(area):
+            members[f"{name}_{band}"].append(value)
+    return {key: float(np.mean(found)) for key, found in members.items() if found}
+
+
+class Bin(TypedDict):
+    """Instances whose predicted IoU lies in one tenth of [0, 1]."""
+
+    predicted: float | None
+    """Mean predicted IoU; None without instances."""
+    iou: float | None
+    """Mean IoU."""
+    count: int
+
+
+CALIBRATION_BINS = 10
+
+
+def calibration(predicted: Sequence[float], ious: Sequence[float]) -> list[Bin]:
+    """What IoU a model's predictions of it come to, by tenths; predictions outside [0, 1] count as its ends.
+
+    Raises:
+        ValueError: There are not as many of one as of the other.
+    """
+    members: list[list[tuple[float, float]]] = [[] for _ in range(CALIBRATION_BINS)]
+    for guess, value in zip(predicted, ious, strict=True):
+        guess = min(1.0, max(0.0, guess))
+        members[min(CALIBRATION_BINS - 1, int(guess * CALIBRATION_BINS))].append((guess, value))
+    means = [tuple(map(float, np.mean(found, axis=0))) if found else (None, None) for found in members]
+    return [Bin(predicted=mean[0], iou=mean[1], count=len(found)) for mean, found in zip(means, members, strict=True)]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error: the mean over instances of how far their bin's two means are apart.
+
+    Source: Guo et al. 2017, "On calibration of modern neural networks", with the IoU in the place of the accuracy.
+
+    Raises:
+        ValueError: There is no instance.
+    """
+    count = sum(found["count"] for found in bins)
+    if not count:
+        raise ValueError("without instances there is no calibration error")
+    gaps = ((found["predicted"], found["iou"], found["count"]) for found in bins)
+    return sum(abs(p - v) * n for p, v, n in gaps if p is not None and v is not None) / count
+
+
+def retained(value: float | None, whole: float | None) -> float | None:
+    """The share of ``whole`` that ``value`` is; None where either is not known or the whole is 0."""
+    return value / whole if value is not None and whole else None
+
+
+TRIVIAL = {"box": "trivial_box_miou", "click": "trivial_click_miou"}
+"""By prompt, the key under which a model's figures have what the best trivial mask scores on the same instances."""
+
+
+def below_trivial(figures: Mapping[str, Any]) -> list[str]:
+    """The prompts (``box``, ``click``) for which a model is known to be no better than a trivial mask."""
+    pairs = {prompt: (figures.get(f"{prompt}_miou"), figures.get(key)) for prompt, key in TRIVIAL.items()}
+    return [
+        prompt for prompt, (own, trivial) in pairs.items() if own is not None and trivial is not None and own <= trivial
+    ]

@@ -1,0 +1,97 @@
+"""NVIDIA ModelOpt: ranges of activations, and AutoCast to fp16. It runs on a CPU."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from re import escape
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from pipeline.core.errors import InputError
+from pipeline.quantize.calibration import Feeds, Reader, quiet
+from pipeline.quantize.config import QuantizeConfig
+from pipeline.quantize.layers import Layer
+from pipeline.quantize.qdq import read_scales
+
+
+def _import(module: str, name: str) -> Callable[..., Any]:
+    from importlib import import_module
+
+    try:
+        found: Callable[..., Any] = getattr(import_module(module), name)
+    except ImportError as error:
+        raise InputError(
+            f"nvidia-modelopt cannot be imported ({error}): `make setup` installs it with what it needs, or set "
+            "quantize.method to onnxruntime or search and leave out the precisions fp16 and int8_fp16."
+        ) from None
+    return found
+
+
+def modelopt(config: QuantizeConfig, source: Path, lowered: Sequence[Layer], reader: Reader) -> dict[str, float]:
+    """Scales of activations, by tensor. See `pipeline.quantize.scales.onnxruntime.onnxruntime`.
+
+    Raises:
+        InputError: The package is missing, or has no such calibration.
+    """
+    if config.calibration == "percentile":
+        raise InputError(
+            "quantize.method modelopt calibrates by max or entropy, not by percentile: set one of these, or method "
+            "onnxruntime."
+        )
+    quantize, out = _import("modelopt.onnx.quantization", "quantize"), source.with_name("modelopt.onnx")
+    with quiet(), _unpatched():
+        quantize(
+            str(source),
+            quantize_mode="int8",
+            calibration_method=config.calibration,
+            calibration_data_reader=reader,
+            calibration_eps=["cpu"],
+            op_types_to_quantize=sorted({layer.op for layer in lowered}),
+            nodes_to_quantize=[f"^{escape(layer.node)}$" for layer in lowered],
+            high_precision_dtype="fp32",
+            output_path=str(out),
+            log_level="CRITICAL",
+        )
+    return read_scales(onnx.load(out))
+
+
+@contextmanager
+def _unpatched() -> Iterator[None]:
+    """ModelOpt 0.47 replaces methods of ONNX Runtime's quantizer for the whole process: put back what was there."""
+    from onnxruntime.quantization import base_quantizer, calibrate, qdq_quantizer
+
+    places = [calibrate, base_quantizer.BaseQuantizer, qdq_quantizer.QDQQuantizer]
+    places += [value for value in vars(calibrate).values() if isinstance(value, type)]
+    before = [(place, dict(vars(place))) for place in places]
+    try:
+        yield
+    finally:
+        for place, attributes in before:
+            for name, value in attributes.items():
+                if vars(place).get(name) is not value:
+                    setattr(place, name, value)
+
+
+def autocast(source: Path, feeds: Feeds, *, keep_nodes: Sequence[str], keep_kinds: Sequence[str]) -> ModelProto:
+    """A model in fp16, but for named nodes and kinds of nodes, and for what leaves fp16's range on ``feeds``.
+
+    Inputs and outputs stay fp32.
+
+    Raises:
+        InputError: The package is missing.
+    """
+    convert, data = _import("modelopt.onnx.autocast", "convert_to_mixed_precision"), source.with_name("feeds.npz")
+    np.savez(data, **feeds)
+    with quiet():
+        model: ModelProto = convert(
+            str(source),
+            low_precision_type="fp16",
+            nodes_to_exclude=[f"^{escape(name)}$" for name in keep_nodes],
+            op_types_to_exclude=list(keep_kinds),
+            calibration_data=str(data),
+            keep_io_types=True,
+        )
+    return model

@@ -1,0 +1,147 @@
+"""What layers read and give, at a few places of each calibration image.
+
+A layer is a product of rows with a matrix: a convolution of patches with kernels, a linear map of tokens with weights.
+The distance between a rounded and an unrounded output is a sum over rows, so some of them, drawn at random, tell which
+scale is best at a cost that depends on neither the image's size nor the layer's stride.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from onnx import ModelProto
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.core.progress import progress
+from pipeline.quantize.calibration import Material
+from pipeline.quantize.graph import Graph
+from pipeline.quantize.layers import Layer
+from pipeline.quantize.task import likelihood, squared_gradients
+
+
+@dataclass
+class Rows:
+    """Samples of one layer, from all images."""
+
+    left: list[Tensor] = field(default_factory=list)
+    """``(groups, rows, k)`` per image."""
+    right: list[Tensor] = field(default_factory=list)
+    """``(groups, k, n)`` per image, where there is no weight."""
+    hessian: list[Tensor] = field(default_factory=list)
+    """``(groups, rows, n)`` per image: of the outputs."""
+
+
+@dataclass
+class Samples:
+    """Samples of all layers and of what else reads their inputs."""
+
+    rows: dict[str, Rows]
+    """By node."""
+    values: dict[str, tuple[Tensor, Tensor]]
+    """By tensor that other nodes read too: some of its values, and their Hessian."""
+    peaks: dict[str, float]
+    """The largest magnitude of each tensor."""
+
+
+def collect(model: ModelProto, lowered: Sequence[Layer], material: Material, *, rows: int, seed: int) -> Samples:
+    """Compute the calibration images, and the gradients of their loss.
+
+    Args:
+        model: The encoder in fp32.
+        lowered: The layers to sample.
+        material: Images, prompts and decoder.
+        rows: Of a layer, from all images together.
+        seed: Draws places and masks.
+    """
+    graph, generator = Graph(model), torch.Generator().manual_seed(seed)
+    tensors = {name for layer in lowered for name in layer.inputs}
+    readers = {name: {layer.node for layer in lowered if name in layer.inputs} for name in tensors}
+    fork = {
+        name: nodes
+        for name, nodes in readers.items()
+        if any(name in node.input and node.name not in nodes for node, _ in graph.nodes)
+    }
+    samples = Samples({layer.node: Rows() for layer in lowered}, {}, dict.fromkeys(tensors, 0.0))
+    values: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in fork}
+    each = max(1, rows // len(material.chosen))
+    attributes = {node.name: values for node, values in graph.nodes}
+    for index in progress(material.chosen, "observe", "image"):
+        image = torch.from_numpy(material.pixels(index)).requires_grad_()
+        found = graph(image, keep=tensors | {layer.output for layer in lowered}, fork=fork)
+        loss = likelihood(material.sam, found[graph.output], material.sample(index), generator)
+        wanted = {layer.output for layer in lowered} | {f"{name}/copy" for name in fork}
+        hessians = squared_gradients(loss, {name: found[name] for name in wanted})
+        found = {name: value.detach() for name, value in found.items()}
+        for name in tensors:
+            samples.peaks[name] = max(samples.peaks[name], float(found[name].abs().max()))
+        for layer in lowered:
+            inputs = [found[name] for name in layer.inputs]
+            _sample(samples.rows[layer.node], layer, attributes[layer.node], graph, inputs, hessians, each, generator)
+        for name in fork:
+            flat, hessian = found[name].flatten(), hessians[f"{name}/copy"].flatten()
+            places = torch.randint(len(flat), (min(len(flat), 64 * each),), generator=generator)
+            values[name].append((flat[places], hessian[places] * (len(flat) / len(places))))
+    samples.values = {
+        name: (torch.cat([v for v, _ in parts]), torch.cat([h for _, h in parts])) for name, parts in values.items()
+    }
+    return samples
+
+
+def _sample(
+    rows: Rows,
+    layer: Layer,
+    attributes: Mapping[str, object],
+    graph: Graph,
+    inputs: Sequence[Tensor],
+    hessians: Mapping[str, Tensor],
+    count: int,
+    generator: torch.Generator,
+) -> None:
+    hessian = hessians[layer.output]
+    if layer.op == "Conv":
+        places = torch.randperm(hessian.shape[2] * hessian.shape[3], generator=generator)[:count]
+        kernel = graph.constants[str(layer.weight)]
+        rows.left.append(_patches(inputs[0], kernel, attributes, places, hessian.shape[3]))
+        groups = int(attributes.get("group", 1))  # type: ignore[call-overload]
+        picked = hessian[0].flatten(1)[:, places].unflatten(0, (groups, -1)).transpose(1, 2)
+        rows.hessian.append(picked * (hessian.shape[2] * hessian.shape[3] / len(places)))
+    elif layer.weight:
+        flat, weight = inputs[0].flatten(0, -2), hessian.flatten(0, -2)
+        places = torch.randperm(len(flat), generator=generator)[:count]
+        rows.left.append(flat[places][None])
+        rows.hessian.append(weight[places][None] * (len(flat) / len(places)))
+    else:
+        _sample_product(rows, inputs, hessian, count, generator)
+
+
+def _sample_product(
+    rows: Rows, inputs: Sequence[Tensor], hessian: Tensor, count: int, generator: torch.Generator
+) -> None:
+    """Some rows of some of the matrices of a product of activations."""
+    sides = hessian.shape[:-2]
+    left, right = (x.expand(*sides, *x.shape[-2:]).flatten(0, -3) for x in inputs)
+    weight = hessian.flatten(0, -3)
+    which = torch.randperm(len(left), generator=generator)[:4]
+    places = torch.randperm(left.shape[1], generator=generator)[: max(1, count // 2)]
+    rows.left.append(left[which][:, places])
+    rows.right.append(right[which])
+    rows.hessian.append(weight[which][:, places] * (weight.shape[0] * weight.shape[1] / (len(which) * len(places))))
+
+
+def _patches(
+    x: Float[Tensor, "1 c h w"], kernel: Tensor, attributes: Mapping[str, object], places: Tensor, width: int
+) -> Float[Tensor, "groups p k"]:
+    """The patches that a convolution reads for some of its outputs."""
+    pads: list[int] = list(attributes.get("pads", [0, 0, 0, 0]))  # type: ignore[call-overload]
+    strides: list[int] = list(attributes.get("strides", [1, 1]))  # type: ignore[call-overload]
+    dilations: list[int] = list(attributes.get("dilations", [1, 1]))  # type: ignore[call-overload]
+    padded = F.pad(x, (pads[1], pads[3], pads[0], pads[2]))[0]
+    height, across = kernel.shape[2:]
+    top, left = places // width * strides[0], places % width * strides[1]
+    ys = top[:, None, None] + dilations[0] * torch.arange(height)[None, :, None]
+    xs = left[:, None, None] + dilations[1] * torch.arange(across)[None, None, :]
+    groups = int(attributes.get("group", 1))  # type: ignore[call-overload]
+    picked = padded[:, ys, xs].unflatten(0, (groups, -1))  # (groups, c, p, kh, kw)
+    return picked.transpose(1, 2).flatten(2)

@@ -1,0 +1,120 @@
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.acts import ACTS
+from pipeline.core.config import read_params
+from pipeline.core.errors import InputError
+from pipeline.core.presets import activate
+from pipeline.stages import STAGES
+
+DEMO = """# the demo
+students: [a, b] # two
+precisions:
+  - fp32
+  - int8
+distill:
+  a: {steps: 10, lr: 0.001} # quick
+  b: &b
+    steps: 20
+  c: *b
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("presets").mkdir()
+    Path("presets/demo.yaml").write_text(DEMO)
+
+
+def test_a_preset_becomes_params_byte_for_byte():
+    activate("demo")
+    assert Path("params.yaml").read_text() == DEMO
+
+
+def test_changed_values_are_written_and_comments_kept():
+    activate("demo", ["distill.a.steps=3", "distill.a.lr=1e-4", "students=[a]", "precisions=[int8]"])
+    text = Path("params.yaml").read_text()
+    assert yaml.safe_load(text)["distill"]["a"] == {"steps": 3, "lr": 0.0001}
+    assert yaml.safe_load(text)["students"] == ["a"]
+    assert yaml.safe_load(text)["precisions"] == ["int8"]
+    assert all(comment in text for comment in ("# the demo", "# two", "# quick"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("distill.a.step=3", "unknown key 'distill.a.step'.*it has lr, steps"),
+        ("distill.a=3", "is a section: name one of its keys"),
+        ("distill.a.steps=many", "cannot be 'many'"),
+        ("distill.a.steps=1.5", "cannot be '1.5'"),
+        ("distill.b.steps=1", "shared by a YAML anchor"),
+        ("distill.a.steps", "not KEY=VALUE"),
+    ],
+)
+def test_a_wrong_change_is_refused_and_params_stay(change, says):
+    activate("demo")
+    with pytest.raises(InputError, match=says):
+        activate("demo", [change])
+    assert Path("params.yaml").read_text() == DEMO
+
+
+def test_an_unknown_preset_lists_the_known():
+    with pytest.raises(InputError, match=r"presets/no\.yaml does not exist; there is demo"):
+        activate("no")
+
+
+def test_params_that_somebody_edited_are_kept_and_others_are_not():
+    activate("demo")
+    assert not Path("params.yaml.before").exists()
+    Path("params.yaml").write_text(DEMO.replace("steps: 10", "steps: 11"))
+    assert activate("demo").endswith("what it was is in params.yaml.before")
+    assert "steps: 11" in Path("params.yaml.before").read_text()
+    assert Path("params.yaml").read_text() == DEMO
+    assert "before" not in activate("demo", ["distill.a.steps=12"])
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_shipped_params_are_the_demo():
+    assert (ROOT / "params.yaml").read_text() == (ROOT / "presets" / "demo.yaml").read_text()
+
+
+CHANGE = re.compile(r"(?<![\w.])((?:[a-z][a-z0-9_]*\.)+[a-z][a-z0-9_]*=[\w/][\w./]*)")
+"""A value as help, messages and pages write it: ``section.key=value``."""
+
+
+def examples():
+    """Each example that is shown, with the presets it is shown for."""
+    presets = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+    help_of_preset = " ".join(text for _, options in ACTS["preset"].arguments for text in [options["help"]])
+    shown = [(presets, text) for text in (help_of_preset, ACTS["preset"].explains, _message())]
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "presets").glob("*.yaml")):
+        text = page.read_text().replace("\n# ", " ")
+        shown += [([name], rest) for name, rest in re.findall(r"\bpreset (\w+)((?:\s+[\w.]+=[^\s`]+)+)", text)]
+    return [(name, change) for names, text in shown for name in names for change in CHANGE.findall(text)]
+
+
+def _message():
+    with pytest.raises(InputError) as refused:
+        activate("demo", ["no equals sign"])
+    return str(refused.value)
+
+
+def test_every_example_that_is_shown_can_be_typed():
+    shutil.rmtree("presets")
+    shutil.copytree(ROOT / "presets", "presets")
+    shown = examples()
+    assert {"prepare.source.train", "prepare.data", "build_engine.engine"} <= {
+        change.split("=")[0] for _, change in shown
+    }
+    for name, change in shown:
+        activate(name, [change])
+        for stage in STAGES:
+            for keys in stage.repetitions(read_params()):
+                stage.config(read_params(), keys)
