@@ -59,7 +59,7 @@ def failures(steps: Sequence[Step], states: States) -> list[str]:
     kept = [
         step.target
         for step in others
-        if step.stage in last.stage.needs
+        if step.stage in last.stage.deps
         and not has_result(states[step.target])
         and (step.stage.path(step.keys) / CARD).is_file()
     ]
@@ -70,7 +70,7 @@ def failures(steps: Sequence[Step], states: States) -> list[str]:
 
 def bad_input(steps: Sequence[Step], states: States) -> bool:
     """Whether a stage that all students share refused its input."""
-    return any(not step.stage.over and _name(states[step.target]) == tasks.BAD_INPUT for step in steps)
+    return any(not step.stage.matrix and _name(states[step.target]) == tasks.BAD_INPUT for step in steps)
 
 
 def _name(state: State[Any] | None) -> str | None:

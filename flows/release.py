@@ -129,9 +129,9 @@ def _starter(
     def start(step: schedule.Step) -> PrefectFuture[Any]:
         stage, result = step.stage, step.stage.path(step.keys)
         if stage.name in on_gpu:
-            needs = [need.target(found) for need, found in stage.inputs(params, step.keys)]
-            return tasks.repro_elsewhere.submit(step.target, result, needs, environment, stages, parent)
-        share = {} if stage.alone else _share(min(at_once, len(stage.repetitions(params))))
+            deps = [dep.target(found) for dep, found in stage.inputs(params, step.keys)]
+            return tasks.repro_elsewhere.submit(step.target, result, deps, environment, stages, parent)
+        share = {} if stage.exclusive else _share(min(at_once, len(stage.repetitions(params))))
         return tasks.repro.submit(step.target, result, environment | share, stages)
 
     return start

@@ -56,13 +56,13 @@ def check_ready() -> None:
     clone.commit()
 
 
-def hand_over(stages: dvc.Stages, target: str, needs: Sequence[str], parent: str, say: Callable[[str], None]) -> None:
+def hand_over(stages: dvc.Stages, target: str, deps: Sequence[str], parent: str, say: Callable[[str], None]) -> None:
     """Run one stage on a worker, up to having its result in DVC's remote.
 
     Args:
         stages: Of the flow; when they end, the worker's run is cancelled.
         target: DVC's name of the stage.
-        needs: Targets whose results it reads; they are up to date here.
+        deps: Targets whose results it reads; they are up to date here.
         parent: The flow's MLflow run.
         say: Called with each line that the worker logs.
 
@@ -71,13 +71,13 @@ def hand_over(stages: dvc.Stages, target: str, needs: Sequence[str], parent: str
         StageFailedError: It failed, or one worker after the other died.
         StoppedError: The flow ended.
     """
-    stages.push(needs, say, run_cache=False)
+    stages.push(deps, say, run_cache=False)
     for number in range(1, WORKERS + 1):
         run: FlowRun = run_deployment(  # type: ignore[assignment]  # its annotation allows for callers that await it
             DEPLOYMENT,
             parameters={
                 "target": target,
-                "needs": list(needs),
+                "deps": list(deps),
                 "commit": clone.commit(),
                 "params": PARAMS.read_text(),
                 "lock": DVC_LOCK.read_text() if DVC_LOCK.is_file() else "",

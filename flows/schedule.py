@@ -19,7 +19,7 @@ class Step:
     keys: Keys
     after: frozenset[str]
     """Targets that must have ended, well or not."""
-    needs: tuple[frozenset[str], ...]
+    deps: tuple[frozenset[str], ...]
     """Of each of these sets, one target must have a result: a stage that reads all repetitions takes what there is."""
 
     @property
@@ -34,14 +34,14 @@ def plan(stages: Sequence[Stage], params: Mapping[str, Any]) -> list[Step]:
     for stage in stages:
         before = frozenset(step.target for step in steps)
         for keys in stage.repetitions(params):
-            upstream = frozenset(need.target(found) for need, found in stage.upstream(params, keys))
+            upstream = frozenset(dep.target(found) for dep, found in stage.upstream(params, keys))
             read: dict[str, set[str]] = {}
-            for need, found in stage.inputs(params, keys):
-                read.setdefault(need.name, set()).add(need.target(found))
-            needs = tuple(frozenset(targets) for targets in read.values())
-            step = Step(stage=stage, keys=keys, after=before if stage.alone else upstream, needs=needs)
+            for dep, found in stage.inputs(params, keys):
+                read.setdefault(dep.name, set()).add(dep.target(found))
+            deps = tuple(frozenset(targets) for targets in read.values())
+            step = Step(stage=stage, keys=keys, after=before if stage.exclusive else upstream, deps=deps)
             steps.append(step)
-            if stage.alone:
+            if stage.exclusive:
                 before |= {step.target}
     return steps
 
@@ -67,7 +67,7 @@ def run(
         for step in list(waiting):
             if not step.after <= results.keys():
                 continue
-            if not all(any(results[target] for target in targets) for targets in step.needs):
+            if not all(any(results[target] for target in targets) for targets in step.deps):
                 waiting.remove(step)
                 results[step.target] = False
                 yield step, None

@@ -15,12 +15,12 @@ from pipeline.tracking import PARENT_RUN
 
 
 @flow(name="stage")
-def stage(target: str, needs: list[str], commit: str, params: str, lock: str, parent: str) -> None:
+def stage(target: str, deps: list[str], commit: str, params: str, lock: str, parent: str) -> None:
     """Run one stage for another machine, and put its result where that machine finds it.
 
     Args:
         target: DVC's name of the stage.
-        needs: Targets whose results it reads; they are in the remote.
+        deps: Targets whose results it reads; they are in the remote.
         commit: Of the code.
         params: Text of params.yaml.
         lock: Text of dvc.lock, which says what the needed results are.
@@ -34,8 +34,8 @@ def stage(target: str, needs: list[str], commit: str, params: str, lock: str, pa
     say = get_run_logger().info
     shared = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
     with clone.at(commit, params, lock), dvc.Stages() as stages:
-        if needs:
-            stages.fetch(needs, say)
+        if deps:
+            stages.fetch(deps, say)
         stages.repro(target, {PARENT_RUN: parent} if shared else {}, say)
         stages.push([target], say, run_cache=True)
 

@@ -56,14 +56,14 @@ def repro(target: str, place: Path, environment: Mapping[str, str], stages: dvc.
     retry_condition_fn=_may_help,
 )
 def repro_elsewhere(
-    target: str, place: Path, needs: Sequence[str], environment: Mapping[str, str], stages: dvc.Stages, parent: str
+    target: str, place: Path, deps: Sequence[str], environment: Mapping[str, str], stages: dvc.Stages, parent: str
 ) -> State[None]:
     """Have a worker run one DVC stage, unless it is up to date, and take its result from DVC's remote."""
     say = get_run_logger().info
 
     def act() -> None:
         if not stages.is_up_to_date(target):
-            remote.hand_over(stages, target, needs, parent, say)
+            remote.hand_over(stages, target, deps, parent, say)
         # Should the result not have come back after all, it must not be made here unasked.
         stages.repro(target, {**environment, RESTORE_ONLY: "1"}, say, pull=True)
 

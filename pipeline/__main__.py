@@ -87,7 +87,7 @@ def _run_stage(stage: Stage, keys: Mapping[str, str]) -> int:
     refuse_unknown_sections(STAGES, params)
     with process.starting():
         config = stage.config(params, keys)  # before MLflow is imported: a spelling mistake is told at once
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not stage.shared:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not stage.distributed:
         raise InputError(f"{stage.name} runs in one process: start it without torchrun.")
     if int(os.environ.get("RANK", "0")) > 0:
         stage.follow(config, keys, silent)
@@ -120,12 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for stage in STAGES:
-        reads = ", ".join(str(need.path({})) for need in stage.needs) or "nothing of other stages"
-        names = {key: key.upper() for key in stage.over}
+        reads = ", ".join(str(dep.path({})) for dep in stage.deps) or "nothing of other stages"
+        names = {key: key.upper() for key in stage.matrix}
         section = (stage.section or stage.name).format(**names)
         about = f"{stage.says}. Reads {reads}, section {section} of params.yaml; writes {stage.path(names)}."
         command = verbs.add_parser(stage.name, help=stage.says, description=about)
-        for key in stage.over:
+        for key in stage.matrix:
             command.add_argument(f"--{key}", required=True, help=f"one of `{key}s` in params.yaml")
     for name, act in ACTS.items():
         command = verbs.add_parser(name, help=act.says, description=f"{act.says}. {act.explains}")

@@ -208,7 +208,7 @@ ACTS: dict[str, Act] = {
         "--runtimes torch,openvino --precisions fp32,int8",
     ),
     "recipes": Act(
-        "pipeline.bench.recipes:compare_recipes",
+        "pipeline.bench.ablations.recipes:compare_recipes",
         "What each part of a recipe of distillation is worth, for students and seeds",
         (
             ("--students", {"type": _names, "required": True, "metavar": "A,B", "help": "students of params.yaml"}),
@@ -233,7 +233,7 @@ ACTS: dict[str, Act] = {
         "split, before alignment.",
     ),
     "study": Act(
-        "pipeline.bench.study:study",
+        "pipeline.bench.ablations.quantization:quantization",
         "What methods of quantization cost in accuracy, for students, widths and calibration seeds",
         (
             ("--students", {"type": _names, "required": True, "metavar": "A,B", "help": "students, all aligned"}),

@@ -38,7 +38,7 @@ def test_versions_yaml_is_what_is_locked_and_installed():
 @each_stage
 def test_a_verb_takes_what_its_stage_hands_over(stage):
     signature = inspect.signature(stage.function)
-    wanted = {"config", "out", "log", *stage.over, *(need.name for need in stage.needs)}
+    wanted = {"config", "out", "log", *stage.matrix, *(dep.name for dep in stage.deps)}
     assert set(signature.parameters) == wanted
     assert issubclass(signature.parameters["config"].annotation, Config)
     assert signature.return_annotation is Contents
@@ -67,8 +67,8 @@ def test_every_declared_source_exists(stage):
 def test_a_stage_that_builds_models_by_name_hangs_on_those_it_may_build(stage):
     builds = "pipeline/models/students.py" in code.closure(stage.module)
     teachers = {f"{module.replace('.', '/')}.py" for module in TEACHERS.values()}
-    of_teacher = stage is TEACHER or TEACHER in stage.needs
-    assert ("deps/students/{student}" in stage.code) == (builds and "student" in stage.over)
+    of_teacher = stage is TEACHER or TEACHER in stage.deps
+    assert ("deps/students/{student}" in stage.code) == (builds and "student" in stage.matrix)
     assert (teachers <= set(stage.code)) == (builds and of_teacher)
 
 

@@ -47,7 +47,7 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
     decided = code.digest(__name__, module_of(student))
     precision = precision_of(device, config.optimizer.autocast)
     checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), precision, decided, *inputs)
-    contents = Contents(kind="checkpoint", model=student, options=card.options, precision="fp32", spent=(checkpoint,))
+    contents = Contents(kind="checkpoint", model=student, options=card.options, precision="fp32", scratch=(checkpoint,))
     with joined(device) as ranks:
         metrics = align_masks(sam, images, config, device=device, log=log, checkpoint=checkpoint)
     if not ranks.first:

@@ -80,7 +80,7 @@ def align_masks(
     )
     if not current().first:
         return {}
-    reached = _reached(draw, step, config, len(labelled), parts=current().count * config.optimizer.accumulate)
+    reached = _reached(draw, step, config, len(labelled), parts=current().world_size * config.optimizer.accumulate)
     sam.to("cpu").requires_grad_(True)
     return {f"train_{name}": value for name, value in reached.items()}
 

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from pipeline.bench import attention, decoder, encoder, evaluate, everything, training
 from pipeline.bench.candidate import Candidate, Subject
+from pipeline.bench.interleaved import measure_interleaved
 from pipeline.bench.settings import PRECISIONS, RUNTIMES, Combination, Settings
 from pipeline.bench.table import Report, rows
-from pipeline.bench.turns import measure_in_turns
 from pipeline.core.errors import InputError
 from pipeline.core.progress import progress
 from pipeline.models.students import STUDENTS
@@ -115,7 +115,7 @@ def compare(subject: str, settings: Settings) -> Report:
                 place = directory / (name or subject)
                 place.mkdir()
                 candidates += what.build(settings, name, own, place, stack)
-            timings = measure_in_turns([(candidate.call, candidate.clock) for candidate in candidates], settings)
+            timings = measure_interleaved([(candidate.call, candidate.clock) for candidate in candidates], settings)
             return Report(subject, what.unit, settings, rows(candidates, timings), left_out)
     finally:
         torch.set_num_threads(threads)

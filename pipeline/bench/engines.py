@@ -18,7 +18,7 @@ from pipeline.models.students import TEACHERS, load_checkpoint
 from pipeline.prepare.procedural import SceneItem
 from pipeline.quantize import PRECISIONS as LOWER
 from pipeline.quantize import QuantizeConfig, SearchConfig
-from pipeline.quantize.calibration import SPLIT, Material
+from pipeline.quantize.calibration import SPLIT, CalibrationData
 from pipeline.runtime import ENGINES as RUNTIMES
 from pipeline.runtime import Segmenter
 
@@ -144,7 +144,7 @@ class Exported:
             shutil.copytree(fp32, lowered)
             asked = _QUANTIZE.calibration_images + _QUANTIZE.holdout_images
             images = scenes(self._directory / "images", SPLIT, asked, self._sam.input_size)
-            LOWER["int8"](_QUANTIZE, lowered / ENCODER, Material(_QUANTIZE, self._sam, images))
+            LOWER["int8"](_QUANTIZE, lowered / ENCODER, CalibrationData(_QUANTIZE, self._sam, images))
 
 
 def files_mib(directory: Path, stem: str) -> float:

@@ -128,7 +128,7 @@ def _reference(sam: Sam, embeddings: Tensor, examples: Sequence[_Example]) -> Ca
                 height, width = example.pixels.shape[:2]
                 reference.set_embedding(predictor, embeddings[k : k + 1], (height, width))
                 for i, truth in enumerate(example.truths):
-                    for answer in reference.answers(predictor, truth, fed=False):
+                    for answer in reference.answers(predictor, truth, with_mask_input=False):
                         found[k, i, answer.prompt] = metrics.iou(answer.mask, truth)
 
     return run

@@ -113,7 +113,7 @@ def _embeddings(directory: Path, images: Shards, grid: int) -> Path:
     seal = where.write({TENSOR: torch.randn(len(images), EMBEDDING_CHANNELS, grid, grid, generator=generator).half()})
     shard = StoredShard(file=where.file, bytes=seal.bytes, sha256=seal.sha256, split=images.split, keys=images.keys)
     manifest = EmbeddingsManifest(
-        store=str(where.store), teacher="", dtype="float16", embedding_size=grid, taps=[], shards=[shard]
+        store=str(where.store), teacher="", dtype="float16", embedding_size=grid, feature_layers=[], shards=[shard]
     )
     out = directory / "embeddings"
     out.mkdir()

@@ -104,7 +104,7 @@ def baseline_rows(baselines: Mapping[str, Mapping[str, float]], like: Row) -> li
     return rows
 
 
-def front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
+def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
     """The Pareto front: indices of what nothing cheaper reaches, from the cheapest on."""
     found: list[int] = []
     for i in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):

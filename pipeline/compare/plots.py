@@ -10,7 +10,7 @@ from matplotlib.transforms import Bbox
 
 from pipeline.compare.drawing import ALPHAS, DASHES, MARKERS, Paint, Palette, Plot, colours, draw_one, label, legend
 from pipeline.compare.evaluations import Evaluation
-from pipeline.compare.leaderboard import Row, front
+from pipeline.compare.leaderboard import Row, pareto_front
 from pipeline.ops.metrics import BANDS
 
 CLICKS = (1, 3, 5)
@@ -69,7 +69,7 @@ def _against(rows: Sequence[Row], cost: str, title: str, axes: Axes, palette: Pa
         axes.set_xlim(0, 1.3 * max(costs) or 1)
     margin = max(0.02, 0.35 * (max(scores) - min(scores)))
     axes.set_ylim(min(scores) - margin, max(scores) + margin)
-    edge = [(costs[i], scores[i]) for i in front(costs, scores)]
+    edge = [(costs[i], scores[i]) for i in pareto_front(costs, scores)]
     axes.step(
         *zip(*edge, strict=True), where="post", color=palette.muted, linewidth=1, linestyle=(0, (3, 2.5)), zorder=2
     )

@@ -85,12 +85,12 @@ class Contents(BaseModel):
     calibration: Calibration | None = None
     refusal: Refusal | None = Field(default=None, exclude_if=lambda value: value is None)
     """Of artifacts of kind ``refusal``, and on the cards of no others."""
-    spent: tuple[Path, ...] = Field(default=(), exclude=True)
+    scratch: tuple[Path, ...] = Field(default=(), exclude=True)
     """Files and directories outside the artifact, from which an interrupted run goes on. They are not on the card."""
 
     def clear_away(self) -> None:
-        """Remove what is ``spent``; to be called when the artifact is in its place, and not before."""
-        for path in self.spent:
+        """Remove what is ``scratch``; to be called when the artifact is in its place, and not before."""
+        for path in self.scratch:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -12,6 +12,9 @@ from pipeline.core.errors import InputError
 
 PARAMS = Path("params.yaml")
 
+RENAMED = {"taps": "feature_layers"}
+"""Keys of earlier versions, and what they are called now."""
+
 ConfigT = TypeVar("ConfigT", bound="Config")
 
 
@@ -87,7 +90,9 @@ def _say(error: ValidationError) -> str:
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            faults.append(f"unknown key {key!r}: remove it or correct its spelling")
+            renamed = RENAMED.get(str(fault["loc"][-1]))
+            remedy = f"it is {renamed!r} now" if renamed else "remove it or correct its spelling"
+            faults.append(f"unknown key {key!r}: {remedy}")
         elif fault["type"] == "missing":
             faults.append(f"key {key!r} is missing")
         else:

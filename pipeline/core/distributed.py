@@ -22,7 +22,7 @@ class Ranks:
     """This process among all that do the same work."""
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
     @property
     def first(self) -> bool:
@@ -31,19 +31,19 @@ class Ranks:
 
     def share(self, items: Sequence[ItemT]) -> list[ItemT]:
         """What of ``items`` is this process's: every item is exactly one's, however many there are."""
-        return [*items[self.rank :: self.count]]
+        return [*items[self.rank :: self.world_size]]
 
     def gather(self, own: dict[str, ItemT]) -> dict[str, ItemT]:
         """Put together what each found; only the first process gets it, the others get their own back."""
-        if self.count == 1:
+        if self.world_size == 1:
             return own
-        parts: list[dict[str, ItemT]] | None = [{} for _ in range(self.count)] if self.first else None
+        parts: list[dict[str, ItemT]] | None = [{} for _ in range(self.world_size)] if self.first else None
         dist.gather_object(own, parts)
         return own if parts is None else {key: value for part in parts for key, value in part.items()}
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of what all processes hand in, for each of them; no gradient passes through."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         summed = value.detach().clone()
         dist.all_reduce(summed)

@@ -39,12 +39,12 @@ class Stage:
 
     Args:
         run: Where the function is, ``package:function``; the function's name is the stage's name. It is called as
-            ``function(config, *, <needs>, <keys>, out, log) -> Contents``, and imported only when that happens, so
+            ``function(config, *, <deps>, <keys>, out, log) -> Contents``, and imported only when that happens, so
             that declarations cost nothing.
         says: What the stage does, in one line, for help and ``dvc stage list``.
-        needs: Stages whose artifact this one reads, handed over by name. One that is repeated over more keys
+        deps: Stages whose artifact this one reads, handed over by name. One that is repeated over more keys
             than this stage is handed over as the directory that holds all its repetitions.
-        over: Keys the stage is repeated over; each has a list of values in params.yaml (``students``, ``precisions``).
+        matrix: Keys the stage is repeated over; each has a list in params.yaml (``students``, ``precisions``).
         section: Section of params.yaml the config is read from. Default: the name.
         code: What decides the result and the stage does not import: files, folders, modules with what they import.
         data: More DVC dependencies, for example a path in params.yaml (``${prepare.data}``).
@@ -53,14 +53,14 @@ class Stage:
         libraries: Packages whose version, as deps/versions.yaml has it, decides the result.
         cached: DVC keeps the result in its cache. Without, the stage runs whenever its result is not in place.
         gpu: The flow may hand the stage to a GPU worker.
-        alone: It measures time: the flow runs nothing beside it.
-        shared: Several processes, started by ``torchrun``, may share the work; the first writes the artifact.
+        exclusive: It measures time: the flow runs nothing beside it.
+        distributed: Several processes, started by ``torchrun``, may share the work; the first writes the artifact.
     """
 
     run: str
     says: str
-    needs: tuple["Stage", ...] = ()
-    over: tuple[str, ...] = ()
+    deps: tuple["Stage", ...] = ()
+    matrix: tuple[str, ...] = ()
     section: str = ""
     code: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
@@ -69,8 +69,8 @@ class Stage:
     plots: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
     cached: bool = True
     gpu: bool = False
-    alone: bool = False
-    shared: bool = False
+    exclusive: bool = False
+    distributed: bool = False
 
     @property
     def name(self) -> str:
@@ -90,16 +90,16 @@ class Stage:
 
     def target(self, keys: Keys) -> str:
         """DVC's name of one repetition, e.g. ``quantize@efficientvit_sam_nano-int8``."""
-        return "@".join(filter(None, (self.name, "-".join(keys[k] for k in self.over))))
+        return "@".join(filter(None, (self.name, "-".join(keys[k] for k in self.matrix))))
 
     def path(self, keys: Keys) -> Path:
         """Where one repetition leaves its artifact; with too few keys, the directory that holds the repetitions."""
-        return ARTIFACTS.joinpath(self.name, *(keys[k] for k in self.over if k in keys))
+        return ARTIFACTS.joinpath(self.name, *(keys[k] for k in self.matrix if k in keys))
 
     def repetitions(self, params: Mapping[str, Any]) -> list[dict[str, str]]:
         """All combinations of keys that params.yaml asks for, in order."""
-        values = [listed(params, f"{key}s") for key in self.over]
-        return [dict(zip(self.over, combination, strict=True)) for combination in product(*values)]
+        values = [listed(params, f"{key}s") for key in self.matrix]
+        return [dict(zip(self.matrix, combination, strict=True)) for combination in product(*values)]
 
     def settings(self, params: Mapping[str, Any], keys: Keys) -> Any:
         """This repetition's section of params.yaml as it is written, unchecked.
@@ -115,7 +115,7 @@ class Stage:
         Raises:
             InputError: The section is absent or wrong, or params.yaml does not list one of ``keys``.
         """
-        for key in self.over:
+        for key in self.matrix:
             if keys[key] not in (known := listed(params, f"{key}s")):
                 raise InputError(f"unknown {key} {keys[key]!r}: `{key}s` of params.yaml lists {', '.join(known)}.")
         model: type[Config] = inspect.signature(self.function).parameters["config"].annotation
@@ -128,30 +128,30 @@ class Stage:
             InputError: One of them is not there.
         """
         digests = {}
-        for need in self.needs:
-            place = need.path(keys)
+        for dep in self.deps:
+            place = dep.path(keys)
             for card in sorted(place.rglob(CARD)) or [place / CARD]:
-                name = Path(need.name) / card.parent.relative_to(place)
+                name = Path(dep.name) / card.parent.relative_to(place)
                 digests[name.as_posix()] = Card.read(card.parent).digest
         return digests
 
     def inputs(self, params: Mapping[str, Any], keys: Keys) -> Iterator[tuple["Stage", dict[str, str]]]:
         """The repetitions of other stages whose artifacts one of this stage reads."""
-        for need in self.needs:
-            for found in need.repetitions(params):
+        for dep in self.deps:
+            for found in dep.repetitions(params):
                 if all(keys.get(key, value) == value for key, value in found.items()):
-                    yield need, found
+                    yield dep, found
 
     def upstream(self, params: Mapping[str, Any], keys: Keys) -> Iterator[tuple["Stage", dict[str, str]]]:
         """All repetitions of other stages that one of this stage builds on, each once, nearest last."""
         seen: set[str] = set()
 
         def visit(below: Stage, below_keys: Keys) -> Iterator[tuple[Stage, dict[str, str]]]:
-            for need, found in below.inputs(params, below_keys):
-                yield from visit(need, found)
-                if need.target(found) not in seen:
-                    seen.add(need.target(found))
-                    yield need, found
+            for dep, found in below.inputs(params, below_keys):
+                yield from visit(dep, found)
+                if dep.target(found) not in seen:
+                    seen.add(dep.target(found))
+                    yield dep, found
 
         return visit(self, keys)
 
@@ -182,7 +182,7 @@ class Stage:
         """Call the verb, unless its candidate is refused already or is refused by it."""
         refusal = self._passed_on(keys)
         if refusal is None:
-            places = {need.name: need.path(keys) for need in self.needs}
+            places = {dep.name: dep.path(keys) for dep in self.deps}
             try:
                 return self.function(config, **places, **keys, out=draft, log=log)
             except Refused as refused:
@@ -194,8 +194,8 @@ class Stage:
 
     def _passed_on(self, keys: Keys) -> Refusal | None:
         """The refusal among the artifacts that this repetition reads; those below a directory count for themselves."""
-        single = [need for need in self.needs if set(need.over) <= keys.keys()]
-        return next(filter(None, (Card.read(need.path(keys)).refusal for need in single)), None)
+        single = [dep for dep in self.deps if set(dep.matrix) <= keys.keys()]
+        return next(filter(None, (Card.read(dep.path(keys)).refusal for dep in single)), None)
 
     def follow(self, config: Config, keys: Keys, log: Log) -> None:
         """Do this process's share of a repetition whose artifact another process of ``torchrun``'s writes.
@@ -205,7 +205,7 @@ class Stage:
         """
         if self._passed_on(keys):
             return
-        places = {need.name: need.path(keys) for need in self.needs}
+        places = {dep.name: dep.path(keys) for dep in self.deps}
         with TemporaryDirectory() as scratch:
             self.function(config, **places, **keys, out=Path(scratch), log=log)
 
@@ -215,13 +215,13 @@ class Stage:
 
     def to_dvc(self) -> dict[str, Any]:
         """This stage as DVC writes it."""
-        keys = {k: f"${{item.{k}}}" for k in self.over}
-        matrix = {"matrix": {k: f"${{{k}s}}" for k in self.over}} if self.over else {}
+        keys = {k: f"${{item.{k}}}" for k in self.matrix}
+        matrix = {"matrix": {k: f"${{{k}s}}" for k in self.matrix}} if self.matrix else {}
         out = str(self.path(keys))
         return {"desc": self.says} | matrix | {
             # `exec`: DVC's shell gives its place to the stage, which then sees when DVC is killed.
             "cmd": " ".join(["exec python -m pipeline", self.name, *(f"--{k} {v}" for k, v in keys.items())]),
-            "deps": [*self.sources(keys), *self.data, *(str(need.path(keys)) for need in self.needs)],
+            "deps": [*self.sources(keys), *self.data, *(str(dep.path(keys)) for dep in self.deps)],
             "params": [self._section(keys), *self.lists, *code.versions(self.libraries)],
             "outs": [out] if self.cached else [{out: {"cache": False}}],
         }  # fmt: skip
@@ -251,7 +251,7 @@ def refuse_unknown_sections(stages: tuple[Stage, ...], params: Mapping[str, Any]
         InputError: There is one.
     """
     read = {(stage.section or stage.name).partition(".")[0] for stage in stages}
-    read |= {f"{key}s" for stage in stages for key in stage.over} | {"promote"}
+    read |= {f"{key}s" for stage in stages for key in stage.matrix} | {"promote"}
     unknown = sorted(set(map(str, params)) - read)
     if unknown:
         raise InputError(
@@ -264,7 +264,7 @@ def dvc_yaml(stages: tuple[Stage, ...]) -> str:
     """The whole dvc.yaml."""
     top: dict[str, Any] = {"stages": {stage.name: stage.to_dvc() for stage in stages}}
     # DVC fills in the repetitions of stages, not of metrics: the comparison has the numbers of all of them.
-    metrics = [str(stage.path({}) / METRICS) for stage in stages if not stage.cached and not stage.over]
+    metrics = [str(stage.path({}) / METRICS) for stage in stages if not stage.cached and not stage.matrix]
     plots = [plot for stage in stages for plot in _dvc_plots(stage)]
     top |= ({"metrics": metrics} if metrics else {}) | ({"plots": plots} if plots else {})
     return "# Written by `make dvc.yaml`. Edit pipeline/stages.py instead.\n" + yaml.safe_dump(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.core.checkout import stored
 from pipeline.core.errors import InputError
-from pipeline.data.encoding import TAP, TENSOR
+from pipeline.data.encoding import FEATURES, TENSOR
 from pipeline.data.shards import MANIFEST
 
 OPEN_FILES = 8
@@ -48,8 +48,8 @@ class EmbeddingsManifest(BaseModel):
     """Digest of the teacher's artifact."""
     dtype: str
     embedding_size: int
-    taps: list[int]
-    """Blocks of the teacher whose features are there too, see `pipeline.models.taps`."""
+    feature_layers: list[int]
+    """Blocks of the teacher whose features are there too, see `pipeline.models.feature_layers`."""
     shards: list[StoredShard]
 
 
@@ -81,7 +81,7 @@ class Embeddings:
         self.store = stored(manifest.store)
         self.teacher = manifest.teacher
         self.embedding_size = manifest.embedding_size
-        self.taps = manifest.taps
+        self.feature_layers = manifest.feature_layers
         self.shards = manifest.shards
         self._places = {key: (s, row) for s, shard in enumerate(manifest.shards) for row, key in enumerate(shard.keys)}
         self._open: OrderedDict[tuple[int, str], _Rows] = OrderedDict()
@@ -117,19 +117,19 @@ class Embeddings:
         """
         return self._read(key, TENSOR)
 
-    def features(self, key: str, tap: int) -> Float16[Tensor, "c g g"]:
+    def features(self, key: str, layer: int) -> Float16[Tensor, "c g g"]:
         """A tapped block's features of one sample.
 
         Raises:
             InputError: As `get`; or that block was not tapped.
         """
-        if tap not in self.taps:
-            there = f"of blocks {', '.join(map(str, self.taps))}" if self.taps else "of no block"
+        if layer not in self.feature_layers:
+            there = f"of blocks {', '.join(map(str, self.feature_layers))}" if self.feature_layers else "of no block"
             raise InputError(
-                f"the cache holds features {there}, not of the teacher's block {tap}: "
-                f"add it to embed.taps in params.yaml and run `dvc repro embed`."
+                f"the cache holds features {there}, not of the teacher's block {layer}: "
+                f"add it to embed.feature_layers in params.yaml and run `dvc repro embed`."
             )
-        return self._read(key, TAP.format(tap))
+        return self._read(key, FEATURES.format(layer))
 
     def _read(self, key: str, tensor: str) -> Tensor:
         if key not in self._places:
@@ -153,6 +153,6 @@ class Embeddings:
             raise OSError(f"it is not {self.shards[index].bytes} bytes long")
         rows: _Rows = safe_open(path, framework="pt").get_slice(tensor)  # type: ignore[no-untyped-call]
         self._open[index, tensor] = rows
-        while len(self._open) > OPEN_FILES * (1 + len(self.taps)):
+        while len(self._open) > OPEN_FILES * (1 + len(self.feature_layers)):
             self._open.popitem(last=False)
         return self._open[index, tensor]

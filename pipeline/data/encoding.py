@@ -14,12 +14,12 @@ from torch import Tensor
 
 from pipeline.core import code
 from pipeline.data.shards import Shards
+from pipeline.models.feature_layers import captured_features
 from pipeline.models.sam import Sam
-from pipeline.models.taps import tapped
 from pipeline.ops import geometry
 
 TENSOR = "embeddings"
-TAP = "block_{}"
+FEATURES = "block_{}"
 """Name of a tapped block's features."""
 READERS = 4
 _ASSEMBLY = frozenset({"pipeline/models/sam.py"})
@@ -41,14 +41,16 @@ def identity(sam: Sam, module: str) -> dict[str, str]:
 
 
 @torch.inference_mode()
-def encode(sam: Sam, images: Float[Tensor, "b 3 s s"], taps: Sequence[int]) -> dict[str, Float16[Tensor, "b _ g g"]]:
-    """Embeddings and features of the blocks ``taps``, by the name they have in the store."""
+def encode(
+    sam: Sam, images: Float[Tensor, "b 3 s s"], feature_layers: Sequence[int]
+) -> dict[str, Float16[Tensor, "b _ g g"]]:
+    """Embeddings and features of the blocks ``feature_layers``, by the name they have in the store."""
     device = next(sam.parameters()).device
-    if not taps:
+    if not feature_layers:
         return {TENSOR: sam.image_encoder(images.to(device)).to("cpu", torch.float16)}
-    with tapped(sam.image_encoder, taps) as features:
+    with captured_features(sam.image_encoder, feature_layers) as features:
         found = {TENSOR: sam.image_encoder(images.to(device))}
-    found |= {TAP.format(tap): features[tap] for tap in taps}
+    found |= {FEATURES.format(layer): features[layer] for layer in feature_layers}
     return {name: value.to("cpu", torch.float16).contiguous() for name, value in found.items()}
 
 

@@ -22,15 +22,20 @@ from pipeline.models.students import load_checkpoint, module_of
 DTYPE = "float16"
 
 
-def origin(sam: Sam, card: Card, taps: Sequence[int]) -> dict[str, JsonValue]:
+def origin(sam: Sam, card: Card, feature_layers: Sequence[int]) -> dict[str, JsonValue]:
     """All that decides where a teacher's embeddings lie in a store, but the images.
 
     Args:
         sam: The teacher.
         card: Its checkpoint's.
-        taps: Blocks whose features are kept too.
+        feature_layers: Blocks whose features are kept too.
     """
-    decided: dict[str, JsonValue] = {"model": card.model, "options": card.options, "dtype": DTYPE, "taps": [*taps]}
+    decided: dict[str, JsonValue] = {
+        "model": card.model,
+        "options": card.options,
+        "dtype": DTYPE,
+        "feature_layers": [*feature_layers],
+    }
     return {**decided, **identity(sam, module_of(card.model or ""))}
 
 
@@ -40,7 +45,7 @@ def fill(
     shards: Shards,
     indices: range,
     batch: int,
-    taps: Sequence[int],
+    feature_layers: Sequence[int],
     advance: Callable[[int], object],
     log: Log,
 ) -> Seal:
@@ -52,7 +57,7 @@ def fill(
         shards: The images.
         indices: Which of them.
         batch: Images that are encoded at once.
-        taps: Blocks whose features are kept too.
+        feature_layers: Blocks whose features are kept too.
         advance: Told how many images were encoded.
         log: Gets images per second.
 
@@ -62,7 +67,7 @@ def fill(
     found = dict[str, Tensor]()
     started, done = time.perf_counter(), 0
     for images in batches(shards, indices, batch, sam.input_size):
-        parts = encode(sam, images, taps)
+        parts = encode(sam, images, feature_layers)
         if not all(torch.isfinite(part).all() for part in parts.values()):
             first = shards.keys[indices[done]]
             raise InputError(
@@ -101,7 +106,7 @@ def refill(embeddings: Embeddings, *, prepare: Path, teacher: Path, batch: int, 
         "they are computed anew. SAM_DISTILLERY_STORE names a store that several checkouts share."
     )
     sam = load_checkpoint(teacher).to(device).eval()
-    decided = origin(sam, Card.read(teacher), embeddings.taps)
+    decided = origin(sam, Card.read(teacher), embeddings.feature_layers)
     splits = {split: Shards(prepare, split) for split in {shard.split for shard in missing}}
     places = {split: {key: i for i, key in enumerate(shards.keys)} for split, shards in splits.items()}
     with counter("embed", "image", sum(len(shard.keys) for shard in missing)) as bar:
@@ -119,4 +124,4 @@ def refill(embeddings: Embeddings, *, prepare: Path, teacher: Path, batch: int, 
                 )
             with where.held():
                 if where.seal() is None:  # else another process was first
-                    fill(where, sam, shards, indices, batch, embeddings.taps, bar.update, silent)
+                    fill(where, sam, shards, indices, batch, embeddings.feature_layers, bar.update, silent)

@@ -75,7 +75,9 @@ def distill(
     )
     with joined(device) as ranks:
         learn(task)
-    contents = Contents(kind="checkpoint", model=student, options=config.options, precision="fp32", spent=(checkpoint,))
+    contents = Contents(
+        kind="checkpoint", model=student, options=config.options, precision="fp32", scratch=(checkpoint,)
+    )
     if not ranks.first:
         return contents
     metrics = held_out_error(replace(task, images=Shards(prepare, "calibration")))

@@ -45,8 +45,8 @@ class LayerWiseRecipe(Config):
     """Features of layers beside the image embedding: SAM-Lightening's dynamic layer-wise distillation."""
 
     kind: Literal["layer_wise"]
-    taps: Annotated[list[Annotated[tuple[int, int], Field(strict=False)]], Field(min_length=1)]
-    """Pairs of a teacher's and a student's block, from the image to the embedding; see `pipeline.models.taps`."""
+    feature_layers: Annotated[list[Annotated[tuple[int, int], Field(strict=False)]], Field(min_length=1)]
+    """Pairs of a teacher's and a student's block, from the image to the embedding; `pipeline.models.feature_layers`."""
     focus: Annotated[int, Field(ge=0)]
     """How many of the last pairs count from the start."""
     ramp_steps: Annotated[int, Field(ge=0)]

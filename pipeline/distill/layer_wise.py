@@ -1,9 +1,9 @@
 """Dynamic layer-wise distillation: features of blocks beside the image embedding, later layers ramped in.
 
 Source: SAM-Lightening (arXiv 2403.09195); there is no published training code. What the paper leaves open, and what is
-chosen here: the schedule (`pipeline.distill.schedule`), which blocks are compared (the recipe's ``taps``), and the
-loss, a mean squared error of features normalised over channels. A student's block is brought to its teacher's width by
-a 1x1 convolution that is trained with it and thrown away, and to the embedding's grid by resampling.
+chosen here: the schedule (`pipeline.distill.schedule`), which blocks are compared (``feature_layers`` of the recipe),
+and the loss, a mean squared error of features normalized over channels. A 1x1 convolution, trained with the student and
+discarded afterwards, brings a block's features to the teacher's width; resampling brings them to the embedding's grid.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from pipeline.distill.config import LayerWiseRecipe
 from pipeline.distill.schedule import layer_weights
 from pipeline.distill.task import Batch, Task
-from pipeline.models.taps import tapped, widths
+from pipeline.models.feature_layers import captured_features, widths
 from pipeline.training import losses
 
 
 @dataclass(frozen=True)
-class _Tapped:
-    """A batch and the teacher's features ``(B, C, g, g)`` of each pair of taps."""
+class _FeatureBatch:
+    """A batch and the teacher's features ``(B, C, g, g)`` of each pair of feature_layers."""
 
     images: Batch
     features: list[Tensor]
@@ -36,27 +36,27 @@ def distill_layer_wise(task: Task, recipe: LayerWiseRecipe) -> None:
         InputError: The student has no such block, or the cache no features of such a block of the teacher.
     """
     encoder = task.sam.image_encoder
-    theirs, ours = zip(*recipe.taps, strict=True)
-    goals = [task.embeddings.features(task.images.keys[0], tap).shape[0] for tap in theirs]
+    theirs, ours = zip(*recipe.feature_layers, strict=True)
+    goals = [task.embeddings.features(task.images.keys[0], layer).shape[0] for layer in theirs]
     known = widths(encoder, ours, task.sam.input_size)
-    projections = _projections([known[tap] for tap in ours], goals, task.config.optimizer.seed).to(task.device)
+    projections = _projections([known[layer] for layer in ours], goals, task.config.optimizer.seed).to(task.device)
 
-    def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _Tapped:
+    def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _FeatureBatch:
         batch = task.batch(indices)
         keys = [sample.key for sample in batch.samples]
-        return _Tapped(
-            batch, [torch.stack([task.embeddings.features(key, tap).float() for key in keys]) for tap in theirs]
+        return _FeatureBatch(
+            batch, [torch.stack([task.embeddings.features(key, layer).float() for key in keys]) for layer in theirs]
         )
 
-    def step(batch: _Tapped, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
+    def step(batch: _FeatureBatch, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
         embeddings, valid = batch.images.embeddings.to(task.device), batch.images.valid.to(task.device)
-        with tapped(encoder, ours) as features:
+        with captured_features(encoder, ours) as features:
             predicted = task.encode(batch.images.pixels)
         taught = [each.to(task.device) for each in batch.features]
         with task.autocast():
             projected = [
-                projection(_on_grid(features[tap], goal.shape[-1]))
-                for tap, projection, goal in zip(ours, projections, taught, strict=True)
+                projection(_on_grid(features[layer], goal.shape[-1]))
+                for layer, projection, goal in zip(ours, projections, taught, strict=True)
             ]
         embedding = losses.embedding_error(predicted, embeddings, valid, "mse").mean()
         weights = layer_weights(number, layers=len(ours), focus=recipe.focus, ramp_steps=recipe.ramp_steps)

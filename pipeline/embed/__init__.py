@@ -35,7 +35,7 @@ class EmbedConfig(Config):
     batch: Annotated[int, Field(ge=1)]
     device: str
     """As torch names it: ``cpu``, ``cuda``."""
-    taps: list[Annotated[int, Field(ge=0)]]
+    feature_layers: list[Annotated[int, Field(ge=0)]]
     """The teacher's blocks whose features are kept too, for ``layer_wise`` distillation; ``[]`` for none."""
 
 
@@ -56,8 +56,8 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
     """
     card = Card.read(teacher)
     sam = load_checkpoint(teacher).to(_device(config.device)).eval()
-    taps = sorted(set(config.taps))
-    decided = origin(sam, card, taps)
+    feature_layers = sorted(set(config.feature_layers))
+    decided = origin(sam, card, feature_layers)
     listed, seals = [], []
     for split in SPLITS:
         shards = Shards(prepare, split)
@@ -67,15 +67,15 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
             where = place(stored(config.store), f"{split}-{number:05d}", decided | {"shard": shard.sha256})
             indices = range(begin, begin + len(shard.samples))
             with where.held():
-                seal = where.seal() or fill(where, sam, shards, indices, config.batch, taps, bar.update, log)
+                seal = where.seal() or fill(where, sam, shards, indices, config.batch, feature_layers, bar.update, log)
             bar.update(indices.stop - bar.n)
             listed.append(_describe(where, seal, shard, split))
             seals.append(seal)
             begin = indices.stop
         bar.close()
     manifest = EmbeddingsManifest(
-        store=config.store, teacher=card.digest, dtype=DTYPE, embedding_size=sam.embedding_size, taps=taps,
-        shards=listed,
+        store=config.store, teacher=card.digest, dtype=DTYPE, embedding_size=sam.embedding_size,
+        feature_layers=feature_layers, shards=listed,
     )  # fmt: skip
     write_json(out / MANIFEST, manifest.model_dump())
     metrics = _metrics(seals)

@@ -30,7 +30,14 @@ from pipeline.core.errors import InputError
 from pipeline.core.log import Log
 from pipeline.data.coco import Photograph
 from pipeline.evaluate import baselines
-from pipeline.evaluate.accuracy import Kept, Scores, evaluate_accuracy, photographs, read_image, read_kept
+from pipeline.evaluate.accuracy import (
+    Scores,
+    TeacherMasks,
+    evaluate_accuracy,
+    photographs,
+    read_image,
+    read_teacher_masks,
+)
 from pipeline.evaluate.detections import (
     DetectionsConfig,
     SginwConfig,
@@ -83,7 +90,7 @@ class _Subject:
 
     source: Path
     role: str
-    teacher: Kept | None
+    teacher: TeacherMasks | None
     """The teacher's masks, for a student."""
 
 
@@ -138,7 +145,7 @@ def evaluate(
         )
     if teachers.parents.get("prepare") != Card.read(prepare).digest:
         raise InputError(f"{evaluate_teacher} was measured on another dataset than {prepare}: run `dvc repro`.")
-    subject = _Subject(build_engine, "student", read_kept(evaluate_teacher / MASKS))
+    subject = _Subject(build_engine, "student", read_teacher_masks(evaluate_teacher / MASKS))
     return _evaluate(config, prepare, subject, [teachers.digest], out, log)
 
 
@@ -173,12 +180,12 @@ def _evaluate(
                 prepare,
                 validation,
                 pictures=config.pictures,
-                fed=config.feed_back,
+                with_mask_input=config.feed_back,
                 teacher=subject.teacher,
                 keep_all=subject.role == "teacher",
             )
             metrics = _detections(config, run, out)
-        contents = Contents(kind="evaluation", model=card.model, precision=card.precision, spent=(kept,))
+        contents = Contents(kind="evaluation", model=card.model, precision=card.precision, scratch=(kept,))
         if not ranks.first:
             return contents
         metrics |= scores.metrics() | _cost(card) | {"size_mib": _size_mib(source)}

@@ -32,7 +32,7 @@ BOUNDARY_SHARE = 0.02
 """Width of a boundary, as a share of the image's diagonal (Cheng et al. 2021)."""
 DIGITS = 6
 
-Kept = Mapping[int, Mapping[str, masks.Rle]]
+TeacherMasks = Mapping[int, Mapping[str, masks.Rle]]
 """A model's masks by annotation id and prompt."""
 
 
@@ -95,7 +95,7 @@ def read_image(prepare: Path, photograph: Photograph) -> UInt8[np.ndarray, "h w 
     return read_rgb(path, (photograph.height, photograph.width), REMEDY)
 
 
-def read_kept(path: Path) -> Kept:
+def read_teacher_masks(path: Path) -> TeacherMasks:
     """A teacher's masks, as its evaluation has left them.
 
     Raises:
@@ -115,8 +115,8 @@ def evaluate_accuracy(
     validation: Sequence[Photograph],
     *,
     pictures: int,
-    fed: bool,
-    teacher: Kept | None = None,
+    with_mask_input: bool,
+    teacher: TeacherMasks | None = None,
     keep_all: bool = False,
 ) -> Scores:
     """Ask for every instance of the validation split in every way.
@@ -126,7 +126,7 @@ def evaluate_accuracy(
         prepare: The dataset.
         validation: From `photographs`. Images without instances are not encoded.
         pictures: Of how many images with instances, counted from the first, masks are kept.
-        fed: Ask also with the mask before given as a prompt.
+        with_mask_input: Ask also with the mask before given as a prompt.
         teacher: The teacher's masks, to compare with.
         keep_all: Keep the masks of all images.
 
@@ -137,14 +137,16 @@ def evaluate_accuracy(
     keep = {photograph.id for photograph in asked} if keep_all else {photograph.id for photograph in asked[:pictures]}
 
     def work(photograph: Photograph) -> Result:
-        return _one_image(run, photograph, fed=fed, teacher=teacher, keep=photograph.id in keep)
+        return _one_image(run, photograph, with_mask_input=with_mask_input, teacher=teacher, keep=photograph.id in keep)
 
     results = run.each_image("prompts", asked, partial(read_image, prepare), work)
     instances = [instance for result in results for instance in result["instances"]]
     return Scores(instances, [kept for result in results for kept in result["predictions"]])
 
 
-def _one_image(run: Run, photograph: Photograph, *, fed: bool, teacher: Kept | None, keep: bool) -> Result:
+def _one_image(
+    run: Run, photograph: Photograph, *, with_mask_input: bool, teacher: TeacherMasks | None, keep: bool
+) -> Result:
     """All instances of the image that is set, some at a time so that memory stays bounded."""
     result: Result = {"instances": [], "predictions": []}
     for start in range(0, len(photograph.instances), AT_ONCE):
@@ -158,7 +160,7 @@ def _one_image(run: Run, photograph: Photograph, *, fed: bool, teacher: Kept | N
             instance = photograph.instances[s + i]
             scored[i].append(run.pool.submit(_score, answer, truths[i], _teachers(teacher, instance, answer), keep))
 
-        ask(run.predictor, truths, run.pool, run.prompts_batch, fed, answered)
+        ask(run.predictor, truths, run.pool, run.prompts_batch, with_mask_input, answered)
         for instance, futures in zip(group, scored, strict=True):
             ids = {"image_id": photograph.id, "annotation_id": instance.id}
             values: Result = {}
@@ -175,7 +177,7 @@ def _truth(instance: Instance) -> Bool[np.ndarray, "h w"]:
     return np.ascontiguousarray(masks.decode(instance.rle))
 
 
-def _teachers(teacher: Kept | None, instance: Instance, answer: Answer) -> masks.Rle | None:
+def _teachers(teacher: TeacherMasks | None, instance: Instance, answer: Answer) -> masks.Rle | None:
     """The teacher's mask for the same prompt, where one can be compared with."""
     if teacher is None or answer.prompt not in SAME_PROMPTS:
         return None

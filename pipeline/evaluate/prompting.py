@@ -57,7 +57,7 @@ def ask(
     truths: Sequence[Mask],
     pool: ThreadPoolExecutor,
     prompts_batch: int,
-    fed: bool,
+    with_mask_input: bool,
     answered: Callable[[int, Answer], None],
 ) -> None:
     """Ask for every instance of the current image in every way.
@@ -67,7 +67,7 @@ def ask(
         truths: The instances' masks, none empty, in C order.
         pool: Looks for the next clicks while the decoder works.
         prompts_batch: Prompts decoded at once.
-        fed: Ask also with the mask before given as a prompt.
+        with_mask_input: Ask also with the mask before given as a prompt.
         answered: Gets the place of an instance and an answer; each instance and prompt once.
     """
     first = [pool.submit(next_click, truth, np.zeros_like(truth), ()) for truth in truths]
@@ -78,7 +78,7 @@ def ask(
             answered(i, Answer("box", mask, float(value)))
     plain = [_Chain(truth, coming=click) for truth, click in zip(truths, first, strict=True)]
     _round(predictor, plain, pool, prompts_batch, False, _named(answered, "click"))
-    both = [(plain, False, "")] + ([([chain.branch() for chain in plain], True, "_fed")] if fed else [])
+    both = [(plain, False, "")] + ([([chain.branch() for chain in plain], True, "_fed")] if with_mask_input else [])
     for number in range(2, ROUNDS + 1):
         for chains, feed, suffix in both:  # while one is decoded, the other's clicks are looked for
             name = _NAMES.get(number)

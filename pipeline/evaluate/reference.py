@@ -28,18 +28,18 @@ CLICKS = {"click": 1, "click3": 3, "click5": 5}
 Mask = Bool[np.ndarray, "h w"]
 
 
-def answers(predictor: SamPredictor, truth: Mask, *, fed: bool) -> list[Answer]:
+def answers(predictor: SamPredictor, truth: Mask, *, with_mask_input: bool) -> list[Answer]:
     """Ask for one instance of the image that is set, in every way.
 
     Args:
         predictor: From `predictor_of`, with the image set.
         truth: The instance's mask, not empty.
-        fed: Ask also with the mask before given as a prompt.
+        with_mask_input: Ask also with the mask before given as a prompt.
     """
     found = [Answer("box", *_ask(predictor, box=np.array(masks.box(truth), np.float32))[:2])]
     for name, count in CLICKS.items():
         found.append(Answer(name, *_click(predictor, truth, count, feed=False)))
-        if fed and count > 1:
+        if with_mask_input and count > 1:
             found.append(Answer(f"{name}_fed", *_click(predictor, truth, count, feed=True)))
     return found
 

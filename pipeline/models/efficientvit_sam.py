@@ -89,8 +89,8 @@ class ImageEncoder(nn.Module):
         y: Tensor = self.norm(self.neck(features[: -self.levels - 1 : -1]))
         return y
 
-    def tappable(self) -> list[nn.Module]:
-        """The backbone's blocks without the stem, see `pipeline.models.taps`."""
+    def feature_layers(self) -> list[nn.Module]:
+        """The backbone's blocks without the stem, see `pipeline.models.feature_layers`."""
         stages = self.backbone.stages
         return [block for stage in stages for block in stage.get_submodule("op_list").children()][1:]
 

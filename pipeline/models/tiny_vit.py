@@ -206,8 +206,8 @@ class TinyViT(nn.Module):
         y: Tensor = self.neck(self.layers(self.patch_embed(images)))
         return y
 
-    def tappable(self) -> list[nn.Module]:
-        """The blocks of all stages, see `pipeline.models.taps`."""
+    def feature_layers(self) -> list[nn.Module]:
+        """The blocks of all stages, see `pipeline.models.feature_layers`."""
         return [block for layer in self.layers for block in layer.get_submodule("blocks").children()]
 
 

@@ -1,7 +1,6 @@
 """The verb ``quantize``: a student's ONNX files, the encoder brought into the precision asked for."""
 
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
@@ -14,28 +13,12 @@ from pipeline.export import DECODER, ENCODER
 from pipeline.export.saturation import weight_range
 from pipeline.models.students import load_checkpoint
 from pipeline.ops.cpu import WEIGHT_RANGE
-from pipeline.quantize.calibration import SPLIT, Material
+from pipeline.quantize.calibration import SPLIT, CalibrationData
 from pipeline.quantize.config import QuantizeConfig, SearchConfig
 from pipeline.quantize.decoder import lower_decoder
-from pipeline.quantize.fp16 import fp16
-from pipeline.quantize.fp32 import fp32
-from pipeline.quantize.int8 import int8
-from pipeline.quantize.int8_fp16 import int8_fp16
-from pipeline.quantize.w4a8 import w4a8
-from pipeline.quantize.w6a6 import w6a6
+from pipeline.quantize.precisions import PRECISIONS
 
 __all__ = ["PRECISIONS", "QuantizeConfig", "SearchConfig", "quantize"]
-
-PRECISIONS: Mapping[str, Callable[[QuantizeConfig, Path, Material], dict[str, float]]] = {
-    "fp32": fp32,
-    "fp16": fp16,
-    "int8": int8,
-    "int8_fp16": int8_fp16,
-    "w6a6": w6a6,
-    "w4a8": w4a8,
-}
-"""Precision to function: it gets the config, ``encoder.onnx`` in fp32 to be replaced, and the calibration images; it
-returns figures."""
 
 
 def quantize(
@@ -72,12 +55,12 @@ def quantize(
         raise InputError(
             f"{export} holds {source.kind} {source.model} {source.precision}, not onnx {student} fp32: run `dvc repro`."
         )
-    material = Material(config, load_checkpoint(align), Shards(prepare, SPLIT))
+    data = CalibrationData(config, load_checkpoint(align), Shards(prepare, SPLIT))
     encoder, decoder = out / ENCODER, out / DECODER
     for file in (encoder, decoder):
         shutil.copyfile(export / file.name, file)
-    metrics = PRECISIONS[precision](config, encoder, material)
-    metrics |= lower_decoder(config, decoder, encoder, material)
+    metrics = PRECISIONS[precision](config, encoder, data)
+    metrics |= lower_decoder(config, decoder, encoder, data)
     sizes = {"encoder_bytes": float(encoder.stat().st_size), "decoder_bytes": float(decoder.stat().st_size)}
     metrics |= sizes | {"size_mib": sum(sizes.values()) / 2**20}
     reach = max(weight_range(onnx.load(file)) for file in (encoder, decoder))
@@ -89,5 +72,5 @@ def quantize(
         options=source.options,
         precision=precision,
         load=source.load | ({WEIGHT_RANGE: reach} if reach else {}),
-        calibration=material.card() if precision != "fp32" or config.decoder != "fp32" else None,
+        calibration=data.card() if precision != "fp32" or config.decoder != "fp32" else None,
     )

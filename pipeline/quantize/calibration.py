@@ -28,7 +28,7 @@ Feeds = Mapping[str, Any]
 """An ONNX file's inputs by name, as arrays."""
 
 
-class Material:
+class CalibrationData:
     """What a precision may look at. Images are chosen when they are first asked for: fp32 needs none.
 
     Args:
@@ -127,15 +127,15 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
         return self._feeds(self._indices[self._next - 1])
 
 
-def agreement(reference: Path, lowered: Path, material: Material) -> dict[str, float]:
+def agreement(reference: Path, lowered: Path, data: CalibrationData) -> dict[str, float]:
     """Mean and least cosine, and mean relative L1 difference, of embeddings on held-out images.
 
     Int8 is simulated in floating point, so that the figures do not depend on the processor's int8 arithmetic.
     """
     cosines, differences = [], []
     sessions = [open_session(path, simulate=True) for path in (reference, lowered)]
-    for index in progress(material.held_out, "compare", "image"):
-        feeds = material.feeds(index)
+    for index in progress(data.held_out, "compare", "image"):
+        feeds = data.feeds(index)
         a, b = (session.run(None, feeds)[0].ravel().astype(np.float64) for session in sessions)
         cosines.append(float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30)))
         differences.append(float(np.abs(a - b).sum() / max(np.abs(a).sum(), 1e-30)))

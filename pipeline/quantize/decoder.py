@@ -14,7 +14,7 @@ from onnxruntime import InferenceSession
 
 from pipeline.core.progress import progress
 from pipeline.export.form import save
-from pipeline.quantize.calibration import Material, Reader
+from pipeline.quantize.calibration import CalibrationData, Reader
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.fp16 import narrowed
 from pipeline.quantize.int8 import CALIBRATORS
@@ -24,14 +24,14 @@ from pipeline.quantize.task import prompts
 from pipeline.runtime.onnxruntime import open_session
 
 
-def lower_decoder(config: QuantizeConfig, decoder: Path, encoder: Path, material: Material) -> dict[str, float]:
+def lower_decoder(config: QuantizeConfig, decoder: Path, encoder: Path, data: CalibrationData) -> dict[str, float]:
     """Replace ``decoder`` by the precision that the config names.
 
     Args:
         config: See `QuantizeConfig`.
         decoder: ``decoder.onnx`` in fp32.
         encoder: In its final precision: gives the embeddings.
-        material: Images and prompts.
+        data: Images and prompts.
 
     Returns:
         ``decoder_mask_agreement``, mean IoU of masks with the fp32 decoder's, ``decoder_iou_difference``, mean absolute
@@ -43,15 +43,20 @@ def lower_decoder(config: QuantizeConfig, decoder: Path, encoder: Path, material
     with TemporaryDirectory(dir=decoder.parent, prefix=".decoder-") as directory:
         lowered = Path(directory) / decoder.name
         if config.decoder == "fp16":
-            save(narrowed(decoder, decoder_feeds(session, material, material.chosen[0]), Path(directory)), lowered)
+            save(
+                narrowed(decoder, decoder_feeds(session, data, data.chosen[0]), Path(directory)),
+                lowered,
+            )
         else:
-            _int8(config, decoder, lowered, session, material)
-        figures = _price(decoder, lowered, session, material)
+            _int8(config, decoder, lowered, session, data)
+        figures = _price(decoder, lowered, session, data)
         lowered.replace(decoder)
     return figures
 
 
-def _int8(config: QuantizeConfig, decoder: Path, lowered: Path, session: InferenceSession, material: Material) -> None:
+def _int8(
+    config: QuantizeConfig, decoder: Path, lowered: Path, session: InferenceSession, data: CalibrationData
+) -> None:
     model = onnx.load(decoder)
     values = {c.name: len(c.dims) for c in model.graph.initializer}
     # Products folded with a weight of each head have three axes, which engines do not take with scales per channel.
@@ -64,7 +69,7 @@ def _int8(config: QuantizeConfig, decoder: Path, lowered: Path, session: Inferen
     copy = lowered.with_name("source.onnx")
     onnx.save(model, copy)
     method = CALIBRATORS.get(config.method, CALIBRATORS["onnxruntime"])
-    reader = Reader(lambda index: decoder_feeds(session, material, index), material.chosen)
+    reader = Reader(lambda index: decoder_feeds(session, data, index), data.chosen)
     found, kernels = method(config, copy, chosen, reader), weights(model, chosen)
     widths = Widths(reduce_range=config.reduce_range)
     scales = {
@@ -73,12 +78,12 @@ def _int8(config: QuantizeConfig, decoder: Path, lowered: Path, session: Inferen
     save(write_qdq(model, chosen, Scales(found, scales, widths)), lowered, reduce_range=config.reduce_range)
 
 
-def decoder_feeds(session: InferenceSession, material: Material, index: int) -> dict[str, Any]:
+def decoder_feeds(session: InferenceSession, data: CalibrationData, index: int) -> dict[str, Any]:
     """An image's embedding, and the first instances' boxes and clicks."""
-    coords, labels = (values.numpy() for values in prompts(material.sample(index), material.sam.image_size))
-    logits = 4 * material.sam.embedding_size
+    coords, labels = (values.numpy() for values in prompts(data.sample(index), data.sam.image_size))
+    logits = 4 * data.sam.embedding_size
     return {
-        "image_embedding": session.run(None, dict(material.feeds(index)))[0],
+        "image_embedding": session.run(None, dict(data.feeds(index)))[0],
         "point_coords": coords,
         "point_labels": labels,
         "mask_input": np.zeros((1, 1, logits, logits), np.float32),
@@ -86,11 +91,11 @@ def decoder_feeds(session: InferenceSession, material: Material, index: int) -> 
     }
 
 
-def _price(reference: Path, lowered: Path, session: InferenceSession, material: Material) -> dict[str, float]:
+def _price(reference: Path, lowered: Path, session: InferenceSession, data: CalibrationData) -> dict[str, float]:
     agreements, differences = [], []
     decoders: Sequence[InferenceSession] = [open_session(path, simulate=True) for path in (reference, lowered)]
-    for index in progress(material.held_out, "compare decoders", "image"):
-        feeds: Mapping[str, Any] = decoder_feeds(session, material, index)
+    for index in progress(data.held_out, "compare decoders", "image"):
+        feeds: Mapping[str, Any] = decoder_feeds(session, data, index)
         (a, scores_a), (b, scores_b) = (decoder.run(None, feeds) for decoder in decoders)
         union, shared = ((a > 0) | (b > 0)).sum((2, 3)), ((a > 0) & (b > 0)).sum((2, 3))
         agreements.append(float(np.where(union > 0, shared / np.maximum(union, 1), 1.0).mean()))

@@ -12,7 +12,7 @@ import onnx
 from onnx import ModelProto
 
 from pipeline.export.form import save
-from pipeline.quantize.calibration import Feeds, Material, agreement, gate
+from pipeline.quantize.calibration import CalibrationData, Feeds, agreement, gate
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.layers import linear_attention
 from pipeline.quantize.scales.modelopt import autocast
@@ -20,13 +20,13 @@ from pipeline.quantize.scales.modelopt import autocast
 FP32_KINDS = ("LayerNormalization",)
 
 
-def fp16(config: QuantizeConfig, encoder: Path, material: Material) -> dict[str, float]:
+def fp16(config: QuantizeConfig, encoder: Path, data: CalibrationData) -> dict[str, float]:
     """Replace ``encoder`` by its fp16 form.
 
     Args:
         config: Has the gate.
         encoder: ``encoder.onnx`` in fp32.
-        material: An image AutoCast looks at, and those the result is compared on.
+        data: An image AutoCast looks at, and those the result is compared on.
 
     Raises:
         InputError: The tool is missing.
@@ -34,8 +34,8 @@ def fp16(config: QuantizeConfig, encoder: Path, material: Material) -> dict[str,
     """
     with TemporaryDirectory(dir=encoder.parent, prefix=".fp16-") as directory:
         lowered = Path(directory) / encoder.name
-        figures = save(narrowed(encoder, material.feeds(material.chosen[0]), Path(directory)), lowered)
-        figures |= agreement(encoder, lowered, material)
+        figures = save(narrowed(encoder, data.feeds(data.chosen[0]), Path(directory)), lowered)
+        figures |= agreement(encoder, lowered, data)
         gate(config, "fp16", figures)
         lowered.replace(encoder)
     return figures

@@ -12,7 +12,7 @@ import onnx
 
 from pipeline.export import ENCODER
 from pipeline.export.form import save
-from pipeline.quantize.calibration import Material, Reader, agreement, gate
+from pipeline.quantize.calibration import CalibrationData, Reader, agreement, gate
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.keys import centre_keys
 from pipeline.quantize.layers import Layer, chosen_layers, weights
@@ -26,13 +26,13 @@ CALIBRATORS: Mapping[str, Calibrator] = {"modelopt": modelopt, "onnxruntime": on
 """Tools that look at activations one by one; weights get the largest magnitude of each channel."""
 
 
-def int8(config: QuantizeConfig, encoder: Path, material: Material) -> dict[str, float]:
+def int8(config: QuantizeConfig, encoder: Path, data: CalibrationData) -> dict[str, float]:
     """Replace ``encoder`` by its int8 form.
 
     Args:
         config: Which tool, and which ranges.
         encoder: ``encoder.onnx`` in fp32.
-        material: Images to calibrate on and to compare on.
+        data: Images to calibrate on and to compare on.
 
     Returns:
         Figures of agreement on held-out images, and counts of lowered nodes.
@@ -40,11 +40,17 @@ def int8(config: QuantizeConfig, encoder: Path, material: Material) -> dict[str,
     Raises:
         Refused: A rule of `pipeline.export.rules` is broken, or the result is too far from fp32.
     """
-    return lower(config, "int8", encoder, material, weight_bits=8, activation_bits=8)
+    return lower(config, encoder, data, precision="int8", weight_bits=8, activation_bits=8)
 
 
 def lower(
-    config: QuantizeConfig, precision: str, encoder: Path, material: Material, *, weight_bits: int, activation_bits: int
+    config: QuantizeConfig,
+    encoder: Path,
+    data: CalibrationData,
+    *,
+    precision: str,
+    weight_bits: int,
+    activation_bits: int,
 ) -> dict[str, float]:
     """Replace ``encoder`` by a form of any width up to 8 bits; otherwise see `int8`."""
     widths = Widths(weight_bits, activation_bits, config.reduce_range)
@@ -52,16 +58,16 @@ def lower(
         lowered, model = Path(directory) / encoder.name, onnx.load(encoder)
         shifted = list[str]()
         if config.quantize_attention and config.method == "search":
-            model, shifted = centre_keys(model, material)
+            model, shifted = centre_keys(model, data)
         chosen = chosen_layers(model, attention=config.quantize_attention, keep=config.keep)
-        scales = find_scales(config, model, chosen, material, widths)
+        scales = find_scales(config, model, chosen, data, widths)
         figures = save(write_qdq(model, chosen, scales), lowered, reduce_range=config.reduce_range)
-        figures |= agreement(encoder, lowered, material)
+        figures |= agreement(encoder, lowered, data)
         gate(config, precision, figures)
         if config.sensitivity_images:
             from pipeline.quantize.sensitivity import write_sensitivity  # brings matplotlib, half a second
 
-            write_sensitivity(encoder.parent, model, chosen, scales, material, images=config.sensitivity_images)
+            write_sensitivity(encoder.parent, model, chosen, scales, data, images=config.sensitivity_images)
         lowered.replace(encoder)
     return figures | {"quantized_nodes": float(len(chosen)), "shifted_keys": float(len(shifted))}
 
@@ -70,7 +76,7 @@ def find_scales(
     config: QuantizeConfig,
     model: onnx.ModelProto,
     chosen: Sequence[Layer],
-    material: Material,
+    data: CalibrationData,
     widths: Widths,
     known: Scales | None = None,
 ) -> Scales:
@@ -79,9 +85,9 @@ def find_scales(
     The tools' are for 8 bits; fewer share their ranges, so those of other widths may be handed over as ``known``.
     """
     if config.method == "search":
-        return search(config.search, model, chosen, material, widths=widths, seed=config.seed)
+        return search(config.search, model, chosen, data, widths=widths, seed=config.seed)
     if known is None:
-        reader = Reader(material.feeds, material.chosen)
+        reader = Reader(data.feeds, data.chosen)
         with TemporaryDirectory(prefix="calibrate-") as directory:
             source = Path(directory) / ENCODER
             onnx.save(model, source)

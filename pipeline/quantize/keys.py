@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor
 
-from pipeline.quantize.calibration import Material
+from pipeline.quantize.calibration import CalibrationData
 from pipeline.quantize.graph import Graph
 
 _BINS = 33
@@ -53,18 +53,18 @@ def is_bimodal(values: Float[Tensor, "..."]) -> bool:
     return bool(counts[np.abs(middle) < _PEAK_FROM / 2].mean() < _VALLEY * min(left, right))
 
 
-def centre_keys(model: ModelProto, material: Material) -> tuple[ModelProto, list[str]]:
+def centre_keys(model: ModelProto, data: CalibrationData) -> tuple[ModelProto, list[str]]:
     """A model in which bimodal keys are shifted, and the names of these.
 
     Args:
         model: The encoder in fp32; not changed.
-        material: The first calibration images are looked at.
+        data: The first calibration images are looked at.
     """
     asked, graph = keys(model), Graph(model)
     found: dict[str, list[Tensor]] = {name: [] for name in asked}
     with torch.inference_mode():
-        for index in material.chosen[:_IMAGES] if asked else ():
-            values = graph(torch.from_numpy(material.pixels(index)), keep=set(asked))
+        for index in data.chosen[:_IMAGES] if asked else ():
+            values = graph(torch.from_numpy(data.pixels(index)), keep=set(asked))
             for name in asked:
                 found[name].append(values[name])
     result = ModelProto()

@@ -16,7 +16,9 @@ _GELU_LEAST = 0.17
 """The least value of GELU is -0.16997."""
 
 
-def fake(x: Float[Tensor, "..."], scale: Float[Tensor, "..."], bits: int, kind: Kind = "plain") -> Float[Tensor, "..."]:
+def fake_quantize(
+    x: Float[Tensor, "..."], scale: Float[Tensor, "..."], bits: int, kind: Kind = "plain"
+) -> Float[Tensor, "..."]:
     """A tensor as it is after rounding to ``bits`` signed bits and back.
 
     Args:
@@ -72,6 +74,6 @@ def rounders(
     """What `pipeline.quantize.graph.Graph` does to tensors, by name; ``scales`` and ``bits`` are by name, too."""
 
     def rounder(scale: float, bits: int, kind: Kind) -> Callable[[Tensor], Tensor]:
-        return lambda x: fake(x, torch.tensor(scale), bits, kind)
+        return lambda x: fake_quantize(x, torch.tensor(scale), bits, kind)
 
     return {name: rounder(scale, bits[name], split.get(name, "plain")) for name, scale in scales.items()}

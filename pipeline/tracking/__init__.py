@@ -54,7 +54,7 @@ class Store:
         """
         uri = database.anchored(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
         try:
-            database.see_to_it(uri, _experiment)
+            database.create_if_missing(uri, _experiment)
             experiment = _experiment(uri)
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         except (MlflowException, PermissionError, FileNotFoundError, NotADirectoryError) as error:
@@ -142,8 +142,8 @@ def run_tracked(stage: Stage, params: Mapping[str, Any], keys: Keys) -> Card:
     config = stage.config(params, keys)
     with process.starting():  # MLflow imports the kind of store that the address asks for
         store = Store.open()
-    for need, need_keys in stage.upstream(params, keys):
-        record(store, need, params, need_keys)
+    for dep, need_keys in stage.upstream(params, keys):
+        record(store, dep, params, need_keys)
     run = store.start(stage.target(keys), _identity(stage, keys))
     curves = Curves(store, run)
     with _closing(curves), system_metrics(store.uri, run):
@@ -229,7 +229,7 @@ class Parent:
         run = record(self.store, stage, params, keys)
         if run is None:
             return
-        place = Path(stage.name, *(keys[key] for key in stage.over)).as_posix()
+        place = Path(stage.name, *(keys[key] for key in stage.matrix)).as_posix()
         self.store.set_tags(self.run, {f"run/{place}": run})
         copied = Curves(self.store, self.run)
         copied({f"{place}/{name}": value for name, value in read_metrics(stage.path(keys)).items()})

@@ -26,7 +26,7 @@ def anchored(uri: str) -> str:
     return f"{_SQLITE}{main_checkout() / path}" if path else uri
 
 
-def see_to_it(uri: str, make: Callable[[str], object]) -> None:
+def create_if_missing(uri: str, make: Callable[[str], object]) -> None:
     """Make the database where its file is missing; other addresses are left to whoever opens them.
 
     Args:

@@ -48,7 +48,7 @@ def log_dataset(
         keys: Of the repetition.
         parents: Digests of the artifacts that it reads, by stage.
     """
-    source = next((need for need in stage.needs if need.name == DATASET), None)
+    source = next((dep for dep in stage.deps if dep.name == DATASET), None)
     if source is None or DATASET not in parents:
         return
     place, settings = source.path(keys), source.settings(params, keys)

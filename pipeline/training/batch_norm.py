@@ -23,7 +23,7 @@ def synchronised(module: nn.Module, ranks: Ranks) -> Iterator[None]:
         (parent, name, child)
         for parent in module.modules()
         for name, child in parent.named_children()
-        if isinstance(child, nn.BatchNorm2d) and ranks.count > 1
+        if isinstance(child, nn.BatchNorm2d) and ranks.world_size > 1
     ]
     for parent, name, child in replaced:
         setattr(parent, name, _synchronised(child))

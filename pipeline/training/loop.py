@@ -75,7 +75,7 @@ def fit(
         name: Shown on the progress bar.
         device: Where ``module`` is.
         checkpoint: File to go on from where it exists, renewed every ``checkpoint_every`` steps. It goes when the
-            artifact is in its place (`Contents.spent`), so that a full disk at the end costs no training.
+            artifact is in its place (`Contents.scratch`), so that a full disk at the end costs no training.
         lr_shares: Of the learning rate, by the beginning of parameters' names: what was trained before learns slower.
 
     Raises:
@@ -140,7 +140,7 @@ def _begin(checkpoint: Path | None, state: Mapping[str, Stateful], ranks: Ranks)
     if ranks.first:
         tell_of_others(checkpoint)
     start = restore(checkpoint, state)
-    if int(ranks.total(torch.tensor(start))) != start * ranks.count:
+    if int(ranks.total(torch.tensor(start))) != start * ranks.world_size:
         raise InputError(f"not all processes find {checkpoint}: run them in one directory that all machines see.")
     return start
 
@@ -160,7 +160,7 @@ class _Losses(nn.Module):
 
 def _forward(module: nn.Module, step: Step[Any], ranks: Ranks) -> nn.Module:
     losses = _Losses(module, step)
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return losses
     # Not every step uses every parameter: a mask decoder has heads that take turns.
     return DistributedDataParallel(losses, find_unused_parameters=True, forward_sync_buffers=False)
@@ -178,13 +178,13 @@ def _gradients(
     guess = sums = torch.zeros(())
     for place, size in enumerate(sizes):
         last = place + 1 == len(sizes)
-        with nullcontext() if last or ranks.count == 1 else forward.no_sync():  # type: ignore[operator]
+        with nullcontext() if last or ranks.world_size == 1 else forward.no_sync():  # type: ignore[operator]
             terms = forward(next(batches), number, step_generator(samples.seed, number))
             loss = terms["loss"]
             weight = torch.as_tensor(terms.pop("weight", size)).detach().to(loss.device, torch.float64)
             if place == 0:
                 guess = _positive(ranks.total(weight) * len(sizes))
-            scaler.scale(loss * (weight * ranks.count / guess)).backward()
+            scaler.scale(loss * (weight * ranks.world_size / guess)).backward()
         found = torch.stack([weight, *(weight * value.detach() for value in terms.values())])
         sums = found if place == 0 else sums + found
     total, *means = ranks.total(sums)

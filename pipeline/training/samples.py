@@ -80,16 +80,16 @@ class Samples(Generic[BatchT]):
     def __post_init__(self) -> None:
         if self.count < 1:
             raise InputError("there is no sample to learn from: prepare a dataset with some in its train split.")
-        parts = self.ranks.count * self.accumulate
+        parts = self.ranks.world_size * self.accumulate
         if self.batch < parts:
             raise InputError(
-                f"a batch of {self.batch} cannot be cut into {parts} parts ({self.ranks.count} processes, accumulate "
-                f"{self.accumulate}): raise batch, or lower accumulate or --nproc-per-node."
+                f"a batch of {self.batch} cannot be cut into {parts} parts ({self.ranks.world_size} processes, "
+                f"accumulate {self.accumulate}): raise batch, or lower accumulate or --nproc-per-node."
             )
 
     def positions(self) -> list[range]:
         """Places in the whole batch of each part that this process computes."""
-        own = cut(self.batch, self.ranks.count)[self.ranks.rank]
+        own = cut(self.batch, self.ranks.world_size)[self.ranks.rank]
         return [own[part.start : part.stop] for part in cut(len(own), self.accumulate)]
 
     def sizes(self) -> list[int]:

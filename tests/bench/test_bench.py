@@ -14,9 +14,9 @@ from pipeline.__main__ import _parser
 from pipeline.bench import PRECISIONS, RUNTIMES, SUBJECTS, Settings, bench
 from pipeline.bench.attention import PAIRS
 from pipeline.bench.decoder import macs_per_prompt, ours, published
+from pipeline.bench.interleaved import measure_interleaved
 from pipeline.bench.settings import CUDA
 from pipeline.bench.table import Report, rows
-from pipeline.bench.turns import measure_in_turns
 from pipeline.core.artifact import Card, Contents
 from pipeline.core.errors import InputError
 from pipeline.evaluate import timing
@@ -286,7 +286,7 @@ def test_help_lists_the_subjects_without_importing_them():
 def test_rows_take_turns_and_their_samples_are_pooled(monkeypatch):
     monkeypatch.setattr(timing, "_busy", lambda: (0.0, 2))
     calls = []
-    results = measure_in_turns([(lambda: calls.append("a"), wall), (lambda: calls.append("b"), wall)], SETTINGS)
+    results = measure_interleaved([(lambda: calls.append("a"), wall), (lambda: calls.append("b"), wall)], SETTINGS)
     # Each turn begins with a call that does not count; two samples in two rounds.
     assert "".join(calls) == "aabb" * 2
     assert [result.samples for result in results] == [2, 2]
@@ -294,7 +294,7 @@ def test_rows_take_turns_and_their_samples_are_pooled(monkeypatch):
 
 def test_rows_of_a_busy_machine_are_marked(monkeypatch):
     monkeypatch.setattr(timing, "_STAT", Path("absent"))
-    timings = measure_in_turns([(lambda: None, wall)], SETTINGS)
+    timings = measure_interleaved([(lambda: None, wall)], SETTINGS)
     assert not timings[0].guarded
     from pipeline.bench.candidate import Candidate
 

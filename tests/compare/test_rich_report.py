@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.compare import CompareConfig
 from pipeline.compare import published as papers
-from pipeline.compare.leaderboard import front
+from pipeline.compare.leaderboard import pareto_front
 from pipeline.compare.measures import quantization, sections, spoken
 from pipeline.compare.published import beside_measured
 from pipeline.compare.sensitivity import sensitivities
@@ -151,7 +151,7 @@ points = st.lists(st.tuples(st.floats(0.1, 100), st.floats(0, 1)), min_size=1, m
 @given(points)
 def test_the_front_is_all_that_nothing_beats(found):
     costs, scores = zip(*found, strict=True)
-    edge = front(costs, scores)
+    edge = pareto_front(costs, scores)
     for i, (cost, score) in enumerate(found):
         beaten = any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in found)
         if i in edge:

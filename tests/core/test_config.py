@@ -7,12 +7,14 @@ from pipeline.core.errors import InputError
 class Part(Config):
     steps: int
     lr: float
+    feature_layers: tuple[int, ...] = ()
 
 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
         ({"steps": 1, "lr": 0.1, "lrate": 1}, "unknown key 'lrate'"),
+        ({"steps": 1, "lr": 0.1, "taps": []}, "unknown key 'taps': it is 'feature_layers' now"),
         ({"steps": 1}, "key 'lr' is missing"),
         ({"steps": "1", "lr": 0.1}, "key 'steps' is '1'"),
         ({"steps": True, "lr": 0.1}, "key 'steps' is True"),

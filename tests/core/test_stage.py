@@ -24,7 +24,7 @@ def make(config: MakeConfig, *, out: Path, log: Log) -> Contents:
         raise KeyboardInterrupt
     if config.text.startswith("worse"):
         raise Refused("make.min_length", f"{config.text} is no good", value=float("nan"), limit=3.0)
-    return Contents(kind="dataset", spent=(Path("state.pt"), Path("state")))
+    return Contents(kind="dataset", scratch=(Path("state.pt"), Path("state")))
 
 
 def use(config: MakeConfig, *, make: Path, student: str, out: Path, log: Log) -> Contents:
@@ -39,8 +39,8 @@ def join(config: MakeConfig, *, use: Path, out: Path, log: Log) -> Contents:
 
 
 MAKE = Stage(run="verbs_of_this_test:make", says="Make")
-USE = Stage(run="verbs_of_this_test:use", says="Use", needs=(MAKE,), over=("student",), section="use.{student}")
-JOIN = Stage(run="verbs_of_this_test:join", says="Join", needs=(USE,), cached=False)
+USE = Stage(run="verbs_of_this_test:use", says="Use", deps=(MAKE,), matrix=("student",), section="use.{student}")
+JOIN = Stage(run="verbs_of_this_test:join", says="Join", deps=(USE,), cached=False)
 PARAMS = {
     "students": ["a", "b"],
     "make": {"text": "x"},
@@ -143,7 +143,7 @@ def test_what_a_run_could_go_on_with_goes_only_when_the_artifact_is_in_its_place
     assert Path("state.pt").exists()
     assert Path("state/part").exists()
     run(MAKE)
-    assert Card.read(Path("artifacts/make")).spent == ()
+    assert Card.read(Path("artifacts/make")).scratch == ()
     assert not Path("state.pt").exists()
     assert not Path("state").exists()
 

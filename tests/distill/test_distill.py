@@ -67,7 +67,7 @@ def inputs(tmp_path_factory):
     sealed(places["prepare"], "dataset")
     save_checkpoint(build("bundled", seed=1), places["teacher"])
     sealed(places["teacher"], "checkpoint", "bundled")
-    config = EmbedConfig(store=str(root / "store"), batch=4, device="cpu", taps=[1, 4])
+    config = EmbedConfig(store=str(root / "store"), batch=4, device="cpu", feature_layers=[1, 4])
     embed(config, prepare=places["prepare"], teacher=places["teacher"], out=places["embed"], log=silent)
     sealed(places["embed"], "embeddings")
     return places
@@ -184,7 +184,13 @@ def test_a_saved_state_of_another_version_says_that_it_can_be_removed(run, tmp_p
 
 FULL_STAGE = {"kind": "full_stage", "train": "all", "alpha": 1.0, "beta": 1.0, "gamma": 1.0, "task_weight": 1.0}
 FULL_STAGE |= {"hard_mask_weight": True, "rounds": 2, "prompts": 2, "decoder_lr_share": 0.5}
-LAYER_WISE = {"kind": "layer_wise", "taps": [[1, 0], [4, 3]], "focus": 1, "ramp_steps": 4, "layer_weight": 1.0}
+LAYER_WISE = {
+    "kind": "layer_wise",
+    "feature_layers": [[1, 0], [4, 3]],
+    "focus": 1,
+    "ramp_steps": 4,
+    "layer_weight": 1.0,
+}
 
 
 def losses_of(run, **changes):
@@ -374,8 +380,10 @@ def test_layer_wise_lowers_the_error_on_images_it_never_saw(run, inputs):
 
 
 def test_a_block_that_is_not_cached_says_what_to_set(run):
-    with pytest.raises(InputError, match=r"of blocks 1, 4, not of the teacher's block 2: add it to embed\.taps"):
-        run(config=recipe(kind=LAYER_WISE | {"taps": [[2, 0]]}))
+    with pytest.raises(
+        InputError, match=r"of blocks 1, 4, not of the teacher's block 2: add it to embed\.feature_layers"
+    ):
+        run(config=recipe(kind=LAYER_WISE | {"feature_layers": [[2, 0]]}))
 
 
 @pytest.mark.parametrize("kind", [FULL_STAGE | {"rounds": 10}, FULL_STAGE | {"prompts": 65}, {"kind": "magic"}])

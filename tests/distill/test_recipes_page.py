@@ -37,8 +37,8 @@ def test_the_recipe_of_each_paper_is_its_presets(snippet):
 def test_presets_cache_the_blocks_that_their_recipes_compare(text):
     params = yaml.safe_load(text)
     recipes = [params["distill"][student]["recipe"] for student in params["students"]]
-    needed = {theirs for recipe in recipes for theirs, _ in recipe.get("taps", ())}
-    assert needed <= set(params["embed"]["taps"])
+    needed = {theirs for recipe in recipes for theirs, _ in recipe.get("feature_layers", ())}
+    assert needed <= set(params["embed"]["feature_layers"])
 
 
 def test_each_kind_of_recipe_is_shown():

@@ -16,9 +16,9 @@ from pipeline.data.embeddings import Embeddings
 from pipeline.data.shards import MANIFEST, Shards
 from pipeline.embed import EmbedConfig, embed
 from pipeline.models import build
+from pipeline.models.feature_layers import captured_features
 from pipeline.models.sam import Sam, save_checkpoint
 from pipeline.models.students import module_of
-from pipeline.models.taps import tapped
 from pipeline.ops.geometry import to_input
 from pipeline.prepare import PrepareConfig, prepare
 from pipeline.prepare.sources import Procedural
@@ -81,14 +81,14 @@ def teacher(sam):
 def run(tmp_path, dataset, teacher):
     """Run ``embed`` with the store in ``tmp_path``; gives the artifact's directory."""
 
-    def go(name="out", batch=2, weights=b"first", taps=()):
+    def go(name="out", batch=2, weights=b"first", feature_layers=()):
         checkpoint = tmp_path / f"teacher-{weights.decode()}"
         checkpoint.mkdir(exist_ok=True)
         (checkpoint / "model.safetensors").write_bytes(weights)
         Card.seal(checkpoint, Contents(kind="checkpoint", model="bundled"), {})
         out = tmp_path / name
         out.mkdir()
-        config = EmbedConfig(store=str(tmp_path / "store"), batch=batch, device="cpu", taps=[*taps])
+        config = EmbedConfig(store=str(tmp_path / "store"), batch=batch, device="cpu", feature_layers=[*feature_layers])
         assert embed(config, prepare=dataset, teacher=checkpoint, out=out, log=silent).kind == "embeddings"
         return out
 
@@ -203,7 +203,7 @@ def test_only_encoder_and_preprocessing_decide_where_embeddings_lie():
     assert decides() == {
         f"pipeline/{name}.py"
         for name in (
-            "data/encoding", "data/shards", "geometry", "models/bundled", "models/published", "models/taps",
+            "data/encoding", "data/shards", "geometry", "models/bundled", "models/published", "models/feature_layers",
         )
     }  # fmt: skip
 
@@ -268,7 +268,7 @@ def test_a_store_that_cannot_be_written_is_named(run, tmp_path):
 
 def test_an_unknown_device_is_named(tmp_path, dataset, run, teacher):
     run()
-    config = EmbedConfig(store="s", batch=1, device="abacus", taps=[])
+    config = EmbedConfig(store="s", batch=1, device="abacus", feature_layers=[])
     with pytest.raises(InputError, match=r"embed\.device is 'abacus'"):
         embed(config, prepare=dataset, teacher=tmp_path / "teacher-first", out=tmp_path, log=silent)
 
@@ -299,14 +299,14 @@ def test_features_of_tapped_blocks_lie_beside_the_embeddings(dataset, tmp_path):
     sam = build("bundled", seed=1).eval()
     save_checkpoint(sam, teacher)
     Card.seal(teacher, Contents(kind="checkpoint", model="bundled"), {})
-    config = EmbedConfig(store=str(tmp_path / "store"), batch=3, device="cpu", taps=[4, 1])
+    config = EmbedConfig(store=str(tmp_path / "store"), batch=3, device="cpu", feature_layers=[4, 1])
     embed(config, prepare=dataset, teacher=teacher, out=out, log=silent)
     found, sample = Embeddings(out), Shards(dataset, "train")[3]
-    assert found.taps == [1, 4]
-    with torch.inference_mode(), tapped(sam.image_encoder, [1, 4]) as features:
+    assert found.feature_layers == [1, 4]
+    with torch.inference_mode(), captured_features(sam.image_encoder, [1, 4]) as features:
         embedding = sam.image_encoder(to_input(sample.image, 256)[None])
     torch.testing.assert_close(found.get(sample.key).float(), embedding[0], rtol=0, atol=5e-3)
-    for tap in (1, 4):
-        torch.testing.assert_close(found.features(sample.key, tap).float(), features[tap][0], rtol=2e-3, atol=5e-3)
-    with pytest.raises(InputError, match=r"blocks 1, 4, not of the teacher's block 2: add it to embed\.taps"):
+    for layer in (1, 4):
+        torch.testing.assert_close(found.features(sample.key, layer).float(), features[layer][0], rtol=2e-3, atol=5e-3)
+    with pytest.raises(InputError, match=r"blocks 1, 4, not of the teacher's block 2: add it to embed\.feature_layers"):
         found.features(sample.key, 2)

@@ -14,7 +14,7 @@ from pipeline.core.distributed import Ranks
 from pipeline.core.errors import InputError
 from pipeline.core.log import silent
 from pipeline.evaluate import EvaluateConfig, _cost, evaluate, evaluate_teacher, memory
-from pipeline.evaluate.accuracy import evaluate_accuracy, photographs, read_kept
+from pipeline.evaluate.accuracy import evaluate_accuracy, photographs, read_teacher_masks
 from pipeline.evaluate.detections import DetectionsConfig, refuse_unwatched
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.memory import measuring_memory
@@ -87,10 +87,12 @@ def dataset(tmp_path):
     return _dataset(tmp_path / "prepare", [((256, 256), boxes), ((256, 256), []), ((128, 256), [(4, 8, 60, 64)])])
 
 
-def _scores(dataset, segmenter, prompts_batch=2, pictures=1, fed=False, kept=None, **more):
+def _scores(dataset, segmenter, prompts_batch=2, pictures=1, with_mask_input=False, kept=None, **more):
     with ThreadPoolExecutor(2) as pool:
         run = Run(Predictor(segmenter), pool, prompts_batch, Ranks(), Done(kept))
-        return evaluate_accuracy(run, dataset, photographs(dataset), pictures=pictures, fed=fed, **more)
+        return evaluate_accuracy(
+            run, dataset, photographs(dataset), pictures=pictures, with_mask_input=with_mask_input, **more
+        )
 
 
 @pytest.mark.parametrize("prompts_batch", [1, 2, 5, 64])
@@ -177,7 +179,7 @@ def test_500_instances_of_one_image_are_each_counted_once(tmp_path):
 def test_masks_of_whole_images_and_of_borders_have_boundaries_and_clicks(tmp_path):
     boxes = [(0, 0, 64, 64), (0, 0, 1, 64), (63, 0, 64, 64), (0, 63, 64, 64), (0, 0, 1, 1)]
     dataset = _dataset(tmp_path / "prepare", [((64, 64), boxes)])
-    for score in _scores(dataset, BoxFiller(), fed=True).instances:
+    for score in _scores(dataset, BoxFiller(), with_mask_input=True).instances:
         assert all(0 <= score[f"{p}_iou"] <= 1 for p in PROMPTS)
         assert 0 <= score["box_boundary_iou"] <= 1
 
@@ -194,7 +196,7 @@ def test_a_model_that_predicts_no_number_is_refused(dataset):
 
 def test_agreement_with_itself_is_1_and_a_missing_mask_is_refused(dataset, tmp_path):
     write_json(tmp_path / "masks.json", _scores(dataset, BoxFiller(), keep_all=True).predictions)
-    teacher = read_kept(tmp_path / "masks.json")
+    teacher = read_teacher_masks(tmp_path / "masks.json")
     assert len(teacher) == 6
     metrics = _scores(dataset, BoxFiller(), teacher=teacher).metrics()
     assert metrics["box_agreement"] == 1
@@ -206,7 +208,7 @@ def test_agreement_with_itself_is_1_and_a_missing_mask_is_refused(dataset, tmp_p
 
 def test_masks_fed_back_are_asked_for_beside_the_others(dataset):
     segmenter = BoxFiller()
-    metrics = _scores(dataset, segmenter, fed=True).metrics()
+    metrics = _scores(dataset, segmenter, with_mask_input=True).metrics()
     assert sum(segmenter.batches) == 10 * 6
     for prompt in PROMPTS:
         assert f"{prompt}_miou" in metrics
@@ -275,7 +277,7 @@ def test_an_untimed_evaluation_repeats_byte_for_byte(dataset, checkpoint, tmp_pa
     contents = [_evaluate_teacher(dataset, checkpoint, tmp_path / name) for name in ("a", "b")]
     expected = Contents(kind="evaluation", model=NANO, precision="fp32").model_dump()
     assert contents[0].model_dump() == contents[1].model_dump() == expected
-    assert not [path for each in contents for path in each.spent if path.exists()]
+    assert not [path for each in contents for path in each.scratch if path.exists()]
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert not [name for name in metrics if name.endswith("_ms") or name == "memory_mib"]

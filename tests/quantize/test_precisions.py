@@ -9,7 +9,7 @@ from pipeline.core.errors import InputError
 from pipeline.export.sam import export_decoder
 from pipeline.export.saturation import weight_range
 from pipeline.quantize import PRECISIONS
-from pipeline.quantize.calibration import Material
+from pipeline.quantize.calibration import CalibrationData
 from pipeline.quantize.decoder import lower_decoder
 from pipeline.quantize.layers import layers, linear_attention
 from pipeline.runtime.onnxruntime import open_session
@@ -145,7 +145,7 @@ def test_the_decoders_price_is_told(small, encoder, decoder, tmp_path, precision
     path, size = tmp_path / "decoder.onnx", decoder.stat().st_size
     path.write_bytes(decoder.read_bytes())
     config = CONFIG.model_copy(update={"decoder": precision})
-    figures = lower_decoder(config, path, encoder, Material(config, small, Pictures()))
+    figures = lower_decoder(config, path, encoder, CalibrationData(config, small, Pictures()))
     assert [p.name for p in tmp_path.iterdir()] == ["decoder.onnx"]
     if precision == "fp32":
         assert figures == {}

@@ -19,7 +19,7 @@ from pipeline.models import build
 from pipeline.models.sam import assemble
 from pipeline.ops import masks
 from pipeline.quantize import PRECISIONS, QuantizeConfig, SearchConfig, quantize
-from pipeline.quantize.calibration import Material
+from pipeline.quantize.calibration import CalibrationData
 from pipeline.runtime.onnxruntime import open_session
 
 CONFIG = QuantizeConfig(
@@ -99,7 +99,7 @@ def lowered(small, encoder, tmp_path, precision="int8", **changes):
     """The encoder in another precision, with its figures."""
     path, config = tmp_path / "encoder.onnx", CONFIG.model_copy(update=changes)
     path.write_bytes(encoder.read_bytes())
-    figures = PRECISIONS[precision](config, path, Material(config, small, Pictures()))
+    figures = PRECISIONS[precision](config, path, CalibrationData(config, small, Pictures()))
     assert [p.name for p in tmp_path.iterdir()] == ["encoder.onnx"]
     return path, figures
 
@@ -173,17 +173,17 @@ def test_int8_has_the_form_engines_take(small, encoder, tmp_path, attention, cal
 
 
 def test_int8_calibrates_on_the_images_asked_for_and_compares_on_others(small):
-    material = Material(CONFIG, small, Pictures())
-    assert sorted((*material.chosen, *material.held_out)) == [0, 1, 2, 3, 4]
-    assert (len(material.chosen), len(material.held_out)) == (3, 2)
-    assert Material(CONFIG, small, Pictures()).chosen == material.chosen
+    data = CalibrationData(CONFIG, small, Pictures())
+    assert sorted((*data.chosen, *data.held_out)) == [0, 1, 2, 3, 4]
+    assert (len(data.chosen), len(data.held_out)) == (3, 2)
+    assert CalibrationData(CONFIG, small, Pictures()).chosen == data.chosen
 
 
 def test_the_card_tells_how_many_images_which_seed_and_their_digest(small, whole):
     _, _, contents = whole
-    assert contents.calibration == Material(CONFIG, small, Pictures()).card()
+    assert contents.calibration == CalibrationData(CONFIG, small, Pictures()).card()
     assert (contents.calibration.images, contents.calibration.seed) == (3, 0)
-    other = Material(CONFIG.model_copy(update={"seed": 1}), small, Pictures()).card()
+    other = CalibrationData(CONFIG.model_copy(update={"seed": 1}), small, Pictures()).card()
     assert len(other.digest) == 64
     assert other.digest != contents.calibration.digest
 
@@ -191,12 +191,12 @@ def test_the_card_tells_how_many_images_which_seed_and_their_digest(small, whole
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_other_splits_than_calibration_are_refused(small, split):
     with pytest.raises(InputError, match=f"'calibration' only, not on '{split}'"):
-        _ = Material(CONFIG, small, Pictures(split=split)).chosen
+        _ = CalibrationData(CONFIG, small, Pictures(split=split)).chosen
 
 
 def test_too_few_images_are_refused_with_both_numbers(small):
     with pytest.raises(InputError, match=r"has 4 calibration images; .* 3 \+ 2"):
-        _ = Material(CONFIG, small, Pictures(count=4)).held_out
+        _ = CalibrationData(CONFIG, small, Pictures(count=4)).held_out
 
 
 def test_int8_too_far_from_fp32_fails_and_leaves_the_file(small, encoder, tmp_path):

@@ -12,7 +12,7 @@ from pipeline.export.sam import export_encoder
 from pipeline.export.saturation import factor_ranges
 from pipeline.models import build
 from pipeline.models.sam import load_weights
-from pipeline.quantize.calibration import Material
+from pipeline.quantize.calibration import CalibrationData
 from pipeline.quantize.int8 import find_scales
 from pipeline.quantize.layers import chosen_layers, weights
 from pipeline.quantize.qdq import Widths, rounded, write_qdq
@@ -45,11 +45,11 @@ def teacher(tmp_path_factory):
     sam = load_weights(build("bundled"), BUNDLED / "model.safetensors").eval()
     export_encoder(sam, root / "encoder.onnx", opset=18, tolerance=1e-2)
     config = CONFIG.model_copy(update={"calibration_images": 2, "holdout_images": 1})
-    material = Material(config, sam, scenes(root / "scenes", "calibration", 3, sam.input_size))
+    data = CalibrationData(config, sam, scenes(root / "scenes", "calibration", 3, sam.input_size))
     model = onnx.load(root / "encoder.onnx")
     chosen = chosen_layers(model, attention=False, keep=())
-    scales = {name: find_scales(config, model, chosen, material, widths) for name, widths in SIDES.items()}
-    return model, chosen, scales, collect(model, chosen, material, rows=32, seed=0)
+    scales = {name: find_scales(config, model, chosen, data, widths) for name, widths in SIDES.items()}
+    return model, chosen, scales, collect(model, chosen, data, rows=32, seed=0)
 
 
 def test_the_reduced_range_never_saturates_where_the_full_one_does(teacher):
@@ -80,13 +80,13 @@ def test_the_worst_pair_fits_16_bits_at_64_and_at_no_larger_weight():
 @pytest.mark.parametrize("attention", [True, False])
 @pytest.mark.parametrize("widths", [Widths(8, 8), Widths(4, 8)], ids=str)
 def test_a_file_with_the_full_range_breaks_the_rule(small, encoder, tmp_path, widths, attention):  # noqa: F811
-    model, material = onnx.load(encoder), Material(CONFIG, small, Pictures())
+    model, data = onnx.load(encoder), CalibrationData(CONFIG, small, Pictures())
     chosen = chosen_layers(model, attention=attention, keep=())
     reduced = Widths(widths.weight_bits, widths.activation_bits, reduce_range=True)
-    found = write_qdq(model, chosen, find_scales(CONFIG, model, chosen, material, reduced))
+    found = write_qdq(model, chosen, find_scales(CONFIG, model, chosen, data, reduced))
     save(found, tmp_path / "reduced.onnx", reduce_range=True)
     assert max(factor_ranges(found).values()) <= 64
-    found = write_qdq(model, chosen, find_scales(CONFIG, model, chosen, material, widths))
+    found = write_qdq(model, chosen, find_scales(CONFIG, model, chosen, data, widths))
     if widths.weight_bits < 8 and not attention:
         save(found, tmp_path / "narrow.onnx", reduce_range=True)
         return

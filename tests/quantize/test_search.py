@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import InputError
 from pipeline.export.form import save
-from pipeline.quantize.calibration import Material
+from pipeline.quantize.calibration import CalibrationData
 from pipeline.quantize.graph import Graph
 from pipeline.quantize.int8 import find_scales
 from pipeline.quantize.keys import centre_keys, keys
 from pipeline.quantize.layers import chosen_layers, layers
 from pipeline.quantize.qdq import Widths, qmax, write_qdq
-from pipeline.quantize.rounding import fake, kinds
+from pipeline.quantize.rounding import fake_quantize, kinds
 from pipeline.quantize.scales.rows import collect
 from pipeline.quantize.scales.search import search
 from pipeline.quantize.sensitivity import group
@@ -28,8 +28,8 @@ from tests.quantize.test_quantize import CONFIG, Pictures, encoder, lowered, sma
 
 
 @pytest.fixture(scope="module")
-def material(small):  # noqa: F811
-    return Material(CONFIG, small, Pictures())
+def data(small):  # noqa: F811
+    return CalibrationData(CONFIG, small, Pictures())
 
 
 def images(count=2):
@@ -60,10 +60,10 @@ def test_an_unknown_operator_cannot_be_simulated(encoder):  # noqa: F811
 
 @pytest.mark.parametrize("widths", [Widths(8, 8), Widths(8, 8, True), Widths(6, 6), Widths(4, 8, True)], ids=str)
 @pytest.mark.parametrize("attention", [True, False])
-def test_simulation_gives_what_the_qdq_file_gives(small, encoder, material, tmp_path, widths, attention):  # noqa: F811
+def test_simulation_gives_what_the_qdq_file_gives(small, encoder, data, tmp_path, widths, attention):  # noqa: F811
     model = onnx.load(encoder)
     chosen = chosen_layers(model, attention=attention, keep=[])
-    scales = find_scales(CONFIG, model, chosen, material, widths)
+    scales = find_scales(CONFIG, model, chosen, data, widths)
     save(write_qdq(model, chosen, scales), tmp_path / "encoder.onnx")
     # Over the full range some processors saturate: there the file's meaning is what is compared with.
     session = open_session(tmp_path / "encoder.onnx", simulate=widths == Widths(8, 8))
@@ -81,10 +81,10 @@ def test_simulation_gives_what_the_qdq_file_gives(small, encoder, material, tmp_
 )
 def test_rounding_errs_by_half_a_step_within_the_range(values, scale, bits):
     x, step = torch.tensor(values), torch.tensor(scale)
-    found = fake(x, step, bits)
+    found = fake_quantize(x, step, bits)
     inside = (x >= -(qmax(bits) + 1) * step) & (x <= qmax(bits) * step)
     assert ((found - x).abs()[inside] <= step / 2 * 1.001 + 1e-6).all()
-    assert torch.equal(fake(found, step, bits), found)
+    assert torch.equal(fake_quantize(found, step, bits), found)
     assert found.unique().numel() <= 2**bits
 
 
@@ -94,7 +94,9 @@ def test_two_ranges_lose_less_than_one_after_gelu_and_softmax():
     softmax = (4 * torch.randn(64, 256, generator=generator)).softmax(-1)
     for x, kind in ((gelu, "gelu"), (softmax, "softmax")):
         scales = torch.linspace(0.01, 1.2, 100) * x.abs().max() / qmax(6)
-        plain, split = (min(float((fake(x, s, 6, k) - x).square().sum()) for s in scales) for k in ("plain", kind))
+        plain, split = (
+            min(float((fake_quantize(x, s, 6, k) - x).square().sum()) for s in scales) for k in ("plain", kind)
+        )
         assert split < plain
 
 
@@ -107,8 +109,8 @@ def test_tensors_after_gelu_and_softmax_are_found(encoder):  # noqa: F811
     assert "softmax" in found.values()
 
 
-def test_the_squared_gradient_is_the_hessian_of_the_divergence(small, material):  # noqa: F811
-    sample = material.sample(0)
+def test_the_squared_gradient_is_the_hessian_of_the_divergence(small, data):  # noqa: F811
+    sample = data.sample(0)
     embedding = torch.randn(1, 256, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
     def outputs(x):
@@ -141,10 +143,10 @@ def test_the_squared_gradient_is_the_hessian_of_the_divergence(small, material):
     assert predicted == pytest.approx(measured, rel=0.5)
 
 
-def test_rows_of_a_layer_are_what_it_computes(encoder, material):  # noqa: F811
+def test_rows_of_a_layer_are_what_it_computes(encoder, data):  # noqa: F811
     model = onnx.load(encoder)
     chosen = chosen_layers(model, attention=True, keep=[])
-    samples = collect(model, chosen, material, rows=30, seed=0)
+    samples = collect(model, chosen, data, rows=30, seed=0)
     for layer in chosen:
         rows = samples.rows[layer.node]
         assert len(rows.left) == len(rows.hessian) == 3
@@ -155,19 +157,19 @@ def test_rows_of_a_layer_are_what_it_computes(encoder, material):  # noqa: F811
 
 
 @pytest.mark.parametrize("bits", [(8, 8), (4, 4)])
-def test_the_search_loses_less_than_the_largest_magnitude(small, encoder, material, bits):  # noqa: F811
+def test_the_search_loses_less_than_the_largest_magnitude(small, encoder, data, bits):  # noqa: F811
     model = onnx.load(encoder)
     chosen = chosen_layers(model, attention=False, keep=[])
     widths = Widths(*bits)
     config = CONFIG.search.model_copy(update={"rows": 96})
-    found = search(config, model, chosen, material, seed=0, widths=widths)
-    again = search(config, model, chosen, material, seed=0, widths=widths)
+    found = search(config, model, chosen, data, seed=0, widths=widths)
+    again = search(config, model, chosen, data, seed=0, widths=widths)
     assert found.activations == again.activations
-    pixels = torch.cat([torch.from_numpy(material.pixels(i)) for i in material.held_out])
+    pixels = torch.cat([torch.from_numpy(data.pixels(i)) for i in data.held_out])
     exact = SimulatedSegmenter(small, model, [], found).encode(pixels)
     losses = [
         float((SimulatedSegmenter(small, model, chosen, scales).encode(pixels) - exact).square().mean())
-        for scales in (found, find_scales(CONFIG, model, chosen, material, widths))
+        for scales in (found, find_scales(CONFIG, model, chosen, data, widths))
     ]
     assert losses[0] < losses[1] * (1.05 if bits == (8, 8) else 0.8)
 
@@ -191,11 +193,11 @@ def bimodal_keys(model):
     return model
 
 
-def test_bimodal_keys_are_centred_and_the_function_stays(encoder, material):  # noqa: F811
+def test_bimodal_keys_are_centred_and_the_function_stays(encoder, data):  # noqa: F811
     plain = onnx.load(encoder)
-    assert centre_keys(plain, material)[1] == []
+    assert centre_keys(plain, data)[1] == []
     model = bimodal_keys(onnx.load(encoder))
-    centred, names = centre_keys(model, material)
+    centred, names = centre_keys(model, data)
     assert names == ["moved"]
     results = [Graph(m)(images(), keep={"moved", "moved_centred"}) for m in (plain, model, centred)]
     outputs = [result[plain.graph.output[0].name] for result in results]
@@ -206,7 +208,7 @@ def test_bimodal_keys_are_centred_and_the_function_stays(encoder, material):  # 
 
 def test_the_sign_trick_would_change_nothing_on_a_symmetric_grid():
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
-    assert torch.equal(fake(-x, torch.tensor(0.03), 8), -fake(x, torch.tensor(0.03), 8))
+    assert torch.equal(fake_quantize(-x, torch.tensor(0.03), 8), -fake_quantize(x, torch.tensor(0.03), 8))
 
 
 def test_the_sensitivity_report_names_layers_groups_and_what_to_keep(small, encoder, tmp_path):  # noqa: F811
@@ -214,7 +216,7 @@ def test_the_sensitivity_report_names_layers_groups_and_what_to_keep(small, enco
     from pipeline.quantize.int8 import int8
 
     config = CONFIG.model_copy(update={"sensitivity_images": 1})
-    int8(config, tmp_path / "encoder.onnx", Material(config, small, Pictures()))
+    int8(config, tmp_path / "encoder.onnx", CalibrationData(config, small, Pictures()))
     report = json.loads((tmp_path / "sensitivity.json").read_text())
     names = [layer.name for layer in chosen_layers(onnx.load(encoder), attention=False, keep=[])]
     assert [row["name"] for row in report["layers"]] == names

@@ -14,7 +14,7 @@ from pipeline.export.rules import FORBIDDEN, LOWERED
 from pipeline.models import STUDENTS
 from pipeline.models.students import load_checkpoint
 from pipeline.quantize import QuantizeConfig, SearchConfig
-from pipeline.quantize.calibration import Material
+from pipeline.quantize.calibration import CalibrationData
 from pipeline.quantize.int8 import int8
 from pipeline.quantize.layers import products
 from pipeline.runtime import load
@@ -54,7 +54,7 @@ def artifacts(request, exported, tmp_path_factory):
     lowered = places["int8"] / "encoder.onnx"
     shutil.copyfile(places["onnx"] / "encoder.onnx", lowered)
     pictures = Pictures(places["int8"], "calibration")
-    int8(CONFIG, lowered, Material(CONFIG, load_checkpoint(places["checkpoint"]), pictures))
+    int8(CONFIG, lowered, CalibrationData(CONFIG, load_checkpoint(places["checkpoint"]), pictures))
     return places
 
 
@@ -105,13 +105,13 @@ def test_all_products_with_weights_become_int8_and_the_embedding_stays(artifacts
 
 
 def test_int8_is_what_the_file_means_in_every_runtime_on_every_calibration_image(artifacts):
-    material = Material(CONFIG, load_checkpoint(artifacts["checkpoint"]), Pictures(None, "calibration"))
+    data = CalibrationData(CONFIG, load_checkpoint(artifacts["checkpoint"]), Pictures(None, "calibration"))
     path = artifacts["int8"] / "encoder.onnx"
     meant, session = open_session(path, simulate=True), open_session(path)
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    for index in material.chosen:
-        expected = torch.from_numpy(meant.run(None, material.feeds(index))[0])
-        for found in (session.run(None, material.feeds(index))[0], compiled(material.feeds(index))[0]):
+    for index in data.chosen:
+        expected = torch.from_numpy(meant.run(None, data.feeds(index))[0])
+        for found in (session.run(None, data.feeds(index))[0], compiled(data.feeds(index))[0]):
             assert cosine(found, expected) >= 0.995
 
 

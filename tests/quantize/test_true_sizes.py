@@ -12,7 +12,7 @@ from pipeline.bench.engines import scenes
 from pipeline.export.form import save
 from pipeline.export.sam import export_encoder
 from pipeline.ops.geometry import to_input
-from pipeline.quantize.calibration import Material
+from pipeline.quantize.calibration import CalibrationData
 from pipeline.quantize.int8 import find_scales
 from pipeline.quantize.layers import chosen_layers
 from pipeline.quantize.qdq import Widths, write_qdq
@@ -43,19 +43,23 @@ def test_int8_of_true_sizes_keeps_the_embedding_and_is_the_same_in_every_runtime
     config = CONFIG.model_copy(update=changes | {"calibration_images": 4, "holdout_images": 2})
     path, lowered = tmp_path / "encoder.onnx", tmp_path / "lowered.onnx"
     export_encoder(sam, path, opset=18, tolerance=1.0)
-    material = Material(config, sam, scenes(tmp_path / "scenes", "calibration", 6, sam.input_size))
+    data = CalibrationData(config, sam, scenes(tmp_path / "scenes", "calibration", 6, sam.input_size))
     model = onnx.load(path)
     chosen = chosen_layers(model, attention=False, keep=config.keep)
     widths = Widths(reduce_range=True)
-    save(write_qdq(model, chosen, find_scales(config, model, chosen, material, widths)), lowered, reduce_range=True)
+    save(
+        write_qdq(model, chosen, find_scales(config, model, chosen, data, widths)),
+        lowered,
+        reduce_range=True,
+    )
     assert lowered.stat().st_size <= size * path.stat().st_size
-    held_out = [material.feeds(i) for i in material.held_out]
+    held_out = [data.feeds(i) for i in data.held_out]
     held_out.append({"image": to_input(photograph(), sam.input_size)[None].numpy()})
     exact, meant = open_session(path), open_session(lowered, simulate=True)
     for feeds in held_out:  # over the full range it is 0.995
         assert cosine(exact.run(None, feeds)[0], meant.run(None, feeds)[0]) >= 0.99
     session, compiled = open_session(lowered), openvino.Core().compile_model(lowered, "CPU", FP32_BESIDE_INT8)
-    for feeds in (material.feeds(i) for i in material.chosen):
+    for feeds in (data.feeds(i) for i in data.chosen):
         (expected,) = meant.run(None, feeds)
         for found in (session.run(None, feeds)[0], compiled(feeds)[0]):
             assert cosine(found, expected) >= agreement

@@ -45,7 +45,7 @@ def root(tmp_path_factory):
     Card.seal(places["prepare"], prepare(config, out=places["prepare"], log=silent), {})
     save_checkpoint(build("bundled"), places["teacher"])
     Card.seal(places["teacher"], Contents(kind="checkpoint", model="bundled", precision="fp32"), {})
-    stored = EmbedConfig(store=str(root / "store"), batch=4, device="cpu", taps=[])
+    stored = EmbedConfig(store=str(root / "store"), batch=4, device="cpu", feature_layers=[])
     inputs = {name: places[name] for name in ("prepare", "teacher")}
     Card.seal(places["embed"], embed(stored, **inputs, out=places["embed"], log=silent), {})
     return root

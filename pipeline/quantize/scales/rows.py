@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.core.progress import progress
-from pipeline.quantize.calibration import Material
+from pipeline.quantize.calibration import CalibrationData
 from pipeline.quantize.graph import Graph
 from pipeline.quantize.layers import Layer
 from pipeline.quantize.task import likelihood, squared_gradients
@@ -45,13 +45,13 @@ class Samples:
     """The largest magnitude of each tensor."""
 
 
-def collect(model: ModelProto, lowered: Sequence[Layer], material: Material, *, rows: int, seed: int) -> Samples:
+def collect(model: ModelProto, lowered: Sequence[Layer], data: CalibrationData, *, rows: int, seed: int) -> Samples:
     """Compute the calibration images, and the gradients of their loss.
 
     Args:
         model: The encoder in fp32.
         lowered: The layers to sample.
-        material: Images, prompts and decoder.
+        data: Images, prompts and decoder.
         rows: Of a layer, from all images together.
         seed: Draws places and masks.
     """
@@ -65,12 +65,12 @@ def collect(model: ModelProto, lowered: Sequence[Layer], material: Material, *, 
     }
     samples = Samples({layer.node: Rows() for layer in lowered}, {}, dict.fromkeys(tensors, 0.0))
     values: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in fork}
-    each = max(1, rows // len(material.chosen))
+    each = max(1, rows // len(data.chosen))
     attributes = {node.name: values for node, values in graph.nodes}
-    for index in progress(material.chosen, "observe", "image"):
-        image = torch.from_numpy(material.pixels(index)).requires_grad_()
+    for index in progress(data.chosen, "observe", "image"):
+        image = torch.from_numpy(data.pixels(index)).requires_grad_()
         found = graph(image, keep=tensors | {layer.output for layer in lowered}, fork=fork)
-        loss = likelihood(material.sam, found[graph.output], material.sample(index), generator)
+        loss = likelihood(data.sam, found[graph.output], data.sample(index), generator)
         wanted = {layer.output for layer in lowered} | {f"{name}/copy" for name in fork}
         hessians = squared_gradients(loss, {name: found[name] for name in wanted})
         found = {name: value.detach() for name, value in found.items()}

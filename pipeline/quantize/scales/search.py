@@ -17,11 +17,11 @@ from onnx import ModelProto
 from torch import Tensor
 
 from pipeline.core.progress import counter
-from pipeline.quantize.calibration import Material
+from pipeline.quantize.calibration import CalibrationData
 from pipeline.quantize.config import SearchConfig
 from pipeline.quantize.layers import Layer, weights
 from pipeline.quantize.qdq import Scales, Widths, qmax
-from pipeline.quantize.rounding import Kind, fake
+from pipeline.quantize.rounding import Kind, fake_quantize
 from pipeline.quantize.scales.rows import Samples, collect
 
 _AT_ONCE = 1 << 18
@@ -32,7 +32,7 @@ def search(
     config: SearchConfig,
     model: ModelProto,
     lowered: Sequence[Layer],
-    material: Material,
+    data: CalibrationData,
     *,
     widths: Widths,
     seed: int,
@@ -44,12 +44,12 @@ def search(
         config: Candidates, rounds and rows.
         model: The encoder in fp32.
         lowered: The layers to be lowered.
-        material: Calibration images with prompts, and the decoder.
+        data: Calibration images with prompts, and the decoder.
         widths: Of weights and activations.
         seed: Draws rows and masks.
         split: Tensors with two ranges, by name.
     """
-    samples = collect(model, lowered, material, rows=config.rows, seed=seed)
+    samples = collect(model, lowered, data, rows=config.rows, seed=seed)
     return Search(config, model, lowered, samples, widths, split or {}).run()
 
 
@@ -123,7 +123,7 @@ class Search:
         return right if exact else self._rounded(right, layer.inputs[1])
 
     def _rounded(self, x: Tensor, name: str) -> Tensor:
-        return fake(x, self._activations[name], self._bits[name], self._split.get(name, "plain"))
+        return fake_quantize(x, self._activations[name], self._bits[name], self._split.get(name, "plain"))
 
     def _search_weight(self, layer: Layer) -> None:
         left, matrix, now = self._other(layer, 1), self._matrix[layer.node], self._weights[layer.node]
@@ -148,7 +148,10 @@ class Search:
         if name in self._samples.values:
             values, hessian = self._samples.values[name]
             distances += torch.stack(
-                [((fake(values, scale, self._bits[name], kind) - values).square_() * hessian).sum() for scale in scales]
+                [
+                    ((fake_quantize(values, scale, self._bits[name], kind) - values).square_() * hessian).sum()
+                    for scale in scales
+                ]
             )
         self._activations[name] = scales[distances.argmin()]
 
@@ -159,7 +162,7 @@ class Search:
         other, exact, hessian = self._other(layer, side), self._exact[layer.node], self._hessian[layer.node]
         bits, found = self._bits[layer.inputs[side]], []
         for part in scales.split(_chunk(own.numel(), exact.numel())):
-            candidates = fake(own, part.reshape(-1, *[1] * own.ndim), bits, kind)
+            candidates = fake_quantize(own, part.reshape(-1, *[1] * own.ndim), bits, kind)
             products = other @ candidates if side else candidates @ other
             found.append(((products - exact).square_() * hessian).flatten(1).sum(1))
         return torch.cat(found)

@@ -23,7 +23,7 @@ from pipeline.core.artifact import write_json
 from pipeline.core.progress import progress
 from pipeline.ops import masks
 from pipeline.ops.metrics import iou
-from pipeline.quantize.calibration import Material
+from pipeline.quantize.calibration import CalibrationData
 from pipeline.quantize.layers import Layer
 from pipeline.quantize.qdq import Scales, qmax
 from pipeline.quantize.sensitivity.plots import draw
@@ -47,7 +47,13 @@ class _Figures:
 
 
 def write_sensitivity(
-    directory: Path, model: ModelProto, lowered: Sequence[Layer], scales: Scales, material: Material, *, images: int
+    directory: Path,
+    model: ModelProto,
+    lowered: Sequence[Layer],
+    scales: Scales,
+    data: CalibrationData,
+    *,
+    images: int,
 ) -> None:
     """Measure, and write ``sensitivity.json`` and ``sensitivity_*.png``.
 
@@ -56,19 +62,19 @@ def write_sensitivity(
         model: The encoder in fp32.
         lowered: The layers that are rounded.
         scales: Theirs.
-        material: Held-out images and their masks.
+        data: Held-out images and their masks.
         images: How many of these.
     """
-    held_out = material.held_out[:images]
+    held_out = data.held_out[:images]
     groups = dict.fromkeys(group(layer.name) for layer in lowered)
-    exact = SimulatedSegmenter(material.sam, model, [], scales)
-    rows, worst = _layers(model, lowered, scales, material, held_out)
+    exact = SimulatedSegmenter(data.sam, model, [], scales)
+    rows, worst = _layers(model, lowered, scales, data, held_out)
     suggested = _suggest(rows)
     parts: dict[str, Sequence[Layer]] = {"fp32": [], "lowered": lowered}
     parts |= {f"without {name}": [x for x in lowered if group(x.name) != name] for name in groups}
     parts["suggested"] = [layer for layer in lowered if layer.name not in suggested]
     found = {
-        name: _measure(SimulatedSegmenter(material.sam, model, part, scales), exact, material, held_out)
+        name: _measure(SimulatedSegmenter(data.sam, model, part, scales), exact, data, held_out)
         for name, part in progress(list(parts.items()), "sensitivity", "group")
     }
     report = {
@@ -99,14 +105,18 @@ def group(name: str) -> str:
 
 
 def _layers(
-    model: ModelProto, lowered: Sequence[Layer], scales: Scales, material: Material, held_out: Sequence[int]
+    model: ModelProto,
+    lowered: Sequence[Layer],
+    scales: Scales,
+    data: CalibrationData,
+    held_out: Sequence[int],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of all layers, and histograms of the worst."""
-    segmenter = SimulatedSegmenter(material.sam, model, lowered, scales)
+    segmenter = SimulatedSegmenter(data.sam, model, lowered, scales)
     noise = {layer.name: np.zeros(8) for layer in lowered}
     read: dict[str, list[Tensor]] = {layer.name: [] for layer in lowered}
     for index in held_out:
-        image = torch.from_numpy(material.pixels(index))
+        image = torch.from_numpy(data.pixels(index))
         for layer, inputs, exact, alone, accumulated in segmenter.compare(image, lowered):
             noise[layer.name] += np.array([*_moments(exact, alone), *_moments(exact, accumulated)])
             flat = inputs[0].flatten()
@@ -164,13 +174,13 @@ def _suggest(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _measure(
-    segmenter: SimulatedSegmenter, exact: SimulatedSegmenter, material: Material, held_out: Sequence[int]
+    segmenter: SimulatedSegmenter, exact: SimulatedSegmenter, data: CalibrationData, held_out: Sequence[int]
 ) -> _Figures:
     """By box and by one click: of three masks the one that the model thinks best, against the truth."""
     predictor, scores = Predictor(segmenter), {"boxes": list[float](), "clicks": list[float]()}
     cosines = []
     for index in held_out:
-        sample, pixels = material.sample(index), torch.from_numpy(material.pixels(index))
+        sample, pixels = data.sample(index), torch.from_numpy(data.pixels(index))
         a, b = exact.encode(pixels).flatten(), segmenter.encode(pixels).flatten()
         cosines.append(float(torch.nn.functional.cosine_similarity(a, b, dim=0)))
         truths = [masks.decode(annotation["segmentation"]) for annotation in sample.annotations]

@@ -6,21 +6,21 @@ PREPARE = Stage(run="pipeline.verbs:prepare", says="Make data")
 DISTILL = Stage(
     run="pipeline.verbs:distill",
     says="Train",
-    needs=(PREPARE,),
-    over=("student",),
+    deps=(PREPARE,),
+    matrix=("student",),
     section="distill.{student}",
     gpu=True,
 )
 EVALUATE_TEACHER = Stage(
-    run="pipeline.verbs:evaluate_teacher", says="Measure", needs=(PREPARE,), section="evaluate", alone=True
+    run="pipeline.verbs:evaluate_teacher", says="Measure", deps=(PREPARE,), section="evaluate", exclusive=True
 )
 EVALUATE = Stage(
-    run="pipeline.verbs:evaluate", says="Measure", needs=(DISTILL,), over=("student", "precision"), alone=True
+    run="pipeline.verbs:evaluate", says="Measure", deps=(DISTILL,), matrix=("student", "precision"), exclusive=True
 )
 COMPARE = Stage(
     run="pipeline.verbs:compare",
     says="Compare",
-    needs=(EVALUATE_TEACHER, EVALUATE),
+    deps=(EVALUATE_TEACHER, EVALUATE),
     plots={"Accuracy": ("latency_ms", "box_miou", "scatter")},
     cached=False,
 )

@@ -19,10 +19,10 @@ from pipeline.models.published import ImageEncoderViT
 
 
 @runtime_checkable
-class Blocky(Protocol):
+class HasFeatureLayers(Protocol):
     """An encoder whose blocks do not simply lie in ``blocks``."""
 
-    def tappable(self) -> list[nn.Module]:
+    def feature_layers(self) -> list[nn.Module]:
         """Its blocks, from the image to the embedding."""
 
 
@@ -32,11 +32,15 @@ def blocks(encoder: nn.Module) -> list[nn.Module]:
     A plain transformer has its own; TinyViT has those of its stages, EfficientViT its backbone's without the stem, and
     the bundled teacher its attention blocks, whose grid is that of the embedding.
     """
-    return encoder.tappable() if isinstance(encoder, Blocky) else list(encoder.get_submodule("blocks").children())
+    return (
+        encoder.feature_layers()
+        if isinstance(encoder, HasFeatureLayers)
+        else list(encoder.get_submodule("blocks").children())
+    )
 
 
 @contextmanager
-def tapped(encoder: nn.Module, numbers: Sequence[int]) -> Iterator[dict[int, Float[Tensor, "b _ _ _"]]]:
+def captured_features(encoder: nn.Module, numbers: Sequence[int]) -> Iterator[dict[int, Float[Tensor, "b _ _ _"]]]:
     """While open, each forward pass of ``encoder`` leaves the features ``(B, C, h, w)`` of these blocks in the dict.
 
     Args:
@@ -49,7 +53,7 @@ def tapped(encoder: nn.Module, numbers: Sequence[int]) -> Iterator[dict[int, Flo
     known = blocks(encoder)
     for number in numbers:
         if not 0 <= number < len(known):
-            raise InputError(f"there is no block {number} to tap: the encoder's go from 0 to {len(known) - 1}.")
+            raise InputError(f"there is no block {number} to layer: the encoder's go from 0 to {len(known) - 1}.")
     features = dict[int, Tensor]()
     channels_last = isinstance(encoder, ImageEncoderViT)
 
@@ -78,7 +82,7 @@ def widths(encoder: nn.Module, numbers: Sequence[int], side: int) -> dict[int, i
         InputError: There is no block of such a number.
     """
     training, parameter = encoder.training, next(encoder.parameters())
-    with tapped(encoder.eval(), numbers) as features:
+    with captured_features(encoder.eval(), numbers) as features:
         encoder(torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype))
     encoder.train(training)
     return {number: features[number].shape[1] for number in numbers}

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.bench.recipes import LADDER, RECIPES, TAPS, compare_recipes, table
+from pipeline.bench.ablations.recipes import FEATURE_LAYERS, LADDER, RECIPES, compare_recipes, table
 from pipeline.core.artifact import Card, Contents
 from pipeline.core.errors import InputError
 from pipeline.core.log import silent
 from pipeline.embed import EmbedConfig, embed
 from pipeline.models import build
+from pipeline.models.feature_layers import blocks
 from pipeline.models.sam import save_checkpoint
-from pipeline.models.taps import blocks
 from pipeline.prepare import PrepareConfig, prepare
 from pipeline.prepare.sources import Procedural
 
@@ -48,7 +48,7 @@ def test_each_rung_of_the_ladder_adds_one_thing():
 
 def test_blocks_that_are_compared_are_there():
     teacher = blocks(build("bundled").image_encoder)
-    for student, pairs in TAPS.items():
+    for student, pairs in FEATURE_LAYERS.items():
         own = blocks(build(student).image_encoder)
         assert all(theirs < len(teacher) and ours < len(own) for theirs, ours in pairs)
 
@@ -64,7 +64,7 @@ def artifacts(tmp_path, monkeypatch):
     Card.seal(places["prepare"], Contents(kind="dataset"), {})
     save_checkpoint(build("bundled", seed=1), places["teacher"])
     Card.seal(places["teacher"], Contents(kind="checkpoint", model="bundled"), {})
-    settings = {"store": "store", "batch": 4, "device": "cpu", "taps": []}
+    settings = {"store": "store", "batch": 4, "device": "cpu", "feature_layers": []}
     embed(
         EmbedConfig(**settings), prepare=places["prepare"], teacher=places["teacher"], out=places["embed"], log=silent
     )
@@ -113,7 +113,7 @@ def test_a_row_of_other_settings_another_teacher_or_an_earlier_version_is_measur
 
     save_checkpoint(build("bundled", seed=2), artifacts / "teacher")
     Card.seal(artifacts / "teacher", Contents(kind="checkpoint", model="bundled"), {})
-    settings = {"store": "store", "batch": 4, "device": "cpu", "taps": []}
+    settings = {"store": "store", "batch": 4, "device": "cpu", "feature_layers": []}
     inputs = {name: artifacts / name for name in ("prepare", "teacher")}
     embed(EmbedConfig(**settings), **inputs, out=artifacts / "embed", log=silent)
     compare_recipes(**asked, out=out)

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from pipeline.bench import ledger
+from pipeline.bench import results_file
 from pipeline.core.artifact import Card
 from pipeline.core.config import read_params, section
 from pipeline.core.errors import InputError
@@ -22,7 +22,7 @@ from pipeline.export import ENCODER, ExportConfig, export_encoder
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
 from pipeline.quantize import QuantizeConfig
-from pipeline.quantize.calibration import SPLIT, Material
+from pipeline.quantize.calibration import SPLIT, CalibrationData
 from pipeline.quantize.int8 import find_scales
 from pipeline.quantize.layers import chosen_layers
 from pipeline.quantize.qdq import Scales, Widths
@@ -94,7 +94,7 @@ def study(
                 raise InputError(f"unknown {what} {name!r}: there is {', '.join(known)}.")
     params = read_params()
     config, exporting = section(params, "quantize", QuantizeConfig), section(params, "export", ExportConfig)
-    found = {_key(row): row for row in ledger.read(out)}
+    found = {_key(row): row for row in results_file.read(out)}
     for seed in seeds:
         for student in students:
             asked = [Row(student, "fp32", "fp32", 0, False)]
@@ -102,7 +102,7 @@ def study(
             wanted = [row for row in asked if row not in found]
             for measured in _measure(config, exporting, wanted, checkpoints / student, dataset) if wanted else ():
                 found[_key(measured)] = measured
-                ledger.append(out, measured)
+                results_file.append(out, measured)
     return table([row for key, row in found.items() if key.student in students])
 
 
@@ -117,7 +117,8 @@ def table(measured: Sequence[Mapping[str, Any]]) -> str:
         groups.setdefault((row["student"], row["width"], row["method"], row["attention"]), []).append(row)
     for (student, width, method, attention), members in sorted(groups.items()):
         figures = [
-            ledger.mean_and_spread([100 * member[name] for member in members]) for name in ("box_miou", "click_miou")
+            results_file.mean_and_spread([100 * member[name] for member in members])
+            for name in ("box_miou", "click_miou")
         ]
         both = "yes" if attention else "no"
         lines.append(f"| {student} | {width} | {method} | {both} | {' | '.join(figures)} | {len(members)} |")
@@ -143,7 +144,7 @@ def _measure(
             segmenter: Segmenter = TorchSegmenter(sam)
             if row.method != "fp32":
                 segmenter = _simulated(config.model_copy(update={"seed": row.seed}), row, sam, shards, encoder, ranges)
-            yield vars(row) | ledger.accuracy(segmenter, dataset)
+            yield vars(row) | results_file.accuracy(segmenter, dataset)
 
 
 def _simulated(
@@ -157,14 +158,14 @@ def _simulated(
     """The student at one width; tools find ranges once for all widths, kept in ``ranges``."""
     tool, calibration = METHODS[row.method]
     config = config.model_copy(update={"method": tool, "calibration": calibration})
-    material, model = Material(config, sam, shards), onnx.load(encoder)
+    data, model = CalibrationData(config, sam, shards), onnx.load(encoder)
     chosen = chosen_layers(model, attention=row.attention, keep=config.keep)
     widths = WIDTHS[row.width]
     split = kinds(model) if row.method == "search_split" else {}
     if tool == "search":
-        scales = search(config.search, model, chosen, material, widths=widths, seed=config.seed, split=split)
+        scales = search(config.search, model, chosen, data, widths=widths, seed=config.seed, split=split)
     else:
         known = ranges.get((row.method, row.seed))
-        scales = find_scales(config, model, chosen, material, widths, known)
+        scales = find_scales(config, model, chosen, data, widths, known)
         ranges[row.method, row.seed] = scales
     return SimulatedSegmenter(sam, model, chosen, scales, split)

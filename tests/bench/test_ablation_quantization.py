@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bench.study import METHODS, WIDTHS, study, table
+from pipeline.bench.ablations.quantization import METHODS, WIDTHS, study, table
 from pipeline.core.errors import InputError
 
 

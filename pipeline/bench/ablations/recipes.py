@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.bench import ledger
+from pipeline.bench import results_file
 from pipeline.core.artifact import Card
 from pipeline.core.config import find, read_params, section
 from pipeline.core.errors import InputError
@@ -44,7 +44,7 @@ LADDER: Mapping[str, Mapping[str, Any]] = {
     "ground_truth": _HARD_MASK_WEIGHT | {"task_weight": 1.0, "train": "all"},
 }
 """TinySAM's ablation, each rung with those before it; beyond it, ground truth's losses and a decoder that learns."""
-TAPS: Mapping[str, Sequence[tuple[int, int]]] = {
+FEATURE_LAYERS: Mapping[str, Sequence[tuple[int, int]]] = {
     "sam_lightening_nano": ((1, 0), (2, 1), (3, 2), (4, 3)),
     "tinysam_nano": ((1, 2), (4, 5)),
     "efficientvit_sam_nano": ((1, 5), (4, 8)),
@@ -94,7 +94,7 @@ def compare_recipes(
         if name not in RECIPES:
             raise InputError(f"unknown recipe {name!r}: there is {', '.join(RECIPES)}.")
     data, source = (Card.read(artifacts / name).digest for name in ("prepare", "teacher"))
-    found = {_key(row): row for row in ledger.read(out)}
+    found = {_key(row): row for row in results_file.read(out)}
 
     def settings(config: DistillConfig | None) -> str:
         return hashlib.sha256(f"{source} {config.model_dump_json() if config else ''}".encode()).hexdigest()[:12]
@@ -106,7 +106,7 @@ def compare_recipes(
     with TemporaryDirectory(prefix="recipes-") as directory:
         for row in progress([row for row in asked if row not in found], "recipes", "training"):
             found[row] = _measure(row, asked[row], artifacts, Path(directory))
-            ledger.append(out, found[row])
+            results_file.append(out, found[row])
     return table([found[row] for row in asked])
 
 
@@ -118,7 +118,7 @@ def table(measured: Sequence[Mapping[str, Any]]) -> str:
         groups.setdefault((row["student"], row["recipe"], row["steps"]), []).append(row)
     for (student, recipe, steps), members in groups.items():
         figures = [
-            ledger.mean_and_spread([scale * member[name] for member in members], digits)
+            results_file.mean_and_spread([scale * member[name] for member in members], digits)
             for name, scale, digits in (("box_miou", 100, 2), ("click_miou", 100, 2), ("cosine", 1, 4))
         ]
         lines.append(f"| {student} | {recipe} | {steps} | {' | '.join(figures)} | {len(members)} |")
@@ -136,17 +136,19 @@ def _measure(row: Row, config: DistillConfig | None, artifacts: Path, directory:
     sam = load_checkpoint(artifacts / "teacher")
     if config:
         sam, cosine = _trained(row, config, artifacts, directory)
-    return vars(row) | ledger.accuracy(TorchSegmenter(sam), artifacts / "prepare") | {"cosine": cosine}
+    return vars(row) | results_file.accuracy(TorchSegmenter(sam), artifacts / "prepare") | {"cosine": cosine}
 
 
 def _trained(row: Row, config: DistillConfig, artifacts: Path, directory: Path) -> tuple[Sam, float]:
     """The student, and the mean cosine of its embeddings to the teacher's on the calibration split."""
-    taps = TAPS.get(row.student, ())
+    feature_layers = FEATURE_LAYERS.get(row.student, ())
     prepared, teacher, cache = (artifacts / name for name in ("prepare", "teacher", "embed"))
     if row.recipe == "layer_wise":
-        if not taps:
-            raise InputError(f"nothing says which blocks of {row.student} to compare: known are {', '.join(TAPS)}.")
-        cache = _tapped_cache(artifacts, directory, sorted({theirs for theirs, _ in taps}))
+        if not feature_layers:
+            raise InputError(
+                f"nothing says which blocks of {row.student} to compare: known are {', '.join(FEATURE_LAYERS)}."
+            )
+        cache = _cache_with_features(artifacts, directory, sorted({theirs for theirs, _ in feature_layers}))
     task = Task(
         sam=student_of(teacher, row.student, row.seed, config.options),
         teacher=teacher,
@@ -166,8 +168,14 @@ def _config(student: str, name: str, steps: int, seed: int) -> DistillConfig:
     given = find(read_params(), f"distill.{student}")
     recipe: Mapping[str, Any] = {"kind": "embedding", "distance": "mse"}
     if name == "layer_wise":
-        pairs = [list(pair) for pair in TAPS[student]] if student in TAPS else [[0, 0]]
-        recipe = {"kind": "layer_wise", "taps": pairs, "focus": 2, "ramp_steps": steps // 2, "layer_weight": 1.0}
+        pairs = [list(pair) for pair in FEATURE_LAYERS[student]] if student in FEATURE_LAYERS else [[0, 0]]
+        recipe = {
+            "kind": "layer_wise",
+            "feature_layers": pairs,
+            "focus": 2,
+            "ramp_steps": steps // 2,
+            "layer_weight": 1.0,
+        }
     recipe = LADDER.get(name, recipe)
     share = steps / given["optimizer"]["steps"]
     lengths = {key: round(share * given["optimizer"][key]) for key in ("warmup_steps", "cooldown_steps")}
@@ -176,11 +184,11 @@ def _config(student: str, name: str, steps: int, seed: int) -> DistillConfig:
     return section(changed, f"distill.{student}", DistillConfig)
 
 
-def _tapped_cache(artifacts: Path, directory: Path, taps: list[int]) -> Path:
-    """An artifact of ``embed`` with these taps, for as long as the directory lives; its store is the usual one."""
-    out = directory / f"embed-{'-'.join(map(str, taps))}"
+def _cache_with_features(artifacts: Path, directory: Path, feature_layers: list[int]) -> Path:
+    """An artifact of ``embed`` with the features of these layers, kept as long as the directory; same store."""
+    out = directory / f"embed-{'-'.join(map(str, feature_layers))}"
     if not out.exists():
         out.mkdir()
-        config = section(read_params(), "embed", EmbedConfig).model_copy(update={"taps": taps})
+        config = section(read_params(), "embed", EmbedConfig).model_copy(update={"feature_layers": feature_layers})
         embed(config, prepare=artifacts / "prepare", teacher=artifacts / "teacher", out=out, log=silent)
     return out

@@ -8,7 +8,7 @@ from pipeline.core.progress import counter
 from pipeline.evaluate.timing import Clock, Stopwatch, Timing
 
 
-def measure_in_turns(functions: Sequence[tuple[Callable[[], object], Clock]], settings: Settings) -> list[Timing]:
+def measure_interleaved(functions: Sequence[tuple[Callable[[], object], Clock]], settings: Settings) -> list[Timing]:
     """Time each function, by its clock, in every round; percentiles are over the samples of all rounds.
 
     A turn begins with calls that do not count: they bring back caches and threads that others used meanwhile.

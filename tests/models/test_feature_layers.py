@@ -3,7 +3,7 @@ import torch
 
 from pipeline.core.errors import InputError
 from pipeline.models import build
-from pipeline.models.taps import blocks, tapped, widths
+from pipeline.models.feature_layers import blocks, captured_features, widths
 
 COUNTS = {
     "bundled": 5,
@@ -20,7 +20,7 @@ def test_every_block_gives_a_map_and_the_embedding_stays_what_it_is(name, count)
     assert len(blocks(encoder)) == count
     with torch.inference_mode():
         expected = encoder(images)
-        with tapped(encoder, range(count)) as features:
+        with captured_features(encoder, range(count)) as features:
             assert torch.equal(encoder(images), expected)
     assert sorted(features) == [*range(count)]
     assert all(each.ndim == 4 and each.shape[0] == 2 and each.shape[2] == each.shape[3] for each in features.values())
@@ -32,7 +32,7 @@ def test_every_block_gives_a_map_and_the_embedding_stays_what_it_is(name, count)
 
 def test_tokens_become_the_map_they_are_of():
     encoder = build("sam_lightening_nano").image_encoder.eval()
-    with torch.inference_mode(), tapped(encoder, [3]) as features:
+    with torch.inference_mode(), captured_features(encoder, [3]) as features:
         embeddings = encoder(torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)))
         assert torch.equal(encoder.neck(features[3]), embeddings)
 
@@ -52,7 +52,7 @@ def test_features_of_sams_own_encoder_have_their_channels_in_front():
 
 def test_a_block_that_is_not_there_is_named():
     with (
-        pytest.raises(InputError, match="no block 9 to tap: the encoder's go from 0 to 3"),
-        tapped(build("sam_lightening_nano").image_encoder, [9]),
+        pytest.raises(InputError, match="no block 9 to layer: the encoder's go from 0 to 3"),
+        captured_features(build("sam_lightening_nano").image_encoder, [9]),
     ):
         pass

@@ -33,7 +33,7 @@ def accuracy(segmenter: Segmenter, dataset: Path) -> dict[str, float]:
     """``box_miou`` and ``click_miou`` on the validation split of an artifact of `prepare`."""
     with ThreadPoolExecutor() as pool:
         run = Run(Predictor(segmenter), pool, _PROMPTS_BATCH, Ranks(), Done(None))
-        figures = evaluate_accuracy(run, dataset, photographs(dataset), pictures=0, fed=False).metrics()
+        figures = evaluate_accuracy(run, dataset, photographs(dataset), pictures=0, with_mask_input=False).metrics()
     return {name: figures[name] for name in ("box_miou", "click_miou")}
 
 
