@@ -24,7 +24,8 @@ FILES = {
     "late.py": "from pipeline.tools import hammer\n",
     "early.py": "x = 1\n",
     "unused.py": "import pipeline.early\n",
-    "config.py": "import pipeline.unused\n",
+    "core/__init__.py": "",
+    "core/config.py": "import pipeline.unused\n",
 }
 
 
@@ -36,7 +37,7 @@ def package(tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     for name in ("artifact.py", "code.py", "errors.py"):
-        shutil.copy(ROOT / "pipeline" / name, folder / name)
+        shutil.copy(ROOT / "pipeline/core" / name, folder / "core" / name)
 
     def ask(expression):
         program = f"import json\nfrom pipeline.core import code\nprint(json.dumps({expression}))"
@@ -66,7 +67,7 @@ def test_a_digest_changes_with_the_closure_and_with_nothing_else(package):
     first = ask("code.digest('pipeline.verb')")
     (folder / "unused.py").write_text("y = 2\n")
     (folder / "tools" / "empty.py").write_text("")
-    (folder / "config.py").write_text("Config = 2\n")
+    (folder / "core/config.py").write_text("Config = 2\n")
     assert ask("code.digest('pipeline.verb')") == first
     late = ask("code.digest('pipeline.verb', without=frozenset(['pipeline/early.py']))")
     (folder / "early.py").write_text("x = 2\n")

@@ -203,7 +203,7 @@ def test_only_encoder_and_preprocessing_decide_where_embeddings_lie():
     assert decides() == {
         f"pipeline/{name}.py"
         for name in (
-            "data/encoding", "data/shards", "geometry", "models/bundled", "models/published", "models/feature_layers",
+            "data/encoding", "data/shards", "models/bundled", "models/feature_layers", "models/published", "ops/geometry",
         )
     }  # fmt: skip
 
