@@ -1,4 +1,4 @@
-"""Models: teachers and students, each a whole SAM around an image encoder of its own."""
+"""Models: teachers and students, each a complete SAM with its own image encoder."""
 
 from pipeline.models.students import STUDENTS, TEACHERS, build
 

@@ -1,23 +1,23 @@
 """Dilated attention: within segments of a sequence, each head attends among every r-th token.
 
-Source: SAM-Lightening's Dilated Flash Attention (arXiv 2403.09195), recomposed as LongNet's dilated attention is (arXiv
-2307.02486). The published code of SAM-Lightening attends along the batch and leaves every odd position out; this is
-written from the equations.
+Source: SAM-Lightening's Dilated Flash Attention (arXiv 2403.09195), with results scattered back as in LongNet's dilated
+attention (arXiv 2307.02486). SAM-Lightening's published code attends along the batch and skips every odd position, so
+this implementation follows the equations instead.
 
-A segment has w tokens, the interval is r. Head h keeps the tokens at positions ``h mod r``, ``h mod r + r``, ... of
+A segment has w tokens, the interval is r. Head h selects the tokens at positions ``h mod r``, ``h mod r + r``, ... of
 each segment. They attend to each other as in plain attention, and the results go back to their own positions. Positions
-that a head did not keep get zeros from it; over r neighbouring heads every position is kept once.
+that a head does not select get zeros from it; r neighbouring heads together select every position exactly once.
 
 Cost. Dense attention of N tokens takes N^2 scores in each head. Here there are N / w segments of (w / r)^2 scores::
 
     N^2 / (N / w * (w / r)^2) = N r^2 / w
 
-times fewer, where r divides w: 16 for N = 4096, w = 1024, r = 2. Reading and writing the tokens is not part of this,
-nor what a kernel takes to start; ``python -m pipeline bench attention`` shows both formula and time.
+times fewer, where r divides w: 16 for N = 4096, w = 1024, r = 2. This excludes memory traffic and kernel launches;
+``python -m pipeline bench attention`` reports both the formula and the measured time.
 
-How. Kept tokens are strided views: nothing is gathered, and no mask is made. A last segment that N does not fill, and
-intervals that do not divide a segment, only make a view shorter. Results go back by padding with zeros, so exported
-graphs are plain slices, products and pads, without ScatterND.
+Implementation. Selected tokens are strided views: there is no gather and no mask. A partial last segment, or an
+interval that does not divide a segment, only shortens a view. Results are scattered back by zero padding, so exported
+graphs contain only slices, products and pads, without ScatterND.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,8 +43,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 _FLASH_INSTALLED = find_spec("flash_attn") is not None
 _FLASH_DTYPES = (torch.float16, torch.bfloat16)
 _FLASH_HEAD_DIM = 256
-_NOTHING = -1e30
-"""Log-sum-exp where a head kept nothing: finite, so that a position that no pair kept gets zeros and not 0/0."""
+_EMPTY_LSE = -1e30
+"""Log-sum-exp where a head selects nothing: finite, so that a position that no pair selects gets zeros, not 0/0."""
 
 
 def dilated_attention(
@@ -58,43 +58,44 @@ def dilated_attention(
 ) -> Float[Tensor, "b h n d"]:
     """Attention within segments, among every ``interval``-th token, with softmax scale ``d ** -0.5``.
 
-    Equals ``scaled_dot_product_attention(q, k, v)`` for ``segment >= N`` and ``interval == 1``. Scores cost
-    ``N * interval**2 / segment`` times less than there.
+    Equals ``scaled_dot_product_attention(q, k, v)`` for ``segment >= N`` and ``interval == 1``. Otherwise it computes
+    ``N * interval**2 / segment`` times fewer scores.
 
     Args:
-        q: Queries. Views are taken as they are where the last dimension is contiguous.
+        q: Queries. Views are not copied if their last dimension is contiguous.
         k: Keys.
         v: Values.
         segment: Tokens in a segment; more than N means all. N need not be a multiple.
-        interval: Head h keeps the tokens at ``h % interval``, ``h % interval + interval``, ... of each segment. Divides
-            the number of heads.
-        kernel: ``sdpa`` is PyTorch's, ``flash_attn`` the package of that name, for CUDA in half precision with heads of
-            at most 256 channels; ``auto`` takes the latter where it is installed and applies, and never for export.
+        interval: Head h selects the tokens at ``h % interval``, ``h % interval + interval``, ... of each segment. Must
+            divide the number of heads.
+        kernel: ``sdpa`` is PyTorch's; ``flash_attn`` is the package of that name, for CUDA tensors in half precision
+            with at most 256 channels per head; ``auto`` uses ``flash_attn`` where installed and applicable, and never
+            for export.
 
     Raises:
-        InputError: ``segment`` or ``interval`` does not fit, shapes differ, or the kernel is not there.
+        InputError: ``segment`` or ``interval`` is invalid, shapes differ, or the kernel is not available.
     """
     _check(q, k, v, segment, interval)
-    return _in_segments(q, k, v, segment, interval, _chosen(kernel, q), fills=(0.0,))[0]
+    return _in_segments(q, k, v, segment, interval, _resolve_kernel(kernel, q), fills=(0.0,))[0]
 
 
 def mixed_dilated_attention(
     q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"], pairs: Sequence[Pair]
 ) -> Float[Tensor, "b h n d"]:
-    """Several dilated attentions, mixed for each position and head by their sums of exponentiated scores.
+    """Several dilated attentions, mixed per position and head by their sums of exponentiated scores.
 
-    With ``lse`` the logarithm of that sum, a pair's result counts with the softmax of ``lse`` over the pairs: together
-    they are one softmax over all the scores of all pairs. A pair that did not keep a position has weight zero there.
-    Gradients pass through the weights, so scores are formed in memory: fused kernels have no gradient of ``lse``.
+    With ``lse`` the logarithm of that sum, each pair is weighted by the softmax of ``lse`` over the pairs, which equals
+    one softmax over all the scores of all pairs. A pair that does not select a position has weight zero there.
+    Gradients pass through the weights, so scores are materialised: fused kernels provide no gradient of ``lse``.
 
     Args:
         q: Queries.
         k: Keys.
         v: Values.
-        pairs: (segment, interval), as in `dilated_attention`; one alone is that function.
+        pairs: (segment, interval), as in `dilated_attention`; a single pair gives the same result.
 
     Raises:
-        InputError: There is no pair, or one does not fit.
+        InputError: ``pairs`` is empty, or a pair is invalid.
     """
     if not pairs:
         raise InputError("dilated attention needs at least one (segment, interval), for example [(1024, 2)].")
@@ -102,14 +103,14 @@ def mixed_dilated_attention(
         return dilated_attention(q, k, v, *pairs[0])
     for pair in pairs:
         _check(q, k, v, *pair)
-    results = [_in_segments(q, k, v, *pair, _with_lse, fills=(0.0, _NOTHING)) for pair in pairs]
+    results = [_in_segments(q, k, v, *pair, _with_lse, fills=(0.0, _EMPTY_LSE)) for pair in pairs]
     weights = torch.stack([lse for _, lse in results]).softmax(dim=0)
     mixed = [out * weight.to(out.dtype) for (out, _), weight in zip(results, weights.unbind(), strict=True)]
     return sum(mixed[1:], start=mixed[0])
 
 
 def fewer_scores(tokens: int, segment: int, interval: int) -> float:
-    """By how much dilated attention needs fewer scores than dense attention: ``N r^2 / w``, for segments within N."""
+    """Ratio of dense to dilated attention scores: ``N r^2 / w``, with w capped at N."""
     return tokens * interval**2 / min(segment, tokens)
 
 
@@ -121,7 +122,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, segment: int, interval: int) -> None
         raise InputError(f"segment and interval must be at least 1, not {segment} and {interval}.")
     if q.shape[1] % interval:
         raise InputError(
-            f"{q.shape[1]} heads cannot share out the {interval} positions of interval {interval}: "
+            f"{q.shape[1]} heads cannot cover the {interval} positions of interval {interval}: "
             "choose an interval that divides the number of heads."
         )
 
@@ -129,16 +130,16 @@ def _check(q: Tensor, k: Tensor, v: Tensor, segment: int, interval: int) -> None
 def _in_segments(
     q: Tensor, k: Tensor, v: Tensor, segment: int, interval: int, attend: Attend, *, fills: Sequence[float]
 ) -> list[Tensor]:
-    """What ``attend`` gives within segments, in the places ``(B, heads, N, _)`` that it belongs to.
+    """Apply ``attend`` within segments and scatter the results back to ``(B, heads, N, _)``.
 
     Args:
         q: Queries ``(B, heads, N, d)``.
         k: Keys.
         v: Values.
         segment: Tokens in a segment.
-        interval: Between kept tokens.
-        attend: Gives one tensor for each of ``fills``.
-        fills: Value of each where a head kept nothing.
+        interval: Distance between selected tokens.
+        attend: Returns one tensor for each of ``fills``.
+        fills: Value of each tensor where a head selects nothing.
     """
     tokens = q.shape[2]
     segment = min(segment, tokens)
@@ -157,22 +158,22 @@ def _equal_segments(
     segments = q.shape[2] // segment
     by_offset = []
     for offset in range(min(interval, segment)):
-        kept = (
+        selected = (
             x[:, offset::interval].unflatten(2, (segments, segment))[:, :, :, offset::interval].permute(0, 2, 3, 1, 4)
             for x in (q, k, v)
         )
-        by_offset.append(attend(*(x.flatten(0, 1) for x in kept)))
-    placed = []
+        by_offset.append(attend(*(x.flatten(0, 1) for x in selected)))
+    scattered = []
     for result, fill in zip(zip(*by_offset, strict=True), fills, strict=True):
         rows = [_spread(x, offset, segment, interval, fill) for offset, x in enumerate(result)]
-        # Offsets beyond a short segment: their heads keep nothing.
+        # Offsets beyond a short segment: their heads select nothing.
         rows += [torch.full_like(rows[0], fill)] * (interval - len(rows))
-        placed.append(torch.stack(rows, dim=3).flatten(2, 3).unflatten(0, (-1, segments)).flatten(1, 2))
-    return placed
+        scattered.append(torch.stack(rows, dim=3).flatten(2, 3).unflatten(0, (-1, segments)).flatten(1, 2))
+    return scattered
 
 
 def _spread(x: Tensor, offset: int, segment: int, interval: int, fill: float) -> Tensor:
-    """Kept rows ``(b, m, heads, _)`` at ``offset``, ``offset + interval``, ... of ``(b, segment, heads, _)``."""
+    """Write rows ``(b, m, heads, _)`` to ``offset``, ``offset + interval``, ... of ``(b, segment, heads, _)``."""
     if interval == 1:
         return x
     between = F.pad(x.unsqueeze(2), (0, 0, 0, 0, offset, interval - 1 - offset), value=fill).flatten(1, 2)
@@ -193,21 +194,21 @@ def _flash_attn(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
 
 def _with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    # Scaled before the product, which half precision could not hold, and in fp32 after it.
+    # Scaled before the product, which would overflow half precision; fp32 after it.
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     scores = scores if scores.dtype == torch.float64 else scores.float()
     lse = torch.logsumexp(scores, dim=-1, keepdim=True)
     return (scores.softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2), lse.transpose(1, 2)
 
 
-def _chosen(kernel: Kernel, q: Tensor) -> Attend:
-    """The kernel of that name.
+def _resolve_kernel(kernel: Kernel, q: Tensor) -> Attend:
+    """Return the kernel of that name.
 
     Raises:
-        InputError: There is none, or it cannot take ``q``.
+        InputError: The name is unknown, or the kernel does not support ``q``.
     """
     if kernel not in KERNELS:
-        raise InputError(f"unknown kernel {kernel!r}: there is {', '.join(KERNELS)}.")
+        raise InputError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}.")
     fits = q.is_cuda and q.dtype in _FLASH_DTYPES and q.shape[-1] <= _FLASH_HEAD_DIM
     if kernel == "flash_attn":
         if not _FLASH_INSTALLED:

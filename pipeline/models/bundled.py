@@ -1,7 +1,7 @@
-"""The bundled teacher: a small SAM of 256 pixels that this project trains on procedural scenes.
+"""The bundled teacher: a small SAM with 256-pixel input that this project trains on procedural scenes.
 
-Convolutions down to 1/8, where edges are, then attention over the 16 x 16 cells, where objects are. Dense 3 x 3
-convolutions and plain attention, because these are what a CPU's matrix units run best. Decoder and prompt encoder are
+Convolutions down to 1/8 resolution resolve edges, attention over the 16 x 16 grid resolves objects. Convolutions are
+dense 3 x 3 and attention is plain, because a CPU's matrix units run these best. The decoder and prompt encoder are
 SAM's.
 """
 

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, and multiply-accumulates of its convolutions and matrix products."""
+"""Cost of a model: parameters, and multiply-accumulates of its convolutions and matrix products."""
 
 import copy
 
@@ -11,25 +11,25 @@ from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Parameters of a model or of a part of it; buffers are not counted."""
+    """Number of parameters of a module, without buffers."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def macs(sam: Sam) -> dict[str, int]:
-    """Multiply-accumulates of one image and of one prompt. Nothing is computed: only shapes pass through the model.
+    """Multiply-accumulates per image and per prompt, counted on the meta device.
 
     Returns:
         ``encoder``: one image. ``decoder_per_prompt``: a single point and its padding point, decoded by
         `pipeline.models.decoder.decode`, which needs fewer than SAM's published order of products.
     """
-    shapes = _on_meta(sam).eval()
+    meta = _on_meta(sam).eval()
     side, grid = sam.input_size, sam.embedding_size
     with torch.inference_mode():
         with FlopCounterMode(display=False) as encoder:
-            shapes.image_encoder(torch.empty(1, 3, side, side, device="meta"))
+            meta.image_encoder(torch.empty(1, 3, side, side, device="meta"))
         with FlopCounterMode(display=False) as decoder:
             decode(
-                shapes,
+                meta,
                 torch.empty(1, EMBEDDING_CHANNELS, grid, grid, device="meta"),
                 torch.empty(1, 1, 2, 2, device="meta"),
                 torch.empty(1, 1, 2, device="meta"),
@@ -38,8 +38,8 @@ def macs(sam: Sam) -> dict[str, int]:
 
 
 def _on_meta(sam: Sam) -> Sam:
-    """A copy of the model without its numbers; ``copy.deepcopy(sam).to("meta")`` would hold them twice meanwhile."""
+    """Copy the model to the meta device; ``copy.deepcopy(sam).to("meta")`` would temporarily duplicate the weights."""
     tensors = [*sam.parameters(), *sam.buffers()]
-    without = {id(t): torch.empty_like(t, device="meta") for t in tensors}
-    parameters = {id(p): nn.Parameter(without[id(p)], requires_grad=p.requires_grad) for p in sam.parameters()}
-    return copy.deepcopy(sam, {**without, **parameters})
+    empty = {id(t): torch.empty_like(t, device="meta") for t in tensors}
+    parameters = {id(p): nn.Parameter(empty[id(p)], requires_grad=p.requires_grad) for p in sam.parameters()}
+    return copy.deepcopy(sam, {**empty, **parameters})

@@ -19,7 +19,7 @@ from pipeline.models.precision import fp32
 NORM_EPS = 1e-6
 HEAD_DIM = 32
 ATTENTION_EPS = 1e-15
-"""Far below what fp16 can hold: with it the quotient is 0/0 there, so attention stays in fp32."""
+"""Underflows in fp16, where the quotient would become 0/0; attention therefore runs in fp32."""
 
 BlockKind = Literal["res", "fmb", "mb", "att"]
 
@@ -35,7 +35,7 @@ def conv(
     act: bool = True,
     bias: bool = False,
 ) -> nn.Sequential:
-    """A convolution, then batch norm and tanh-approximated GELU where asked for; stride 1 keeps height and width."""
+    """A convolution, then optional batch norm and tanh-approximated GELU; stride 1 keeps height and width."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv=nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups, bias=bias)
     )
@@ -91,9 +91,8 @@ class Block(nn.Module):
 class LiteMLA(nn.Module):
     """Multi-scale linear attention with ReLU as its kernel, over heads of 32 channels.
 
-    Queries, keys and values come at two scales: as projected, and gathered over a neighbourhood. Each scale has
-    ``width / 32`` heads. Attention is computed in fp32 whatever the precision around it: the sums run over thousands of
-    un-normalised products.
+    Queries, keys and values come at two scales: as projected, and aggregated over a neighbourhood. Each scale has
+    ``width / 32`` heads. Attention always runs in fp32, because it sums thousands of un-normalised products.
 
     Args:
         width: Channels in and out; a multiple of 32.
@@ -139,9 +138,9 @@ def linear_attention(qkv: Float[Tensor, "b heads qkv n"]) -> Float[Tensor, "b he
     if q.shape[-1] <= q.shape[-2]:
         weights = k.transpose(-1, -2) @ q
         return v @ (weights / weights.sum(dim=2, keepdim=True).clamp(min=ATTENTION_EPS))
-    # A row of ones among the values gathers the sum of weights in the same product.
+    # A row of ones appended to the values yields the sum of weights in the same product.
     out = (nn.functional.pad(v, (0, 0, 0, 1), value=1.0) @ k.transpose(-1, -2)) @ q
-    # A lower bound, where the published code adds: the same in fp32, but graph optimisers drop so small a term.
+    # The published code adds the epsilon: the same in fp32, but graph optimisers drop so small a term.
     return out[:, :, :-1] / out[:, :, -1:].clamp(min=ATTENTION_EPS)
 
 
@@ -161,7 +160,7 @@ class Stage:
         width: Channels.
         depth: Blocks with shortcut, after the one that halves the resolution.
         expand: Expansion within these blocks; ``res`` has none.
-        down: Expansion of the block that halves the resolution; the first stage has a plain convolution there.
+        down: Expansion of the block that halves the resolution; the first stage uses a plain convolution instead.
     """
 
     block: BlockKind
@@ -192,7 +191,7 @@ def _build_stage(stage: Stage, channels_in: int, *, first: bool, kernel: int) ->
 
 
 def op_list(*ops: nn.Module) -> nn.Sequential:
-    """Modules one after the other, under the name that published checkpoints give such a chain."""
+    """Chain modules under the name that published checkpoints use."""
     return nn.Sequential(OrderedDict(op_list=nn.Sequential(*ops)))
 
 
@@ -201,7 +200,7 @@ class Backbone(nn.Module):
 
     Args:
         stages: From fine to coarse.
-        kernel: Side of the neighbourhood that linear attention gathers over.
+        kernel: Side of the neighbourhood that linear attention aggregates over.
     """
 
     def __init__(self, stages: Sequence[Stage], kernel: int) -> None:

@@ -1,10 +1,10 @@
 """EfficientViT-SAM: EfficientViT's backbone and a neck in place of SAM's image encoder.
 
 Source: Zhang et al. 2024, "EfficientViT-SAM: Accelerated Segment Anything Model Without Performance Loss"
-(arXiv 2402.05008). Published checkpoints load strictly and give the published outputs. What differs from the published
-code, at equal results: the identity among the neck's resizes is left out, and the closing channel norm is one
-``layer_norm`` instead of its parts, which keeps half-precision engines from squaring features beyond 65504.
-The nano variant is this project's own: the same code with smaller numbers, for the demo and for tests.
+(arXiv 2402.05008). Published checkpoints load strictly and give the published outputs. Differences from the published
+code that do not change results: the neck skips resizes to the same size, and the final channel norm is a single
+``layer_norm``, which keeps half-precision engines from squaring features beyond 65504.
+The nano variant is this project's own: the same code with smaller sizes, for the demo and for tests.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from pipeline.models.sam import EMBEDDING_CHANNELS, Sam, assemble
 
 
 class Neck(nn.Module):
-    """Fuses the coarsest stages into one map: 1x1 convolutions, resized to one side, summed, then refined by blocks.
+    """Fuse the coarsest stages into one map: 1x1 convolutions, resize to a common size, sum, then blocks.
 
     Args:
         channels: Channels of the stages read, from coarse to fine.
@@ -54,7 +54,7 @@ class ImageEncoder(nn.Module):
 
     Args:
         stages: The backbone's, from fine to coarse.
-        kernel: Side of the neighbourhood that linear attention gathers over.
+        kernel: Side of the neighbourhood that linear attention aggregates over.
         levels: How many of the coarsest stages the neck reads.
         neck_depth: Blocks in the neck.
         neck_expand: Expansion within these blocks.
@@ -96,7 +96,7 @@ class ImageEncoder(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """He et al.'s normal weights: blocks without inner norms keep the scale of their input from the first step on."""
+    """Kaiming normal weights, so that blocks without inner norms preserve the scale of their input from the start."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
         if module.bias is not None:
@@ -104,7 +104,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _assemble(encoder: ImageEncoder, *, image_size: int, input_size: int) -> Sam:
-    """A whole SAM; every norm has the epsilon the family was trained with, the mask decoder's transformer included."""
+    """Assemble a SAM whose norms, the mask decoder's included, have the epsilon the family was trained with."""
     sam = assemble(encoder, image_size=image_size, input_size=input_size, embedding_size=encoder.neck.side)
     for module in sam.modules():
         if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
@@ -167,8 +167,8 @@ def efficientvit_sam_xl1() -> Sam:
 def efficientvit_sam_nano() -> Sam:
     """6.8 M parameters, 2.8 M of them the encoder's, which costs 0.59 GMAC; 256 pixels in and in the prompt frame.
 
-    The embedding is 16 x 16, so capacity goes to 1/16 of the resolution and below. Fused blocks instead of depthwise
-    ones up to there, as in the XL family: on a CPU they take less time for the same work.
+    The embedding is 16 x 16, so most capacity is at 1/16 resolution and below. Blocks before that are fused rather than
+    depthwise, as in the XL family, because they run faster on a CPU for the same work.
     """
     stages = (
         Stage("res", 16, 0),

@@ -1,7 +1,7 @@
-"""The blocks of an image encoder by number, and what comes out of them.
+"""The numbered blocks of an image encoder and their output features.
 
-Layer-wise distillation compares blocks of teacher and student. Every encoder here is a chain of blocks; they are
-numbered from 0, from the image to the embedding.
+Layer-wise distillation compares blocks of teacher and student. Every encoder is a chain of blocks, numbered from 0 in
+forward order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,17 +20,17 @@ from pipeline.models.published import ImageEncoderViT
 
 @runtime_checkable
 class HasFeatureLayers(Protocol):
-    """An encoder whose blocks do not simply lie in ``blocks``."""
+    """An encoder whose blocks are not simply the children of ``blocks``."""
 
     def feature_layers(self) -> list[nn.Module]:
-        """Its blocks, from the image to the embedding."""
+        """Blocks in forward order."""
 
 
 def blocks(encoder: nn.Module) -> list[nn.Module]:
-    """The blocks that can be tapped.
+    """Blocks whose features can be captured.
 
-    A plain transformer has its own; TinyViT has those of its stages, EfficientViT its backbone's without the stem, and
-    the bundled teacher its attention blocks, whose grid is that of the embedding.
+    For a plain transformer its blocks, for TinyViT those of all stages, for EfficientViT the backbone's without the
+    stem, for the bundled teacher its attention blocks, which share the embedding's grid.
     """
     return (
         encoder.feature_layers()
@@ -41,19 +41,19 @@ def blocks(encoder: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def captured_features(encoder: nn.Module, numbers: Sequence[int]) -> Iterator[dict[int, Float[Tensor, "b _ _ _"]]]:
-    """While open, each forward pass of ``encoder`` leaves the features ``(B, C, h, w)`` of these blocks in the dict.
+    """Store the output features ``(B, C, h, w)`` of some blocks in the yielded dict at each forward pass.
 
     Args:
-        encoder: Of a teacher or a student.
-        numbers: Of `blocks`.
+        encoder: Image encoder of a teacher or a student.
+        numbers: Indices into `blocks`.
 
     Raises:
-        InputError: There is no block of such a number.
+        InputError: A number is out of range.
     """
     known = blocks(encoder)
     for number in numbers:
         if not 0 <= number < len(known):
-            raise InputError(f"there is no block {number} to layer: the encoder's go from 0 to {len(known) - 1}.")
+            raise InputError(f"the encoder has no block {number}: its blocks are 0 to {len(known) - 1}.")
     features = dict[int, Tensor]()
     channels_last = isinstance(encoder, ImageEncoderViT)
 
@@ -67,7 +67,7 @@ def captured_features(encoder: nn.Module, numbers: Sequence[int]) -> Iterator[di
 
 
 def _as_map(y: Tensor, *, channels_last: bool) -> Tensor:
-    """``(B, h, w, C)``, ``(B, h * w, C)`` or ``(B, C, h, w)`` to the last of them."""
+    """Convert ``(B, h, w, C)``, ``(B, h * w, C)`` or ``(B, C, h, w)`` to ``(B, C, h, w)``."""
     if y.ndim == 3:
         side = isqrt(y.shape[1])
         return y.transpose(1, 2).unflatten(2, (side, side))
@@ -76,10 +76,10 @@ def _as_map(y: Tensor, *, channels_last: bool) -> Tensor:
 
 @torch.inference_mode()
 def widths(encoder: nn.Module, numbers: Sequence[int], side: int) -> dict[int, int]:
-    """Channels of these blocks' features, found by one image of ``side`` pixels.
+    """Channels of these blocks' features, measured with a blank image of ``side`` pixels.
 
     Raises:
-        InputError: There is no block of such a number.
+        InputError: A number is out of range.
     """
     training, parameter = encoder.training, next(encoder.parameters())
     with captured_features(encoder.eval(), numbers) as features:

@@ -1,8 +1,8 @@
-"""What brings a backbone's features into SAM's image embedding.
+"""SAM's neck, which maps a backbone's features to the image embedding.
 
-Source: segment-anything, ``modeling/image_encoder.py``, the neck of ``ImageEncoderViT``. What differs, at equal
-results: a channel norm is one ``layer_norm`` instead of its parts, which keeps half-precision engines from squaring
-features beyond 65504.
+Source: segment-anything, ``modeling/image_encoder.py``, the neck of ``ImageEncoderViT``. One difference, with equal
+results: a channel norm is a single ``layer_norm``, which keeps half-precision engines from squaring features beyond
+65504.
 """
 
 from jaxtyping import Float

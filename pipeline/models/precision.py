@@ -1,4 +1,4 @@
-"""What must not be computed in half precision, whatever surrounds it."""
+"""Regions that must run in fp32 under autocast."""
 
 from contextlib import nullcontext
 
@@ -6,7 +6,7 @@ import torch
 
 
 def fp32(device: torch.device) -> torch.autocast | nullcontext[None]:
-    """Autocast off where it is on; entering it needlessly would leave a trace in exported graphs."""
+    """Disable autocast if it is enabled. Entering it needlessly would leave a trace in exported graphs."""
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

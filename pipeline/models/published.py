@@ -1,6 +1,6 @@
-"""segment-anything's own modules, without its predictor: torchvision comes with that, and no model needs it.
+"""segment-anything's modules, imported without its predictor, which needs torchvision although no model does.
 
-All that the package's ``__init__`` offers is there for whoever asks the package for it, and is imported then.
+The package's ``__init__`` runs when one of its attributes is first accessed.
 """
 
 import sys
@@ -10,8 +10,8 @@ from typing import Any
 _PACKAGE = "segment_anything"
 
 
-def _put_off_init() -> None:
-    """Have ``segment_anything`` run its ``__init__`` when a name of it is first asked for, not when it is imported."""
+def _defer_init() -> None:
+    """Run ``segment_anything.__init__`` at the first attribute access instead of at import."""
     spec = find_spec(_PACKAGE)
     if spec is None or spec.loader is None:
         raise ModuleNotFoundError(f"No module named {_PACKAGE!r}", name=_PACKAGE)
@@ -27,7 +27,7 @@ def _put_off_init() -> None:
 
 
 if _PACKAGE not in sys.modules:
-    _put_off_init()
+    _defer_init()
 
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer  # noqa: E402
 from segment_anything.modeling.common import LayerNorm2d  # noqa: E402

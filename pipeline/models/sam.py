@@ -1,8 +1,8 @@
-"""Assembly of a whole SAM from an image encoder and segment-anything's own prompt encoder and mask decoder.
+"""Assembly of a SAM from an image encoder and segment-anything's own prompt encoder and mask decoder.
 
-Source: segment-anything, ``modeling/sam.py`` and ``build_sam.py`` (Kirillov et al. 2023). What differs: the encoder's
-input side and the side of the prompt frame are two numbers, since EfficientViT-SAM L reads 512 pixels while its prompts
-stay in SAM's frame of 1024; decoding is `pipeline.models.decoder.decode`, which can be trained and exported.
+Source: segment-anything, ``modeling/sam.py`` and ``build_sam.py`` (Kirillov et al. 2023). Differences: the encoder's
+input size and the prompt frame's size are separate, since EfficientViT-SAM L takes 512 pixels while its prompts stay in
+SAM's 1024-pixel frame; decoding is `pipeline.models.decoder.decode`, which can be trained and exported.
 """
 
 from pathlib import Path
@@ -50,7 +50,7 @@ class Sam(nn.Module):
 
 
 def assemble(image_encoder: nn.Module, *, image_size: int, input_size: int, embedding_size: int) -> Sam:
-    """A SAM with ``image_encoder`` and a fresh prompt encoder and mask decoder of SAM's published sizes."""
+    """Build a SAM from ``image_encoder`` and a new prompt encoder and mask decoder of SAM's published sizes."""
     return Sam(
         image_encoder,
         PromptEncoder(
@@ -73,36 +73,36 @@ def assemble(image_encoder: nn.Module, *, image_size: int, input_size: int, embe
 
 
 def save_checkpoint(sam: Sam, directory: Path) -> None:
-    """Write a whole SAM's weights as safetensors into ``directory``."""
+    """Write all weights of a SAM to ``directory`` as safetensors."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in sam.state_dict().items()}
     save_file(tensors, directory / WEIGHTS)
 
 
 def load_weights(sam: Sam, path: Path) -> Sam:
-    """Load safetensors into ``sam``, every key and shape accounted for; half precision is widened.
+    """Load safetensors into ``sam`` strictly; half precision is converted to fp32.
 
     Raises:
-        InputError: The file is absent, no safetensors, or of another model.
+        InputError: The file is missing, is not valid safetensors, or belongs to another model.
     """
     try:
         state = load_file(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: run `dvc repro` or `dvc pull`.") from None
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is no readable safetensors file ({error}): make it anew.") from None
+        raise InputError(f"{path} is not a readable safetensors file ({error}): recreate it.") from None
     load_state(sam, state, path)
     return sam
 
 
 def load_state(sam: Sam, state: dict[str, Tensor], source: Path) -> None:
-    """Load a state dict strictly, and say in one line what does not fit.
+    """Load a state dict strictly, with a one-line error on mismatch.
 
     Raises:
-        InputError: Keys or shapes differ from the model's, or a part of it refuses what the weights are meant for.
+        InputError: Keys or shapes differ from the model's, or a module rejects the weights' extra state.
     """
     own = sam.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    # Extra state is judged by the module it belongs to, which can say more than a shape.
+    # Extra state is checked by its module, whose error is more specific than a shape.
     weights = {key for key in own.keys() & state.keys() if not key.endswith("_extra_state")}
     shapes = [key for key in weights if state[key].shape != own[key].shape]
     if missing or unknown or shapes:

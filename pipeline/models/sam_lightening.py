@@ -1,24 +1,24 @@
-"""SAM-Lightening: a small plain vision transformer with dilated attention in place of SAM's image encoder.
+"""SAM-Lightening: a small plain vision transformer with dilated attention as SAM's image encoder.
 
 Source: Song et al. 2024, "SAM-Lightening: A Lightweight Segment Anything Model with Dilated Flash Attention to Achieve
 30 times Acceleration" (arXiv 2403.09195), and for the encoder's sizes the author's published code. There are no
-published weights, so nothing need load; the count of parameters is the author's, 14,091,136.
+published weights to load; the parameter count equals the author's, 14,091,136.
 
-How this differs from the author's code, and why:
+Differences from the author's code, with reasons:
 
 - Attention runs among the tokens of an image (`pipeline.models.attention`). The author's runs along the batch of
-  windows: tokens of a window never meet, images of a batch do, and every odd position gets a bias and nothing else. It
-  is almost an MLP for each token, so **the latency of the published code is not that of the attention that the paper
-  describes, and no figure of ours is comparable with it.**
+  windows: tokens of a window never interact, images of a batch do, and every odd position gets only a bias. That is
+  nearly an MLP per token, so **the latency of the published code is not that of the attention that the paper describes,
+  and our figures are not comparable with it.**
 - Every block has dilated attention; the author's blocks 2 and 5 are meant to be global, but attend to one token.
 - The softmax is scaled by the heads' own dimension, 64; the author halves the heads and keeps the scale.
-- A head keeps the positions that its number says, so that all heads together keep every position.
-- Every other block reads the tokens by columns. In one order alone, segments and the classes of an interval never meet:
-  with (1024, 2) the image would fall into eight parts that only the neck's 3x3 convolution joins. By rows and by
-  columns in turn, two blocks reach every token from every other (for square grids; it costs a transposition).
-- The author's attention ends in two linear maps in a row. They are one map, and are applied as one.
+- The positions a head selects depend on its index, so that all heads together cover every position.
+- Every other block orders the tokens by columns. With a single order, segments and residue classes of the interval
+  never interact: (1024, 2) would split the image into eight parts that only the neck's 3x3 convolution joins.
+  Alternating rows and columns, any token reaches any other in two blocks (on square grids; it costs a transposition).
+- The author's attention ends in two consecutive linear maps. Here their product is applied as one map.
 
-The nano variant is this project's own: the same code with smaller numbers, for the demo and for tests.
+The nano variant is this project's own: the same code with smaller sizes, for the demo and for tests.
 """
 
 from collections.abc import Sequence
@@ -39,12 +39,12 @@ MLP_EXPAND = 4
 NORM_EPS = 1e-6
 
 Settings = Any
-"""For each block its pairs (segment, interval); several are mixed, see `mixed_dilated_attention`. From params.yaml come
-lists of lists, which nobody has checked."""
+"""Per block, its pairs (segment, interval); several are mixed, see `mixed_dilated_attention`. Values from params.yaml
+are unchecked lists of lists."""
 
 
 class Projection(nn.Module):
-    """Two linear maps in a row, multiplied first: ``width^3`` products instead of ``tokens * width^2``."""
+    """Two consecutive linear maps, multiplied first: ``width^3`` products instead of ``tokens * width^2``."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Projection(nn.Module):
         return F.linear(x, *self._product())
 
     def folded(self) -> nn.Linear:
-        """The same function as one map, for export."""
+        """Return the equivalent single linear map, for export."""
         weight, bias = self._product()
         linear = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
         linear.load_state_dict({"weight": weight, "bias": bias})
@@ -68,12 +68,12 @@ class Projection(nn.Module):
 class Attention(nn.Module):
     """Dilated attention over the tokens of an image.
 
-    Which tokens meet is part of the function but no weight. It goes into the state dict as extra state, so that weights
-    do not load into a model of other settings, though all keys and shapes would fit.
+    The pairs decide the function but are not weights. They are saved in the state dict as extra state, so that weights
+    do not load into a model with other pairs, although all keys and shapes match.
 
     Args:
         width: Channels in and out.
-        heads: Of ``width / heads`` channels each.
+        heads: Number of heads, of ``width / heads`` channels each.
         pairs: (segment, interval), in tokens.
     """
 
@@ -91,32 +91,32 @@ class Attention(nn.Module):
         return z
 
     def get_extra_state(self) -> Tensor:
-        """``(pairs, 2)``: what the weights are meant for."""
+        """Pairs that the weights were trained with, ``(pairs, 2)``."""
         return torch.tensor(self.pairs, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Compare, and change nothing.
+        """Check the saved pairs against this module's; nothing is changed.
 
         Raises:
-            InputError: The weights are meant for other pairs.
+            InputError: The weights were trained with other pairs.
         """
-        theirs, ours = state.tolist(), [list(pair) for pair in self.pairs]
-        if theirs != ours:
+        saved, expected = state.tolist(), [list(pair) for pair in self.pairs]
+        if saved != expected:
             raise InputError(
-                f"weights for attention with (segment, interval) {theirs} do not fit a block with {ours}: "
+                f"weights for attention with (segment, interval) {saved} do not fit a block with {expected}: "
                 "build the model with the options on their card."
             )
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each after a norm and with a shortcut.
+    """Pre-norm attention and MLP, each with a shortcut.
 
     Args:
         width: Channels.
-        heads: Of attention.
+        heads: Attention heads.
         pairs: (segment, interval).
-        grid: Side of the square of tokens.
-        by_columns: Whether attention meets the tokens column by column.
+        grid: Side of the square token grid.
+        by_columns: Whether attention reads the tokens column by column.
     """
 
     def __init__(self, width: int, heads: int, pairs: Sequence[Pair], *, grid: int, by_columns: bool) -> None:
@@ -133,7 +133,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
     def _ordered(self, x: Tensor) -> Tensor:
-        """Rows to columns where asked for; a square's way back is the way there."""
+        """Transpose the token grid if ``by_columns``; on a square grid this is its own inverse."""
         return x.unflatten(1, (self.grid, self.grid)).transpose(1, 2).flatten(1, 2) if self.by_columns else x
 
 
@@ -141,10 +141,10 @@ class ImageEncoder(nn.Module):
     """``(B, 3, side, side)`` to ``(B, 256, side / 16, side / 16)``.
 
     Args:
-        side: Of the images, in pixels.
+        side: Side of the images, in pixels.
         width: Channels.
-        heads: Of attention.
-        attention: For each block its pairs (segment, interval).
+        heads: Attention heads.
+        attention: Pairs (segment, interval) of each block.
     """
 
     def __init__(self, *, side: int, width: int, heads: int, attention: Sequence[Sequence[Pair]]) -> None:
@@ -163,13 +163,13 @@ class ImageEncoder(nn.Module):
         """Image embeddings of normalised, padded images.
 
         Raises:
-            InputError: The images are of another side than there are positions for.
+            InputError: The images' size is not ``side``.
         """
         if images.shape[-2:] != (self.side, self.side):
             height, width = images.shape[-2:]
             raise InputError(
-                f"this encoder has positions for {self.side} x {self.side} pixels, not for {height} x {width}: "
-                f"bring images there with pipeline.ops.geometry.to_input(image, {self.side})."
+                f"this encoder takes {self.side} x {self.side} pixels, not {height} x {width}: "
+                f"resize images with pipeline.ops.geometry.to_input(image, {self.side})."
             )
         patches = self.patch_embed(images)
         tokens = self.blocks(patches.flatten(2).transpose(1, 2) + self.pos_embed)
@@ -179,7 +179,7 @@ class ImageEncoder(nn.Module):
 
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, Projection):
-        # One of two maps in a row starts as the identity: together they start as one map would.
+        # One of the two maps starts as the identity, so that their product starts like a single map.
         nn.init.eye_(module.outer.weight)
     elif isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -187,10 +187,10 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _checked(attention: Settings, *, depth: int, heads: int) -> list[list[Pair]]:
-    """The pairs of each block.
+    """Validate the pairs of each block.
 
     Raises:
-        InputError: They are not pairs of whole numbers for each block, or an interval does not divide the heads.
+        InputError: They are not pairs of integers for each block, or an interval does not divide the heads.
     """
     fault = None
     if not isinstance(attention, list | tuple) or len(attention) != depth:
@@ -200,8 +200,8 @@ def _checked(attention: Settings, *, depth: int, heads: int) -> list[list[Pair]]
             fault = f"each block, not {block!r}"
     if fault:
         raise InputError(
-            f"the option attention must list pairs [segment, interval] for {fault}: whole numbers of at least 1, "
-            f"intervals that divide {heads} heads, for example {[[[1024, 2]]] * depth}."
+            f"the option attention must list pairs [segment, interval] for {fault}: integers of at least 1, "
+            f"with intervals that divide {heads} heads, for example {[[[1024, 2]]] * depth}."
         )
     return [[(int(segment), int(interval)) for segment, interval in block] for block in attention]
 
@@ -216,7 +216,7 @@ def sam_lightening(attention: Settings = (((1024, 2),),) * 6) -> Sam:
     """18.2 M parameters, 14.1 M of them the encoder's, which costs 52.7 GMAC; 1024 pixels in.
 
     Args:
-        attention: For each of 6 blocks its pairs (segment, interval), of 4096 tokens.
+        attention: Pairs (segment, interval) of each of 6 blocks, over 4096 tokens.
     """
     pairs = _checked(attention, depth=6, heads=6)
     encoder = ImageEncoder(side=1024, width=384, heads=6, attention=pairs)
@@ -227,7 +227,7 @@ def sam_lightening_nano(attention: Settings = (((128, 2),),) * 4) -> Sam:
     """6.8 M parameters, 2.8 M of them the encoder's, which costs 0.70 GMAC; 256 pixels in and in the prompt frame.
 
     Args:
-        attention: For each of 4 blocks its pairs (segment, interval), of 256 tokens.
+        attention: Pairs (segment, interval) of each of 4 blocks, over 256 tokens.
     """
     pairs = _checked(attention, depth=4, heads=6)
     encoder = ImageEncoder(side=256, width=192, heads=6, attention=pairs)

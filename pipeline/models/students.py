@@ -1,6 +1,7 @@
-"""The models by name. A new student is a module of its own and a line here; contract tests run over the table.
+"""Models by name. A new student is one module and one line here; contract tests run over the table.
 
-A module is imported when one of its models is built: what is made of one student hangs on no other student's code.
+A module is imported only when one of its models is built, so that a student's artifacts do not depend on the code of
+other students.
 """
 
 import inspect
@@ -30,7 +31,7 @@ STUDENTS: Mapping[str, str] = {
     "sam_lightening_nano": "pipeline.models.sam_lightening",
     "sam_lightening": "pipeline.models.sam_lightening",
 }
-"""The module whose function of that name builds the student."""
+"""Student name to the module that has its builder, a function of the same name."""
 
 TEACHERS: Mapping[str, str] = {
     "bundled": "pipeline.models.bundled",
@@ -44,16 +45,16 @@ _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 def build(name: str, options: Mapping[str, Any] = _NO_OPTIONS, *, seed: int = 0) -> Sam:
-    """A student or a teacher by name, with fresh weights, in training mode.
+    """Build a student or a teacher with newly initialised weights, in training mode.
 
     Args:
         name: A key of `STUDENTS` or `TEACHERS`.
-        options: Arguments of its builder by name: choices that decide what it computes. They come from the student's
-            section of params.yaml and are kept on the cards of all that is made from it.
-        seed: Decides the fresh weights alone; torch's global random state is left as it was.
+        options: Keyword arguments of its builder, which decide what it computes. They come from the student's section
+            of params.yaml and are recorded on the cards of all artifacts made from it.
+        seed: Seed of the initial weights; torch's global random state is not changed.
 
     Raises:
-        InputError: No model has this name, or this model not these options.
+        InputError: The name is unknown, or the model has no such option.
     """
     builder: Callable[..., Sam] = getattr(import_module(module_of(name)), name)
     known = inspect.signature(builder).parameters
@@ -66,10 +67,10 @@ def build(name: str, options: Mapping[str, Any] = _NO_OPTIONS, *, seed: int = 0)
 
 
 def module_of(name: str) -> str:
-    """The module that builds a student or a teacher, dotted.
+    """Dotted name of the module that builds a student or a teacher.
 
     Raises:
-        InputError: No model has this name.
+        InputError: The name is unknown.
     """
     modules = {**STUDENTS, **TEACHERS}
     if name not in modules:
@@ -78,10 +79,10 @@ def module_of(name: str) -> str:
 
 
 def load_checkpoint(directory: Path) -> Sam:
-    """The model of a checkpoint artifact, in evaluation mode.
+    """Load the model of a checkpoint artifact, in evaluation mode.
 
     Raises:
-        InputError: ``directory`` is no checkpoint, or its weights are damaged or another model's.
+        InputError: ``directory`` is not a checkpoint, or its weights are damaged or another model's.
     """
     card = Card.read(directory)
     if card.kind != "checkpoint" or card.model is None:
@@ -90,12 +91,12 @@ def load_checkpoint(directory: Path) -> Sam:
 
 
 def link(folder: Path = Path("deps/students")) -> str:
-    """Write ``<folder>/<name>/`` for each student: links to the files that decide this one and not every student.
+    """Write ``<folder>/<name>/`` for each student: links to the source files that only this student depends on.
 
-    DVC fills a student's name into a path, and into nothing that would lead to a list of paths.
+    DVC can substitute a student's name into a path, but not expand it to a list of paths.
 
     Returns:
-        What was done, in one line.
+        A one-line summary.
     """
     shutil.rmtree(folder, ignore_errors=True)
     shared = code.closure(__name__)

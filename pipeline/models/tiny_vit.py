@@ -1,15 +1,15 @@
-"""TinyViT, the encoder that TinySAM and MobileSAM share: convolutions at 1/4, then attention within windows.
+"""TinyViT, the encoder that TinySAM and MobileSAM share: convolutions at 1/4 resolution, then window attention.
 
 Source: Wu et al. 2022, "TinyViT: Fast Pretraining Distillation for Small Vision Transformers" (arXiv 2207.10666), in
 the form of MobileSAM (arXiv 2306.14289): the last stage keeps the resolution of the one before it, and SAM's neck
-follows. Modules have the names of the published checkpoints, which therefore load as they are.
+follows. Modules have the names of the published checkpoints, which therefore load unchanged.
 
-What differs from the published code, at equal results:
+Differences from the published code that do not change results:
 
-- Nothing is remembered between calls. The published code keeps the bias of attention from the last ``eval()`` on, so
-  that weights changed after it mask with the old one; here it is read off the weights in every forward pass.
-- Images of any side that the stages divide are taken; the published code has that of 1024 pixels built in.
-- Features stay maps; between blocks nothing is flattened.
+- No state is cached between calls. The published code caches the attention bias at ``eval()`` and ignores later weight
+  changes; here the bias is gathered from the weights in every forward pass.
+- Any input size that is a multiple of the stride is accepted; the published code is fixed to 1024 pixels.
+- Features stay ``(B, C, h, w)`` maps between blocks.
 """
 
 from collections import OrderedDict
@@ -36,9 +36,9 @@ class Stage:
     Args:
         width: Channels.
         depth: Blocks.
-        heads: Of attention; 0 makes the blocks convolutions.
-        window: Side of the windows that attention stays in, in cells.
-        halves: Whether the resolution is halved on the way to the next stage; the last stage has none after it.
+        heads: Attention heads; 0 makes the blocks convolutional.
+        window: Side of the attention windows, in cells.
+        halves: Whether the transition to the next stage halves the resolution; unused in the last stage.
     """
 
     width: int
@@ -59,7 +59,7 @@ def conv(channels_in: int, channels_out: int, kernel: int = 1, *, stride: int = 
 
 
 class ConvBlock(nn.Module):
-    """1x1 to four times the channels, depthwise 3x3, 1x1 back, and GELU after the shortcut."""
+    """1x1 to four times the channels, depthwise 3x3, 1x1 back, GELU after the shortcut."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class ConvBlock(nn.Module):
 
 
 def downsample(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
-    """1x1 to the next stage's channels, depthwise 3x3 to its resolution, 1x1."""
+    """1x1 to the next stage's channels, strided depthwise 3x3, 1x1."""
     return nn.Sequential(
         OrderedDict(
             conv1=conv(channels_in, channels_out),
@@ -87,14 +87,14 @@ def downsample(channels_in: int, channels_out: int, stride: int) -> nn.Sequentia
 
 
 class WindowAttention(nn.Module):
-    """Attention among the cells of a window, with a learned bias for each distance between two of them.
+    """Attention among the cells of a window, with a learned bias for each distance between two cells.
 
-    A map whose sides are no multiples of the window is padded with zeros at the bottom and on the right. As published,
+    A map whose sides are not multiples of the window is zero-padded at the bottom and right. As in the published code,
     padding is normalised and attended to like any cell.
 
     Args:
         width: Channels in and out.
-        heads: Of ``width / heads`` channels each.
+        heads: Number of heads, of ``width / heads`` channels each.
         window: Side of a window, in cells.
     """
 
@@ -110,15 +110,15 @@ class WindowAttention(nn.Module):
         self.register_buffer("offsets", _offsets(window), persistent=False)
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
-        """Cells with their channels last."""
+        """Same shape, channels last."""
         b, height, width, _ = x.shape
         side = self.window
         rows, columns = -(-height // side), -(-width // side)
         x = F.pad(x, (0, 0, 0, columns * side - width, 0, rows * side - height))
         windows = x.unflatten(2, (columns, side)).unflatten(1, (rows, side)).transpose(2, 3).flatten(0, 2).flatten(1, 2)
-        # Queries, keys and values of a head lie beside each other.
+        # Queries, keys and values of a head are contiguous.
         qkv = self.qkv(self.norm(windows)).unflatten(-1, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)
-        # One gather per forward pass: a bias kept from the last one would be that of older weights.
+        # Gathered in every forward pass: a cached bias would go stale when the weights change.
         bias = self.attention_biases.index_select(1, self.offsets).unflatten(1, (side * side, side * side))
         y = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=bias[None])
         y = self.proj(y.transpose(1, 2).flatten(2))
@@ -127,14 +127,14 @@ class WindowAttention(nn.Module):
 
 
 def _offsets(window: int) -> Int32[Tensor, " pairs"]:
-    """For each pair of cells of a window, in rows, the place of their distance among ``window * window`` biases."""
-    places = torch.arange(window, dtype=torch.int32)
-    apart = (places[:, None] - places).abs()
-    return (apart[:, None, :, None] * window + apart[None, :, None, :]).flatten()
+    """Index of each cell pair's (row, column) distance among the ``window * window`` biases, in row-major order."""
+    positions = torch.arange(window, dtype=torch.int32)
+    distances = (positions[:, None] - positions).abs()
+    return (distances[:, None, :, None] * window + distances[None, :, None, :]).flatten()
 
 
 class Mlp(nn.Module):
-    """Norm and two linear maps on channels last, four times as many in between."""
+    """Norm and a two-layer MLP with four times the channels, channels last."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Mlp(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Attention in windows, a depthwise 3x3 that carries across their borders, an MLP."""
+    """Window attention, a depthwise 3x3 that mixes across window borders, an MLP."""
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class TinyViT(nn.Module):
 
     Args:
         stages: From fine to coarse.
-        classes: Of the classifier that published checkpoints still hold; 0 for none.
+        classes: Classes of the unused classifier in published checkpoints; 0 for none.
     """
 
     def __init__(self, stages: Sequence[Stage], *, classes: int = 0) -> None:
@@ -186,8 +186,8 @@ class TinyViT(nn.Module):
         self.neck = sam_neck(last)
         self.apply(_initialise)
         if classes:
-            # Left over from pre-training on ImageNet. It is here so that published checkpoints load strictly; no image
-            # passes through it, so it is not trained, and export drops it.
+            # Left over from ImageNet pre-training and kept so that published checkpoints load strictly. The forward
+            # pass does not use it, so it is not trained, and export drops it.
             self.norm_head = nn.LayerNorm(last).requires_grad_(False)
             self.head = nn.Linear(last, classes).requires_grad_(False)
 
@@ -195,13 +195,13 @@ class TinyViT(nn.Module):
         """Image embeddings of normalised, padded images.
 
         Raises:
-            InputError: A side is no multiple of the stride.
+            InputError: A side is not a multiple of the stride.
         """
         height, width = images.shape[-2:]
         if height % self.stride or width % self.stride:
             raise InputError(
                 f"TinyViT takes images whose sides are multiples of {self.stride} pixels, not {height} x {width}: "
-                "pad them first, as pipeline.ops.geometry.to_input does."
+                "pad them with pipeline.ops.geometry.to_input."
             )
         y: Tensor = self.neck(self.layers(self.patch_embed(images)))
         return y
@@ -226,7 +226,7 @@ def _layer(stage: Stage, after: Stage | None) -> nn.Sequential:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Small normal weights for linear maps, as published; He et al.'s for convolutions, which is ours."""
+    """Initialise linear maps with small normal weights, as published, and convolutions with Kaiming normal weights."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

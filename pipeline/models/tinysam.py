@@ -1,9 +1,9 @@
-"""TinySAM: TinyViT in place of SAM's image encoder.
+"""TinySAM: TinyViT as SAM's image encoder.
 
 Source: Shu et al. 2023, "TinySAM: Pushing the Envelope for Efficient Segment Anything Model" (arXiv 2312.13789).
 Checkpoints of TinySAM and of MobileSAM, which has the same encoder, load strictly and give the published outputs. The
-published decoder drops segment-anything's single-mask answer; ours keeps both, as everywhere in this project. The nano
-variant is this project's own: the same code with smaller numbers, for the demo and for tests.
+published decoder drops segment-anything's single-mask output; this one keeps it, as everywhere in this project. The
+nano variant is this project's own: the same code with smaller sizes, for the demo and for tests.
 """
 
 from pipeline.models.sam import Sam, assemble
@@ -27,7 +27,7 @@ def tinysam() -> Sam:
 def tinysam_nano() -> Sam:
     """6.1 M parameters, 2.06 M of them the encoder's, which costs 0.66 GMAC; 256 pixels in and in the prompt frame.
 
-    Windows of 16 see the whole 16 x 16 embedding; those of 7 before it keep the published padding in use.
+    Windows of 16 cover the whole 16 x 16 embedding; the windows of 7 before it exercise the published padding.
     """
     stages = (
         Stage(16, 1),

@@ -203,7 +203,8 @@ def test_only_encoder_and_preprocessing_decide_where_embeddings_lie():
     assert decides() == {
         f"pipeline/{name}.py"
         for name in (
-            "data/encoding", "data/shards", "models/bundled", "models/feature_layers", "models/published", "ops/geometry",
+            "data/encoding", "data/shards", "models/bundled", "models/feature_layers",
+            "models/published", "ops/geometry",
         )
     }  # fmt: skip
 

@@ -195,7 +195,7 @@ def test_scores_fall_by_the_formula():
 @pytest.mark.parametrize(
     ("heads", "segment", "interval", "says"),
     [
-        (6, 8, 4, "6 heads cannot share out the 4 positions of interval 4: choose an interval that divides"),
+        (6, 8, 4, "6 heads cannot cover the 4 positions of interval 4: choose an interval that divides"),
         (2, 0, 1, "segment and interval must be at least 1, not 0 and 1"),
         (2, 4, 0, "segment and interval must be at least 1, not 4 and 0"),
     ],
@@ -214,8 +214,8 @@ def test_no_pairs_are_refused():
 
 
 def test_an_unknown_kernel_is_refused_with_the_known_ones():
-    unchecked = attention._chosen.__wrapped__  # the type checker of these tests would be the first to refuse
-    with pytest.raises(InputError, match=r"unknown kernel 'fast': there is auto, flash_attn, sdpa"):
+    unchecked = attention._resolve_kernel.__wrapped__  # the type checker of these tests would be the first to refuse
+    with pytest.raises(InputError, match=r"unknown kernel 'fast': choose one of auto, flash_attn, sdpa"):
         unchecked("fast", torch.zeros(1, 1, 1, 1))
 
 

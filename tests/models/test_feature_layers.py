@@ -52,7 +52,7 @@ def test_features_of_sams_own_encoder_have_their_channels_in_front():
 
 def test_a_block_that_is_not_there_is_named():
     with (
-        pytest.raises(InputError, match="no block 9 to layer: the encoder's go from 0 to 3"),
+        pytest.raises(InputError, match="has no block 9: its blocks are 0 to 3"),
         captured_features(build("sam_lightening_nano").image_encoder, [9]),
     ):
         pass

@@ -61,7 +61,7 @@ def test_two_maps_in_a_row_are_applied_as_one():
 @pytest.mark.parametrize("size", [(128, 128), (256, 240)])
 def test_images_without_positions_are_refused_in_words(size):
     encoder = build("sam_lightening_nano").image_encoder
-    with pytest.raises(InputError, match=rf"positions for 256 x 256 pixels, not for {size[0]} x {size[1]}"):
+    with pytest.raises(InputError, match=rf"takes 256 x 256 pixels, not {size[0]} x {size[1]}"):
         encoder(torch.zeros(1, 3, *size))
 
 
@@ -73,9 +73,9 @@ def test_images_without_positions_are_refused_in_words(size):
         ([[64, 2]] * 4, r"for each block, not \[64, 2\]"),
         ([[]] * 4, r"for each block, not \[\]"),
         ([[[64, 4]]] * 4, r"intervals that divide 6 heads"),
-        ([[[64, 0]]] * 4, "whole numbers of at least 1"),
-        ([[[64.0, 2]]] * 4, "whole numbers"),
-        ([[[True, 2]]] * 4, "whole numbers"),
+        ([[[64, 0]]] * 4, "integers of at least 1"),
+        ([[[64.0, 2]]] * 4, "integers of at least 1"),
+        ([[[True, 2]]] * 4, "integers of at least 1"),
         ([[[64, 2, 1]]] * 4, "for each block"),
     ],
 )
