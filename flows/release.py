@@ -4,13 +4,13 @@ One candidate takes no other down: where one is refused by a gate, the release g
 where one fails, what does not need it goes on, and the release fails at the end.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, get_args
 
+import typer
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -23,17 +23,18 @@ from pydantic import Field
 from flows import clone, dvc, outcome, remote, schedule, tasks
 from flows.outcome import ReleaseFailedError
 from pipeline import promote, tracking
+from pipeline.core import command_line
 from pipeline.core.artifact import read_refusals
+from pipeline.core.command_line import PLAIN, Names, names
 from pipeline.core.config import read_params
 from pipeline.core.errors import InputError
-from pipeline.core.process import exit_code, raise_on_signals
+from pipeline.core.failures import BAD_INPUT, OK, REFUSED, guarded
+from pipeline.core.process import raise_on_signals
 from pipeline.core.stage import ARTIFACTS, listed
 from pipeline.stages import STAGES
 
 WITH_REFUSALS = "CompletedWithRefusals"
 """Name of the flow's last state where a gate refused some of the candidates."""
-REFUSED = 3
-"""Exit code for the same."""
 Verb = Literal["embed", "distill", "align", "build_engine", "evaluate"]
 """What workers can be asked for: the stages that have ``gpu``."""
 
@@ -185,61 +186,56 @@ def check_engine(params: Mapping[str, Any], on_gpu: Sequence[str]) -> None:
         )
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+app = typer.Typer(**PLAIN)
 
 
-def _verbs(text: str) -> list[str]:
-    verbs = _names(text)
-    for verb in verbs:
-        if verb not in get_args(Verb):
-            raise argparse.ArgumentTypeError(
-                f"stages of {verb!r} cannot be handed over; those of {', '.join(get_args(Verb))} can"
-            )
-    return verbs
+@app.command()
+def _command(
+    students: Annotated[Names | None, names("Some of those in params.yaml; default: all.")] = None,
+    at_once: Annotated[int, typer.Option(min=1, help="Stages that may run at the same time.")] = 1,
+    on_gpu: Annotated[
+        Names | None, names("Stages that workers of the pool gpu run: build_engine, distill ... (docs/gpu.md)")
+    ] = None,
+) -> int:
+    """Run all stages as one Prefect flow, and register the best model."""
+    stages = on_gpu or ()
+    for name in stages:
+        if name not in get_args(Verb):
+            known = ", ".join(get_args(Verb))
+            raise typer.BadParameter(f"stages of {name!r} cannot be handed over; those of {known} can")
+    return guarded(lambda: _run(list(students) if students else None, at_once, stages), "the flow", _resume)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the flow, then say what came out and where to look at it.
+def _resume() -> str:
+    return " `python -m flows.release` resumes it."
 
-    Returns:
-        0, or 1 where stages failed, 2 for bad input, 3 where gates refused candidates and nothing else is amiss, 130
-        or 143 after Ctrl-C or SIGTERM.
-    """
-    parser = argparse.ArgumentParser(prog="python -m flows.release", description="Run all stages as one Prefect flow.")
-    parser.add_argument("--students", type=_names, help="some of those in params.yaml, as A,B (default: all)")
-    parser.add_argument("--at-once", type=int, default=1, help="stages that may run beside each other (default: 1)")
-    parser.add_argument(
-        "--on-gpu",
-        type=_verbs,
-        default=[],
-        metavar="VERB,VERB",
-        help="stages that workers of the pool gpu run: build_engine, distill ... (default: none; docs/gpu.md)",
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.at_once < 1:
-        parser.error(f"--at-once must be at least 1, not {arguments.at_once}")
-    raise_on_signals()
+
+def _run(students: list[str] | None, at_once: int, on_gpu: Sequence[str]) -> int:
     try:
-        state: State[Any] = release(arguments.students, arguments.at_once, arguments.on_gpu, return_state=True)
+        state: State[Any] = release(students, at_once, on_gpu, return_state=True)
         rows = state.result()
     except ReleaseFailedError as failed:
         if failed.rows is not None:
             _tell(failed.rows)
         for line in filter(None, (failed.refused, *(f"error: {line}" for line in str(failed).splitlines()))):
             print(line, file=sys.stderr)
-        return 2 if failed.bad_input else 1
-    except InputError as error:
-        return _say(f"error: {error}", 2)
-    except KeyboardInterrupt as interrupt:
-        return _say(
-            "error: the flow was stopped; `python -m flows.release` goes on where it was.", exit_code(interrupt)
-        )
+        return BAD_INPUT if failed.bad_input else 1
     _tell(rows)
     if state.name == WITH_REFUSALS:
         print(state.message)
         return REFUSED
-    return 0
+    return OK
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the flow, then print the leaderboard and where to look further.
+
+    Returns:
+        0; 1 where stages failed; 2 for bad input; 3 where gates refused candidates and nothing else failed; 130 after
+        Ctrl-C, 143 after SIGTERM.
+    """
+    raise_on_signals()
+    return command_line.run(app, arguments, "python -m flows.release")
 
 
 def _tell(rows: list[dict[str, Any]]) -> None:
@@ -250,11 +246,6 @@ def _tell(rows: list[dict[str, Any]]) -> None:
     print(f"report          {_COMPARISON / 'report.html'}")
     print("MLflow pages    mlflow server --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db")
     print('Prefect pages   PREFECT_HOME="$PWD/.prefect" prefect server start --host 127.0.0.1')
-
-
-def _say(line: str, code: int) -> int:
-    print(line, file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

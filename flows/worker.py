@@ -1,13 +1,14 @@
 """Start a worker in this clone, see whether one answers, and tell Prefect what workers can be asked for."""
 
-import argparse
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
+import typer
 import yaml
 from prefect.automations import Automation, EventTrigger, Posture, ResourceSpecification
 from prefect.client.orchestration import get_client
@@ -18,9 +19,13 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import ObjectAlreadyExists
 
 from flows.clone import CLONE
+from pipeline.core import command_line
+from pipeline.core.command_line import PLAIN
 from pipeline.core.errors import InputError
+from pipeline.core.failures import OK, guarded
 
-POOLS = ("cpu", "gpu")
+Pool = Literal["cpu", "gpu"]
+POOLS: tuple[Pool, ...] = get_args(Pool)
 HEARTBEAT_S = 30
 """How often a run on a worker says that it lives: the least that Prefect takes."""
 SILENCE_S = 90
@@ -123,29 +128,36 @@ def _environment() -> dict[str, str]:
     return os.environ | {CLONE: clone, "PYTHONPATH": path, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Read the command line and do as it says."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.worker",
-        description="Serve a work pool from this clone: stages handed over by `flows.release --on-gpu`, or whole "
-        "releases. PREFECT_API_URL says where the Prefect server is.",
-    )
-    parser.add_argument("pool", nargs="?", choices=POOLS, help="the work pool to serve")
-    parser.add_argument("--deploy", action="store_true", help="make pools and deployments; once for each server")
-    parser.add_argument("--try", dest="attempt", action="store_true", help="ask a worker that runs what it has")
-    parser.add_argument("--timeout", type=float, default=60, metavar="S", help="for --try, in seconds (default: 60)")
-    arguments = parser.parse_args(argv)
-    if not arguments.deploy and arguments.pool is None:
-        parser.error("name a pool, or give --deploy")
-    try:
-        if arguments.deploy:
+app = typer.Typer(**PLAIN)
+
+
+@app.command()
+def _command(
+    pool: Annotated[Pool | None, typer.Argument(help="The work pool to serve.")] = None,
+    make: Annotated[bool, typer.Option("--deploy", help="Make pools and deployments, once for each server.")] = False,
+    test: Annotated[bool, typer.Option("--try", help="Ask a running worker what its machine has.")] = False,
+    timeout: Annotated[float, typer.Option(metavar="S", help="For --try, in seconds.")] = 60,
+) -> int:
+    """Serve a work pool from this clone: stages handed over by `flows.release --on-gpu`, or whole releases.
+
+    PREFECT_API_URL says where the Prefect server is.
+    """
+    if pool is None and (test or not make):
+        raise typer.BadParameter("name a pool, or give --deploy")
+
+    def serve() -> int:
+        if make:
             deploy()
-        if arguments.attempt:
-            return attempt(arguments.pool, arguments.timeout)
-        return start(arguments.pool) if arguments.pool else 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        if pool is None:
+            return OK
+        return attempt(pool, timeout) if test else start(pool)
+
+    return guarded(serve, "the worker")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; see `pipeline.core.failures` for exit codes."""
+    return command_line.run(app, arguments, "python -m flows.worker")
 
 
 if __name__ == "__main__":

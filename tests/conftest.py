@@ -88,9 +88,11 @@ def world_at() -> type[World]:
 def _make(root: Path) -> World:
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "tests/world", root, ignore=ignore)
-    for name in ("__init__.py", "__main__.py", "acts.py"):
+    (root / "pipeline/bench").mkdir()
+    command_line = ("__init__.py", "__main__.py", "bench/__init__.py", "bench/settings.py")
+    for name in command_line:
         shutil.copy(ROOT / "pipeline" / name, root / "pipeline" / name)
-    for name in ("core", "ops", "promote", "tracking"):
+    for name in ("bench/ablations", "cli", "core", "ops", "promote", "tracking"):
         shutil.copytree(ROOT / "pipeline" / name, root / "pipeline" / name, ignore=ignore)
     shutil.copytree(ROOT / "flows", root / "flows", ignore=ignore)
     (root / "pipeline/compare").mkdir()

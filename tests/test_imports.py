@@ -79,7 +79,7 @@ def test_a_stage_uses_mlflow_without_pandas_which_can_be_imported_all_the_same(t
     code = """
 import sys
 from pipeline.core import process
-from pipeline.__main__ import WITHOUT
+from pipeline.cli.stage_commands import WITHOUT
 with process.starting(), process.without(WITHOUT):
     from pipeline.tracking import Store
     Store.open()

@@ -1,80 +1,56 @@
-"""What is asked of a comparison."""
+"""What `bench` measures, and how carefully. Each field is an option of the command line."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pipeline.core.errors import InputError
+from pydantic import Field
+
+from pipeline.core.config import Config
 
 CUDA = ("cuda", "cuda_compile", "cuda_graph")
 """PyTorch on a GPU: eager, through torch.compile, and as a recorded CUDA graph."""
 RUNTIMES = ("torch", "onnxruntime", "openvino", *CUDA)
-"""All but `CUDA` on the processor."""
+"""All but `CUDA` run on the processor."""
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+SubjectName = Literal["attention", "encoder", "decoder", "training", "evaluate", "everything"]
 
 Combination = tuple[str, str]
 """Runtime and precision."""
+_Positive = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What to compare, and how carefully."""
+class Settings(Config):
+    """Options of `bench`."""
 
-    students: tuple[str, ...]
-    runtimes: tuple[str, ...]
-    precisions: tuple[str, ...]
-    threads: int
-    """Processor threads that one call may use."""
-    runs: int
+    students: Annotated[tuple[str, ...], Field(min_length=1)] = ("efficientvit_sam_nano",)
+    """Students to measure, or all; attention takes none."""
+    runtimes: Annotated[tuple[str, ...], Field(min_length=1)] = RUNTIMES
+    """Runtimes to measure; those named cuda need a GPU."""
+    precisions: Annotated[tuple[str, ...], Field(min_length=1)] = PRECISIONS
+    """Precisions to measure."""
+    threads: _Positive = 2
+    """Processor threads of one call."""
+    runs: _Positive = 20
     """Samples of each row."""
-    warmup: int
+    warmup: Annotated[int, Field(ge=0)] = 3
     """Calls of each row before its first sample."""
-    rounds: int
-    """Turns in which the samples of a row are taken."""
-    max_foreign_load: float
-    """Share of the processors that other processes may use while a sample is taken."""
-    prompts: tuple[int, ...]
-    """Boxes per call of the decoder; each number has a row."""
-    batches: tuple[int, ...]
-    """Images per call of the encoder, each number with a row; none: 1, and 16 too on a GPU."""
-    images: int
-    """Images per step of training; images that evaluation goes through."""
-    photographs: Path | None
-    """Directory with ``instances.json`` and ``images`` to evaluate on; None draws scenes."""
-    tokens: tuple[int, ...]
-    """Lengths of the sequences that attention is measured on."""
-    steps: int
-    """Steps of training at one go, in which memory and waiting are watched."""
-    points: int
-    """Points along one side of the grid of everything mode."""
-    weights: Path | None
-    """Directory that holds a checkpoint artifact under each student's name; None takes fresh weights."""
-
-    def check(self) -> None:
-        """Refuse what measures nothing.
-
-        Raises:
-            InputError: One is out of its range, or a list is empty.
-        """
-        for flag, names in (
-            ("--students", self.students),
-            ("--runtimes", self.runtimes),
-            ("--precisions", self.precisions),
-        ):
-            if not names:
-                raise InputError(f"{flag} names nothing: give names between commas.")
-        for flag, value, least in (
-            ("--threads", self.threads, 1),
-            ("--runs", self.runs, 1),
-            ("--warmup", self.warmup, 0),
-            ("--rounds", self.rounds, 1),
-            ("--prompts", min(self.prompts, default=0), 1),
-            ("--batches", min(self.batches, default=1), 1),
-            ("--images", self.images, 1),
-            ("--steps", self.steps, 1),
-            ("--points", self.points, 1),
-            ("--tokens", min(self.tokens, default=0), 1),
-        ):
-            if value < least:
-                raise InputError(f"{flag} must be at least {least}, not {value}.")
-        if not 0 <= self.max_foreign_load <= 1:
-            raise InputError(f"--max-foreign-load must lie in [0, 1], not {self.max_foreign_load:g}.")
+    rounds: _Positive = 4
+    """Rounds over which the samples of each row are spread; the rows take turns."""
+    max_foreign_load: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Largest share of the processors that other processes may use during a sample."""
+    prompts: Annotated[tuple[_Positive, ...], Field(min_length=1)] = (1, 32, 64)
+    """decoder: boxes per call, one row each."""
+    batches: tuple[_Positive, ...] = ()
+    """encoder: images per call, one row each; default: 1, and 16 on a GPU."""
+    images: _Positive = 2
+    """training: images per step; evaluate: images."""
+    photographs: Path | None = None
+    """evaluate: directory with instances.json and images/; default: rendered scenes."""
+    tokens: Annotated[tuple[_Positive, ...], Field(min_length=1)] = (1024, 4096, 16384)
+    """attention: sequence lengths."""
+    steps: _Positive = 60
+    """training: consecutive steps over which memory and waiting time are recorded."""
+    points: _Positive = 32
+    """everything: grid points per side."""
+    weights: Path | None = None
+    """Directory with a checkpoint artifact per student, such as artifacts/align; default: random weights."""

@@ -94,13 +94,11 @@ class Report:
 
     def json(self) -> str:
         """An object with ``rows``, and what was asked for."""
-        paths = {"weights": self.settings.weights, "photographs": self.settings.photographs}
-        settings = asdict(self.settings) | {name: str(path) if path else None for name, path in paths.items()}
         flat = [{k: v for k, v in asdict(row).items() if k != "figures"} | dict(row.figures) for row in self.rows]
         report = {
             "subject": self.subject,
             "unit": self.unit,
-            "settings": settings,
+            "settings": self.settings.model_dump(mode="json"),
             "rows": flat,
             "left_out": list(self.left_out),
         }

@@ -1,10 +1,9 @@
 """The study of quantization methods: its table, and what it refuses."""
 
-from pathlib import Path
-
 import pytest
 
-from pipeline.bench.ablations.quantization import METHODS, WIDTHS, study, table
+from pipeline.bench.ablations.quantization import METHODS, WIDTHS, quantization, table
+from pipeline.bench.ablations.settings import QuantizationSettings
 from pipeline.core.errors import InputError
 
 
@@ -23,9 +22,9 @@ def test_the_table_has_the_mean_over_seeds_and_the_largest_distance_from_it():
 
 @pytest.mark.parametrize(("what", "known"), [("methods", METHODS), ("widths", WIDTHS)])
 def test_unknown_names_list_the_known_ones(what, known):
-    asked = {"students": ("tinysam_nano",), "methods": ("max",), "widths": ("w8a8",), "seeds": (0,)}
+    settings = QuantizationSettings(**{"students": ("tinysam_nano",), what: ("other",)})
     with pytest.raises(InputError, match=f"unknown {what[:-1]} 'other': there is {', '.join(known)}"):
-        study(**asked | {what: ("other",)}, attention=False, checkpoints=Path(), dataset=Path(), out=Path("none"))
+        quantization(settings)
 
 
 def test_rows_in_the_file_are_not_measured_again(tmp_path):
@@ -34,8 +33,9 @@ def test_rows_in_the_file_are_not_measured_again(tmp_path):
     out = tmp_path / "study.jsonl"
     fp32 = row(0, 0.55, "fp32") | {"width": "fp32"}
     out.write_text("".join(json.dumps(r) + "\n" for r in (fp32, row(0, 0.5))))
-    text = study(
-        students=("tinysam_nano",), methods=("max",), widths=("w6a6",), seeds=(0,), attention=False,
+    settings = QuantizationSettings(
+        students=("tinysam_nano",), methods=("max",), widths=("w6a6",), seeds=(0,),
         checkpoints=tmp_path / "absent", dataset=tmp_path / "absent", out=out,
     )  # fmt: skip
+    text = table(quantization(settings))
     assert "| tinysam_nano | w6a6 | max | no | 50.00 ± 0.00" in text

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.bench.ablations.recipes import FEATURE_LAYERS, LADDER, RECIPES, compare_recipes, table
+from pipeline.bench.ablations.recipes import FEATURE_LAYERS, LADDER, RECIPES, recipes, table
+from pipeline.bench.ablations.settings import RecipesSettings
 from pipeline.core.artifact import Card, Contents
 from pipeline.core.errors import InputError
 from pipeline.core.log import silent
@@ -34,9 +35,7 @@ def test_the_table_has_the_mean_over_seeds_and_the_largest_distance_from_it():
 
 def test_unknown_recipes_list_the_known_ones():
     with pytest.raises(InputError, match=f"unknown recipe 'other': there is {', '.join(RECIPES)}"):
-        compare_recipes(
-            students=(STUDENT,), recipes=("other",), seeds=(0,), steps=1, artifacts=Path(), out=Path("none")
-        )
+        recipes(RecipesSettings(students=(STUDENT,), recipes=("other",)))
 
 
 def test_each_rung_of_the_ladder_adds_one_thing():
@@ -81,40 +80,44 @@ def artifacts(tmp_path, monkeypatch):
 
 def test_rows_are_measured_once_and_go_on_from_the_file(artifacts, tmp_path):
     out = tmp_path / "rows.jsonl"
-    asked = {"students": (STUDENT,), "recipes": ("plain", "layer_wise"), "steps": 2, "artifacts": artifacts, "out": out}
-    text = compare_recipes(**asked, seeds=(0,))
+    settings = RecipesSettings(
+        students=(STUDENT,), recipes=("plain", "layer_wise"), seeds=(0,), steps=2, artifacts=artifacts, out=out
+    )
+    measured = recipes(settings)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(each["student"], each["recipe"]) for each in rows] == [
         ("teacher", ""), (STUDENT, "plain"), (STUDENT, "layer_wise"),
     ]  # fmt: skip
     assert all(0 <= each["box_miou"] <= 1 and -1 <= each["cosine"] <= 1 for each in rows)
     before = out.read_bytes()
-    assert compare_recipes(**asked, seeds=(0,)) == text
+    assert recipes(settings) == measured
     assert out.read_bytes() == before
 
 
 def test_a_row_of_other_settings_another_teacher_or_an_earlier_version_is_measured_anew(artifacts, tmp_path):
     out = tmp_path / "rows.jsonl"
-    asked = {"students": (STUDENT,), "recipes": ("plain",), "steps": 1, "seeds": (0,), "artifacts": artifacts}
-    compare_recipes(**asked, out=out)
+    settings = RecipesSettings(
+        students=(STUDENT,), recipes=("plain",), seeds=(0,), steps=1, artifacts=artifacts, out=out
+    )
+    recipes(settings)
     first = [json.loads(line) for line in out.read_text().splitlines()]
     earlier = [{key: value for key, value in each.items() if key != "settings"} for each in first]
     out.write_text("".join(json.dumps(each) + "\n" for each in earlier))
-    compare_recipes(**asked, out=out)
+    recipes(settings)
     assert [json.loads(line) for line in out.read_text().splitlines()][2:] == first
 
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["distill"][STUDENT]["optimizer"]["lr"] = 0.01
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    compare_recipes(**asked, out=out)
+    recipes(settings)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 5
     assert rows[4]["cosine"] != rows[3]["cosine"]
 
     save_checkpoint(build("bundled", seed=2), artifacts / "teacher")
     Card.seal(artifacts / "teacher", Contents(kind="checkpoint", model="bundled"), {})
-    settings = {"store": "store", "batch": 4, "device": "cpu", "feature_layers": []}
+    config = EmbedConfig(store="store", batch=4, device="cpu", feature_layers=[])
     inputs = {name: artifacts / name for name in ("prepare", "teacher")}
-    embed(EmbedConfig(**settings), **inputs, out=artifacts / "embed", log=silent)
-    compare_recipes(**asked, out=out)
+    embed(config, **inputs, out=artifacts / "embed", log=silent)
+    recipes(settings)
     assert len(out.read_text().splitlines()) == 7

@@ -1,5 +1,4 @@
 import contextlib
-import dataclasses
 import io
 import json
 import re
@@ -7,16 +6,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import typer
 
-from pipeline.__main__ import _parser
-from pipeline.bench import PRECISIONS, RUNTIMES, SUBJECTS, Settings, bench
 from pipeline.bench.attention import PAIRS
 from pipeline.bench.decoder import macs_per_prompt, ours, published
 from pipeline.bench.interleaved import measure_interleaved
-from pipeline.bench.settings import CUDA
+from pipeline.bench.settings import CUDA, PRECISIONS, RUNTIMES, Settings, SubjectName
+from pipeline.bench.side_by_side import SUBJECTS
 from pipeline.bench.table import Report, rows
+from pipeline.cli import app, bench
 from pipeline.core.artifact import Card, Contents
 from pipeline.core.errors import InputError
 from pipeline.evaluate import timing
@@ -48,9 +49,8 @@ SETTINGS = Settings(
 
 def _arguments(subject, *more):
     quick = ("--runs", "2", "--rounds", "2", "--warmup", "1", "--threads", "1", "--max-foreign-load", "1")
-    arguments = vars(_parser().parse_args(["bench", subject, *quick, *more]))
-    assert arguments.pop("verb") == "bench"
-    return arguments
+    command = typer.main.get_command(app).commands["bench"]
+    return command.make_context("bench", [subject, *quick, *more]).params
 
 
 def _bench(capsys, subject, *more):
@@ -121,9 +121,9 @@ def test_every_family_is_measured_beside_the_others(capsys):
 
 
 def test_full_size_students_are_compared_with_sam_vit_b_and_all_names_all():
-    from pipeline.bench import _asked
+    from pipeline.bench.side_by_side import _asked
 
-    settings = dataclasses.replace(SETTINGS, students=("tinysam_nano", "tinysam"))
+    settings = SETTINGS.model_copy(update={"students": ("tinysam_nano", "tinysam")})
     fp32 = [("openvino", "fp32")]
     assert _asked(SUBJECTS["encoder"], settings, fp32) == [
         ("vit_b", [("torch", "fp32")]),
@@ -258,21 +258,24 @@ def test_a_table_is_printed_with_the_baseline_though_only_another_precision_was_
     ("arguments", "says"),
     [
         (("encoder", "--students", "vit_b"), "unknown student 'vit_b': there is efficientvit_sam_nano,"),
-        (("decode",), "unknown subject 'decode': there is attention, encoder, decoder, training, evaluate,"),
         (("encoder", "--runtimes", "tensorflow"), "unknown runtime 'tensorflow': there is torch, onnxruntime,"),
         (("encoder", "--precisions", "fp8"), "unknown precision 'fp8': there is fp32, bf16, fp16, int8."),
-        (("attention", "--tokens", "0"), "--tokens must be at least 1, not 0."),
+        (("attention", "--tokens", "0"), "--tokens '0': input should be greater than or equal to 1"),
         (("attention", "--runtimes", "openvino"), "nothing is left to measure of attention"),
         (("training", "--runtimes", "openvino"), "nothing is left to measure of training"),
-        (("encoder", "--students", ","), "--students names nothing"),
-        (("encoder", "--runs", "0"), "--runs must be at least 1, not 0."),
-        (("decoder", "--prompts", "1,0"), "--prompts must be at least 1, not 0."),
+        (("encoder", "--students", ","), "--students '': tuple should have at least 1 item"),
+        (("encoder", "--runs", "0"), "--runs '0': input should be greater than or equal to 1."),
+        (("decoder", "--prompts", "1,0"), "--prompts '1,0': input should be greater than or equal to 1."),
         (("encoder", "--weights", "nowhere"), "nowhere/efficientvit_sam_nano is not an artifact"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_words(capsys, arguments, says):
     with pytest.raises(InputError, match=re.escape(says)):
         _bench(capsys, *arguments)
+
+
+def test_the_command_line_knows_every_subject():
+    assert set(SUBJECTS) == set(get_args(SubjectName))
 
 
 def test_help_lists_the_subjects_without_importing_them():

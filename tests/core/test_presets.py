@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from pipeline.acts import ACTS
+from pipeline.cli import app
 from pipeline.core.config import read_params
 from pipeline.core.errors import InputError
 from pipeline.core.presets import activate
@@ -92,12 +93,15 @@ CHANGE = re.compile(r"(?<![\w.])((?:[a-z][a-z0-9_]*\.)+[a-z][a-z0-9_]*=[\w/][\w.
 def examples():
     """Each example that is shown, with the presets it is shown for."""
     presets = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
-    help_of_preset = " ".join(text for _, options in ACTS["preset"].arguments for text in [options["help"]])
-    shown = [(presets, text) for text in (help_of_preset, ACTS["preset"].explains, _message())]
+    shown = [(presets, text) for text in (_help(), _message())]
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "presets").glob("*.yaml")):
         text = page.read_text().replace("\n# ", " ")
         shown += [([name], rest) for name, rest in re.findall(r"\bpreset (\w+)((?:\s+[\w.]+=[^\s`]+)+)", text)]
     return [(name, change) for names, text in shown for name in names for change in CHANGE.findall(text)]
+
+
+def _help():
+    return CliRunner().invoke(app, ["preset", "--help"]).output
 
 
 def _message():

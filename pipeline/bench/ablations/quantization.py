@@ -1,4 +1,4 @@
-"""The verb ``study``: what methods of quantization cost in accuracy, on equal terms.
+"""What methods of quantization cost in accuracy, on equal terms.
 
 Every method is given the same calibration images and is measured in the same simulation, on the validation split. Rows
 go to a file as they are found; those that are in it already are not measured again.
@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 
 from pipeline.bench import results_file
+from pipeline.bench.ablations.settings import QuantizationSettings
 from pipeline.core.artifact import Card
 from pipeline.core.config import read_params, section
 from pipeline.core.errors import InputError
@@ -62,48 +63,37 @@ class Row:
     attention: bool
 
 
-def study(
-    *,
-    students: tuple[str, ...],
-    methods: tuple[str, ...],
-    widths: tuple[str, ...],
-    seeds: tuple[int, ...],
-    attention: bool,
-    checkpoints: Path,
-    dataset: Path,
-    out: Path,
-) -> str:
-    """Measure all combinations; what the command prints.
+def quantization(settings: QuantizationSettings) -> list[dict[str, Any]]:
+    """Measure all combinations of methods, widths and seeds that the results file lacks.
 
-    Args:
-        students: Names; each has an artifact under ``checkpoints``.
-        methods: Keys of `METHODS`.
-        widths: Keys of `WIDTHS`.
-        seeds: Choose the calibration images.
-        attention: Also round products of two activations.
-        checkpoints: The directory of ``align``'s artifacts.
-        dataset: The artifact of ``prepare``.
-        out: A file of JSON lines, gone on with.
+    Returns:
+        The rows of the settings' students.
 
     Raises:
         InputError: A name is unknown, or an artifact is missing.
     """
-    for what, names, known in (("method", methods, METHODS), ("width", widths, WIDTHS)):
+    for what, names, known in (("method", settings.methods, METHODS), ("width", settings.widths, WIDTHS)):
         for name in names:
             if name not in known:
                 raise InputError(f"unknown {what} {name!r}: there is {', '.join(known)}.")
     params = read_params()
     config, exporting = section(params, "quantize", QuantizeConfig), section(params, "export", ExportConfig)
-    found = {_key(row): row for row in results_file.read(out)}
-    for seed in seeds:
-        for student in students:
+    found = {_key(row): row for row in results_file.read(settings.out)}
+    for seed in settings.seeds:
+        for student in settings.students:
             asked = [Row(student, "fp32", "fp32", 0, False)]
-            asked += [Row(student, method, width, seed, attention) for width in widths for method in methods]
+            asked += [
+                Row(student, method, width, seed, settings.attention)
+                for width in settings.widths
+                for method in settings.methods
+            ]
             wanted = [row for row in asked if row not in found]
-            for measured in _measure(config, exporting, wanted, checkpoints / student, dataset) if wanted else ():
+            for measured in (
+                _measure(config, exporting, wanted, settings.checkpoints / student, settings.dataset) if wanted else ()
+            ):
                 found[_key(measured)] = measured
-                results_file.append(out, measured)
-    return table([row for key, row in found.items() if key.student in students])
+                results_file.append(settings.out, measured)
+    return [row for key, row in found.items() if key.student in settings.students]
 
 
 def table(measured: Sequence[Mapping[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.bench import results_file
+from pipeline.bench.ablations.settings import RecipesSettings
 from pipeline.core.artifact import Card
 from pipeline.core.config import find, read_params, section
 from pipeline.core.errors import InputError
@@ -68,46 +69,33 @@ class Row:
     """Digest of the whole recipe and of the teacher, its first 12 characters: other settings are another row."""
 
 
-def compare_recipes(
-    *,
-    students: tuple[str, ...],
-    recipes: tuple[str, ...],
-    seeds: tuple[int, ...],
-    steps: int,
-    artifacts: Path,
-    out: Path,
-) -> str:
-    """Train and measure all combinations; what the command prints.
+def recipes(settings: RecipesSettings) -> list[dict[str, Any]]:
+    """Train and measure all combinations of students, recipes and seeds that the results file lacks.
 
-    Args:
-        students: Names; params.yaml has a section ``distill.<student>`` for each, whose recipe is replaced.
-        recipes: Of `RECIPES`.
-        seeds: Of fresh weights, order and prompts.
-        steps: Of each training; the learning rate's warm-up and cool-down keep their shares of them.
-        artifacts: Has the artifacts of ``prepare``, ``teacher`` and ``embed``.
-        out: A file of JSON lines, gone on with.
+    Returns:
+        The rows, the teacher's first.
 
     Raises:
         InputError: A name is unknown, or an artifact is missing.
     """
-    for name in recipes:
+    for name in settings.recipes:
         if name not in RECIPES:
             raise InputError(f"unknown recipe {name!r}: there is {', '.join(RECIPES)}.")
-    data, source = (Card.read(artifacts / name).digest for name in ("prepare", "teacher"))
-    found = {_key(row): row for row in results_file.read(out)}
+    data, source = (Card.read(settings.artifacts / name).digest for name in ("prepare", "teacher"))
+    found = {_key(row): row for row in results_file.read(settings.out)}
 
-    def settings(config: DistillConfig | None) -> str:
+    def digest(config: DistillConfig | None) -> str:
         return hashlib.sha256(f"{source} {config.model_dump_json() if config else ''}".encode()).hexdigest()[:12]
 
-    asked: dict[Row, DistillConfig | None] = {Row(data[:12], "teacher", "", 0, 0, settings(None)): None}
-    for seed, student, recipe in product(seeds, students, recipes):
-        config = _config(student, recipe, steps, seed)
-        asked[Row(data[:12], student, recipe, steps, seed, settings(config))] = config
+    asked: dict[Row, DistillConfig | None] = {Row(data[:12], "teacher", "", 0, 0, digest(None)): None}
+    for seed, student, recipe in product(settings.seeds, settings.students, settings.recipes):
+        config = _config(student, recipe, settings.steps, seed)
+        asked[Row(data[:12], student, recipe, settings.steps, seed, digest(config))] = config
     with TemporaryDirectory(prefix="recipes-") as directory:
         for row in progress([row for row in asked if row not in found], "recipes", "training"):
-            found[row] = _measure(row, asked[row], artifacts, Path(directory))
-            results_file.append(out, found[row])
-    return table([found[row] for row in asked])
+            found[row] = _measure(row, asked[row], settings.artifacts, Path(directory))
+            results_file.append(settings.out, found[row])
+    return [found[row] for row in asked]
 
 
 def table(measured: Sequence[Mapping[str, Any]]) -> str:

@@ -1,0 +1,260 @@
+"""The commands of ``python -m pipeline``: each is a typed function, read by typer.
+
+Nothing heavy is imported before a command runs: DVC starts one process for each stage, and people ask for help.
+"""
+
+import json
+from collections.abc import Callable
+from functools import partial, wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer import Argument, Option
+
+from pipeline import __version__
+from pipeline.bench.ablations.settings import QuantizationSettings, RecipesSettings
+from pipeline.bench.settings import Settings, SubjectName
+from pipeline.cli.stage_commands import command_of, help_of
+from pipeline.core.command_line import PLAIN, Json, with_options_of
+from pipeline.core.config import read_params
+from pipeline.core.failures import guarded
+from pipeline.core.stage import dvc_yaml
+from pipeline.stages import STAGES
+
+Function = Callable[..., Any]
+
+
+app = typer.Typer(
+    help="Turn a Segment Anything teacher into small, fast, quantized, registered students.",
+    epilog="Parameters are read from params.yaml. `dvc repro` runs every stage that is not up to date; "
+    "`python -m flows.release` does so as a Prefect flow.",
+    no_args_is_help=True,
+    **PLAIN,
+)
+ablations = typer.Typer(
+    help="What each choice of a recipe or of a quantization is worth, all else equal.", no_args_is_help=True, **PLAIN
+)
+
+
+def command(function: Function, *, of: typer.Typer = app, name: str = "") -> Function:
+    """Register a command that returns the text to print."""
+    name = name or function.__name__
+
+    @wraps(function)
+    def run(**arguments: Any) -> int:
+        def printed() -> int:
+            typer.echo(function(**arguments))
+            return 0
+
+        return guarded(printed, name)
+
+    of.command(name)(run)
+    return function
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sam-distillery {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
+for _stage in STAGES:
+    app.command(_stage.name, help=help_of(_stage))(command_of(_stage))
+
+
+@command
+def preset(
+    name: Annotated[str, Argument(metavar="NAME", help="A file of presets/, without .yaml.")],
+    changes: Annotated[
+        list[str] | None, Argument(metavar="KEY=VALUE", help="Values to change: build_engine.engine=onnxruntime")
+    ] = None,
+) -> str:
+    """Make presets/NAME.yaml the active params.yaml.
+
+    Example: python -m pipeline preset demo prepare.source.train=600
+    """
+    from pipeline.core.presets import activate
+
+    return activate(name, changes or ())
+
+
+@command
+def dvc() -> str:
+    """Print dvc.yaml as the stages declare it."""
+    return dvc_yaml(STAGES).removesuffix("\n")
+
+
+@command
+def versions() -> str:
+    """Print deps/versions.yaml: the locked versions of libraries that decide results."""
+    from pipeline import stages
+
+    return stages.versions()
+
+
+@command
+def links() -> str:
+    """Write deps/students/: links to each student's code, for dvc.yaml."""
+    from pipeline.models.students import link
+
+    return link()
+
+
+@command
+def record(as_json: Json = False) -> str:
+    """Give every artifact its MLflow run, also those that DVC restored from its cache."""
+    from pipeline.tracking import record_all
+
+    runs = dict(record_all(STAGES, read_params()))
+    if as_json:
+        return json.dumps(runs, indent=1)
+    return "\n".join(f"{target:<50} {run}" for target, run in runs.items()) or "there is no artifact: run `dvc repro`"
+
+
+@command
+def train_teacher(
+    device: Annotated[str, Option(help="As torch names it.")] = "cpu",
+    install: Annotated[bool, Option("--install", help="Replace the bundled weights by the new ones.")] = False,
+) -> str:
+    """Train the bundled teacher by its recipe, pipeline/teacher/bundled/train.yaml.
+
+    An interrupted training resumes from its checkpoint.
+    """
+    from pipeline.train_teacher import train_teacher as train
+
+    return train(device, install)
+
+
+@command
+@with_options_of(Settings, "settings")
+def bench(
+    subject: Annotated[SubjectName, Argument(help="What to measure.")], settings: Settings, as_json: Json = False
+) -> str:
+    """Time models side by side: runtimes, precisions and students in one run.
+
+    attention: dense and dilated, by segment and interval. encoder: latency of one image. decoder: milliseconds per
+    prompt, segment_anything's and ours. training: one step of distillation beside a bare loop. evaluate: milliseconds
+    per instance, the published evaluation and ours. everything: all masks of one image, segment_anything's generator
+    and ours.
+
+    The first row is the baseline of the column speedup. Rows are measured in turns, after warm-up, while the machine is
+    quiet; docs/benchmarks.md explains the columns.
+
+    Example: python -m pipeline bench encoder --students efficientvit_sam_l0 --precisions fp32,int8
+    """
+    from pipeline.bench.side_by_side import compare
+
+    report = compare(subject, settings)
+    return report.json() if as_json else report.text()
+
+
+@partial(command, of=ablations)
+@with_options_of(RecipesSettings, "settings")
+def recipes(settings: RecipesSettings, as_json: Json = False) -> str:
+    """Train students by several distillation recipes, and compare box and one-click mIoU.
+
+    Needs `dvc repro embed`. Trains by section distill.STUDENT of params.yaml, with another recipe, steps and seed;
+    ema_decay stays, and suits few steps only if it is low. Measures on the validation split, before alignment.
+    """
+    from pipeline.bench.ablations.recipes import recipes as measure
+    from pipeline.bench.ablations.recipes import table
+
+    rows = measure(settings)
+    return json.dumps(rows, indent=1) if as_json else table(rows)
+
+
+@partial(command, of=ablations)
+@with_options_of(QuantizationSettings, "settings")
+def quantization(settings: QuantizationSettings, as_json: Json = False) -> str:
+    """Quantize students by several methods and widths, and compare box and one-click mIoU.
+
+    Needs `dvc repro align`. Simulates the encoder's quantization by section quantize of params.yaml, with another
+    method, calibration and seed. Measures on the validation split.
+
+    Example: python -m pipeline ablations quantization --students tinysam_nano --methods max,search --widths w6a6
+    """
+    from pipeline.bench.ablations.quantization import quantization as measure
+    from pipeline.bench.ablations.quantization import table
+
+    rows = measure(settings)
+    return json.dumps(rows, indent=1) if as_json else table(rows)
+
+
+app.add_typer(ablations, name="ablations")
+
+
+@command
+def score(
+    gt: Annotated[Path, Option(metavar="JSON", help="Annotations in COCO's or LVIS's format.")],
+    results: Annotated[Path, Option(metavar="JSON", help="Detections in COCO's results format.")],
+    iou_type: Annotated[Literal["segm", "bbox"], Option(help="Match masks or boxes.")],
+    lvis: Annotated[
+        bool, Option("--lvis", help="LVIS's rules: 300 detections; rare, common and frequent categories.")
+    ] = False,
+) -> str:
+    """Print the average precision of a results file as JSON.
+
+    COCO's twelve figures or LVIS's thirteen, to six digits; -1 where there is nothing to find.
+
+    Example: python -m pipeline score --gt instances_val2017.json --results detections.json --iou-type segm
+    """
+    from pipeline.evaluate.average_precision import score as average_precision
+
+    return average_precision(gt=gt, results=results, iou_type=iou_type, lvis=lvis)
+
+
+@command
+def verify(
+    directory: Annotated[Path, Argument(metavar="DIR", help="An engine: artifacts/build_engine/STUDENT/int8.")],
+    against: Annotated[
+        Path | None,
+        Option(metavar="DIR", help="The fp32 engine of the same student, to time beside; default: DIR/../fp32."),
+    ] = None,
+    device: Annotated[str | None, Option(help="As torch names it; default: the engine's own.")] = None,
+    threads: Annotated[int | None, Option(min=1, help="Processor threads; default: the runtime's choice.")] = None,
+    as_json: Json = False,
+) -> str:
+    """Repeat an engine's self-check on this machine.
+
+    Prints the cosine of embeddings and the IoU of masks to the student in fp32, the processor's instructions, library
+    versions, and whether the lower precision is faster here. Exits with 1 if the engine misses the gate it was built
+    under.
+
+    Example: python -m pipeline verify artifacts/build_engine/tinysam_nano/int8
+    """
+    from pipeline.verify import verify as check
+
+    return check(directory=directory, against=against, device=device, threads=threads, as_json=as_json)
+
+
+@command
+def register() -> str:
+    """Register the best model of the leaderboard as challenger."""
+    from pipeline import promote
+
+    return promote.register()
+
+
+@command
+def promote() -> str:
+    """Make the challenger champion if the rules in params.yaml hold; exit with 1 if one does not."""
+    from pipeline import promote
+
+    return promote.promote()
+
+
+@command
+def rollback() -> str:
+    """Make the previous champion champion again."""
+    from pipeline import promote
+
+    return promote.rollback()

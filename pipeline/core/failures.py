@@ -1,0 +1,89 @@
+"""Exit codes of commands, and one line on stderr for everything that is not a fault of the program."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from pipeline.core import process
+from pipeline.core.errors import GateError, InputError, Refused
+
+OK = 0
+GATE = 1
+"""`promote` or `verify` turned a model down."""
+BAD_INPUT = 2
+REFUSED = 3
+"""A candidate missed a gate of its stage: nothing is broken, and other candidates continue."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SAY_FULL = (
+    "no space left on device", "os error 28", "file too large", "os error 27", "database or disk is full",
+    "iostream error",  # all that a C++ stream reports
+)  # fmt: skip
+_SAY_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+
+def guarded(command: Callable[[], int], name: str, hint: Callable[[], str] = str) -> int:
+    """Run a command; report bad input, refusals, signals and what the machine denies in one line.
+
+    Args:
+        command: Returns its exit code.
+        name: For messages, for example ``distill@tinysam``.
+        hint: Gives text to append to a failure's line.
+
+    Returns:
+        The exit code: the command's, `GATE`, `BAD_INPUT`, `REFUSED`, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        Exception: A fault of the program, with its traceback.
+    """
+    try:
+        return command()
+    except KeyboardInterrupt as interrupt:
+        return report(f"{name} was stopped.{hint()}", process.exit_code(interrupt))
+    except GateError as error:
+        return report(str(error), GATE)
+    except Refused as refused:
+        return report(f"{refused.rule}: {refused.reason}", REFUSED)
+    except (InputError, FloatingPointError) as error:  # the latter: a training that diverged
+        return report(f"{error}{hint()}", BAD_INPUT)
+    except Exception as error:
+        reason = from_system(error)
+        if reason is None:
+            raise
+        return report(f"{reason}{hint()}", BAD_INPUT)
+
+
+def report(reason: str, code: int) -> int:
+    """Print ``error: <reason>`` as one line on stderr; return ``code``."""
+    print(f"error: {' '.join(reason.split())}", file=sys.stderr)  # noqa: T201 - what commands end with
+    return code
+
+
+def from_system(error: BaseException) -> str | None:
+    """What the machine denied (disk, memory, permissions), with a remedy; None for a fault of the program."""
+    file = getattr(error, "filename", None)
+    where = f"{file}: " if file else ""
+    number = getattr(error, "errno", None)
+    if _says(error, _FULL, _SAY_FULL):
+        remedy = "Free some (`dvc gc --workspace` empties DVC's cache) and run again."
+        return f"{file or 'artifacts'}: no space left on the device. {remedy}"
+    if isinstance(error, MemoryError) or _says(error, (errno.ENOMEM,), _SAY_NO_MEMORY):
+        return (
+            "memory ran out. Lower batch, masks, prompts or calibration_images in the stage's section of params.yaml; "
+            "in a training, optimizer.accumulate cuts a batch into parts."
+        )
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where}may not be written or read ({os.strerror(number)}). Change its permissions, or move it."
+    if number in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG):
+        return f"{where}{os.strerror(number)}. Check the disk or the limit (`ulimit -n`) and run again."
+    return None
+
+
+def _says(error: BaseException | None, numbers: Sequence[int], words: Sequence[str]) -> bool:
+    """Whether an error or one of its causes has such an errno or text: not every library passes errno on."""
+    while error is not None:
+        if getattr(error, "errno", None) in numbers or any(word in str(error).lower() for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
