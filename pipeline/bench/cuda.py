@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.bench.engines import weights_mib
 from pipeline.evaluate.timing import cuda_events, measure
-from pipeline.runtime.graphs import recorded
+from pipeline.runtime.graphs import capture
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -53,7 +53,7 @@ def encoding(
     forward()  # compilation and the choice of algorithms take memory of their own
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    call = recorded(forward) if runtime == "cuda_graph" else forward
+    call = capture(forward) if runtime == "cuda_graph" else forward
     call()
     torch.cuda.synchronize()
     peak_mib = (torch.cuda.max_memory_allocated() - before) / 2**20

@@ -1,4 +1,4 @@
-"""What all runtimes of exported models share: what the card and the directory must hold, and the decoder's inputs."""
+"""Shared by all runtimes of exported models: checks of the card and the directory, and the decoder's inputs."""
 
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ def sizes(directory: Path, card: Card) -> tuple[int, int, int]:
     """``image_size``, ``input_size`` and ``embedding_size`` of an exported model, read off its card.
 
     Raises:
-        InputError: The card does not say.
+        InputError: The card lacks one of them.
     """
-    found = [card.load.get(key) for key in ("image_size", "input_size", "embedding_size")]
-    if not all(isinstance(value, int) and value > 0 for value in found):
-        raise InputError(f"the card of {directory} lacks image_size, input_size or embedding_size: make it anew.")
-    image_size, input_size, embedding_size = (int(value) for value in found if value is not None)
+    values = [card.load.get(key) for key in ("image_size", "input_size", "embedding_size")]
+    if not all(isinstance(value, int) and value > 0 for value in values):
+        raise InputError(f"the card of {directory} lacks image_size, input_size or embedding_size: recreate it.")
+    image_size, input_size, embedding_size = (int(value) for value in values if value is not None)
     return image_size, input_size, embedding_size
 
 
-def present(directory: Path, *names: str) -> None:
+def require_files(directory: Path, *names: str) -> None:
     """Check that an artifact has all its files.
 
     Raises:
@@ -37,7 +37,7 @@ def present(directory: Path, *names: str) -> None:
 
 
 def missing_package(package: str, error: ImportError) -> InputError:
-    """What to say when a runtime's package cannot be imported."""
+    """The error for a runtime's package that cannot be imported."""
     return InputError(f"this artifact runs on {package}, which cannot be imported ({error}): `pip install {package}`.")
 
 
@@ -47,7 +47,7 @@ def decoder_tensors(
     point_labels: Float[Tensor, "p n"],
     mask_input: Float[Tensor, "p 1 m m"] | None,
 ) -> dict[str, Tensor]:
-    """Inputs of the exported decoder by name; one without a mask prompt gets zeros and the flag that ignores them."""
+    """Inputs of the exported decoder by name; without a mask prompt, zeros and a flag to ignore them."""
     side = 4 * image_embedding.shape[-1]
     mask = torch.zeros(1, 1, side, side) if mask_input is None else mask_input
     return {
@@ -65,6 +65,6 @@ def decoder_feeds(
     point_labels: Float[Tensor, "p n"],
     mask_input: Float[Tensor, "p 1 m m"] | None,
 ) -> dict[str, Any]:
-    """`decoder_tensors` as float32 arrays, for runtimes that read these."""
+    """`decoder_tensors` as float32 arrays."""
     tensors = decoder_tensors(image_embedding, point_coords, point_labels, mask_input)
     return {name: np.ascontiguousarray(tensor.cpu().float().numpy()) for name, tensor in tensors.items()}

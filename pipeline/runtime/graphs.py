@@ -1,4 +1,4 @@
-"""An encoder as CUDA graphs: its kernels start without the processor, one recording for each size of batch."""
+"""An encoder as CUDA graphs, which launch its kernels without the CPU; one graph per batch size."""
 
 from collections.abc import Callable
 from threading import Lock
@@ -8,19 +8,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def recorded(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The same work as one CUDA graph; each replay writes its result over the one before.
+def capture(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Capture ``call`` as a CUDA graph; each replay overwrites the previous result.
 
     Args:
-        call: Work on the current device whose inputs stay where they are in memory.
+        call: Work on the current device whose inputs keep their memory addresses.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        call()  # libraries choose their algorithms and take their memory before the recording
+        call()  # libraries choose their algorithms and allocate memory before the capture
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on with the decoder
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may run the decoder meanwhile
         result = call()
 
     def replay() -> Tensor:
@@ -31,7 +31,7 @@ def recorded(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 class Graphs:
-    """Replays recordings of ``forward``, one call at a time: a recording has one place for inputs and results.
+    """Replays captures of ``forward``, one call at a time, since a graph has one buffer each for input and result.
 
     Args:
         forward: Images to embeddings, on a GPU.
@@ -39,17 +39,20 @@ class Graphs:
 
     def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
         self._forward, self._lock = forward, Lock()
-        self._recordings = dict[tuple[int, ...], tuple[Tensor, Callable[[], Tensor]]]()
+        self._captures = dict[tuple[int, ...], tuple[Tensor, Callable[[], Tensor]]]()
 
     def __call__(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
-        """The embedding of a batch, in memory of its own."""
+        """Embeddings of a batch, in newly allocated memory."""
         with self._lock, torch.cuda.device(images.device):
-            known = self._recordings.get(tuple(images.shape))
+            known = self._captures.get(tuple(images.shape))
             if known is None:
-                place = images.clone()
-                known = self._recordings[tuple(images.shape)] = (place, recorded(lambda: self._forward(place)))
-            place, replay = known
-            place.copy_(images)
+                static_input = images.clone()
+                known = self._captures[tuple(images.shape)] = (
+                    static_input,
+                    capture(lambda: self._forward(static_input)),
+                )
+            static_input, replay = known
+            static_input.copy_(images)
             result = replay().clone()
             torch.cuda.current_stream(images.device).synchronize()
         return result

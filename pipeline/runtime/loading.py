@@ -1,4 +1,4 @@
-"""How an artifact finds its runtime. A runtime's package is imported when the first artifact needs it."""
+"""Loading of artifacts with their runtime. A runtime's package is imported on first use."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,7 +39,7 @@ ENGINES: Mapping[str, Callable[[Path, Card, str, int | None], Segmenter]] = {
 }
 
 DEVICES: Mapping[str, str] = {"tensorrt": "cuda"}
-"""Where engines run that do not run on a processor."""
+"""Default device of engines that do not run on a CPU."""
 
 
 def load(
@@ -50,28 +50,26 @@ def load(
     precision: str = "fp32",
     execution: str = "eager",
 ) -> Segmenter:
-    """Make ready to run what a stage left, or a model at hand.
+    """Load an artifact or a model for inference.
 
     Args:
         source: Directory of a checkpoint, ONNX or engine artifact, or a SAM, which is moved to ``device`` and
-            switched to evaluation.
-        device: ``cpu``, ``cuda`` ... Engines say which ones they know. None: the processor, or ``cuda`` for engines
-            that run nowhere else.
-        threads: How many CPU threads one call may use; None leaves the choice to the runtime. PyTorch has one such
-            number per process, so there it is set for everything.
-        precision: Of PyTorch's image encoder: fp32, bf16 or fp16. ONNX and engine artifacts have theirs.
-        execution: Of PyTorch's image encoder: ``eager``, ``compile``, or on a GPU ``cuda_graph``.
+            switched to evaluation mode.
+        device: ``cpu``, ``cuda`` ... None: ``cuda`` for engines that run only there, otherwise ``cpu``.
+        threads: CPU threads per call; None leaves the choice to the runtime. PyTorch's setting is process-wide.
+        precision: Precision of PyTorch's image encoder: fp32, bf16 or fp16. ONNX and engine artifacts have a fixed one.
+        execution: Execution of PyTorch's image encoder: ``eager``, ``compile``, or ``cuda_graph`` on a GPU.
 
     Raises:
-        InputError: ``source`` is no such artifact, its files are not those that its card was written for, a package or
-            device is missing, or ``precision`` or ``execution`` were given for an artifact that has its own.
+        InputError: ``source`` is not such an artifact, its files do not match its card, a package or device is missing,
+            or ``precision`` or ``execution`` were given for an artifact with a fixed one.
     """
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, or None for the runtime's own choice, not {threads}.")
     if isinstance(source, Sam):
         return _pytorch(source, device or "cpu", threads, precision, execution)
     directory = Path(source)
-    card = Card.verified(directory)  # a small part of the time that loading takes
+    card = Card.verified(directory)  # cheap compared with loading
     if card.refusal:
         raise InputError(
             f"{directory} holds no model: {card.refusal.stage} refused it by {card.refusal}. {card.refusal.reason}"

@@ -1,4 +1,4 @@
-"""The exported pair ``encoder.onnx`` and ``decoder.onnx`` on ONNX Runtime: the reference for what the files mean."""
+"""``encoder.onnx`` and ``decoder.onnx`` on ONNX Runtime, the reference for the exported files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.core.artifact import Card
 from pipeline.core.errors import InputError
-from pipeline.runtime.exported import decoder_feeds, missing_package, present, sizes
+from pipeline.runtime.exported import decoder_feeds, missing_package, require_files, sizes
 from pipeline.runtime.processor import decode_by_parts, encode_by_parts
 
 if TYPE_CHECKING:
@@ -21,14 +21,13 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 def open_session(
     path: Path, device: str = "cpu", threads: int | None = None, *, simulate: bool = False
 ) -> "onnxruntime.InferenceSession":
-    """Open one ONNX file.
+    """Open an ONNX file.
 
     Args:
         path: The file.
         device: A key of `PROVIDERS`, as torch names devices.
         threads: CPU threads within one call; None leaves the choice to ONNX Runtime.
-        simulate: Compute what is rounded to int8 in floating point: the file's meaning, whatever the processor's int8
-            arithmetic is.
+        simulate: Run quantized operators in floating point, independently of the processor's int8 arithmetic.
 
     Raises:
         InputError: The package, the device or the file is missing, or the file is damaged.
@@ -41,8 +40,8 @@ def open_session(
     available = onnxruntime.get_available_providers()
     if provider not in available:
         known = ", ".join(name for name, value in PROVIDERS.items() if value in available)
-        raise InputError(f"ONNX Runtime has no device {device!r} here; it has {known}.")
-    present(path.parent, path.name)
+        raise InputError(f"ONNX Runtime has no device {device!r} on this machine; it has {known}.")
+    require_files(path.parent, path.name)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if simulate:
@@ -53,7 +52,7 @@ def open_session(
         return onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:  # noqa: BLE001 - its errors share no other base class
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be opened by ONNX Runtime ({reason}): make it anew.") from None
+        raise InputError(f"{path} cannot be opened by ONNX Runtime ({reason}): recreate it.") from None
 
 
 class OnnxRuntimeSegmenter:
@@ -61,7 +60,7 @@ class OnnxRuntimeSegmenter:
 
     Args:
         directory: Holds ``encoder.onnx`` and ``decoder.onnx``.
-        card: Says the model's sizes.
+        card: Gives the model's sizes.
         device: ``cpu``, or ``cuda`` where ONNX Runtime was built with it.
         threads: CPU threads within one call.
 

@@ -1,7 +1,7 @@
-"""The pair ``encoder.xml`` and ``decoder.xml`` on OpenVINO: the engine for CPUs, where int8 pays.
+"""``encoder.xml`` and ``decoder.xml`` on OpenVINO, the engine for CPUs, where int8 is faster.
 
-The precision of floating-point arithmetic is always stated: left to itself, OpenVINO computes an fp32 model in bf16 on
-CPUs that have it.
+The floating-point precision is always set explicitly: by default, OpenVINO runs an fp32 model in bf16 on CPUs that
+support it.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pipeline.core.artifact import Card
 from pipeline.core.errors import InputError
-from pipeline.runtime.exported import decoder_feeds, missing_package, present, sizes
+from pipeline.runtime.exported import decoder_feeds, missing_package, require_files, sizes
 from pipeline.runtime.processor import decode_by_parts, encode_by_parts
 
 _UNFUSED = {"SNIPPETS_MODE": "DISABLE"}
-"""OpenVINO's generated kernel for attention takes twice the time of plain products where few rows ask many tokens."""
+"""OpenVINO's generated attention kernel takes twice the time of plain products for few queries over many keys."""
 
 
 class OpenVinoSegmenter:
@@ -28,7 +28,7 @@ class OpenVinoSegmenter:
 
     Args:
         directory: Holds ``encoder.xml``, ``encoder.bin``, ``decoder.xml`` and ``decoder.bin``.
-        card: Says the model's sizes and ``inference_precision``, ``f32`` or ``bf16``.
+        card: Gives the model's sizes and ``inference_precision``, ``f32`` or ``bf16``.
         device: ``cpu``.
         threads: CPU threads within one call.
 
@@ -38,7 +38,7 @@ class OpenVinoSegmenter:
 
     def __init__(self, directory: Path, card: Card, *, device: str = "cpu", threads: int | None = None) -> None:
         if device != "cpu":
-            raise InputError(f"OpenVINO engines run on device 'cpu' here, not on {device!r}.")
+            raise InputError(f"OpenVINO engines run on device 'cpu', not on {device!r}.")
         self.image_size, self.input_size, self.embedding_size = sizes(directory, card)
         precision = str(card.load.get("inference_precision", "f32"))
         self._encoder = _Compiled(directory, "encoder", precision, threads, {})
@@ -68,7 +68,7 @@ class OpenVinoSegmenter:
 
 
 class _Compiled:
-    """A compiled model and its infer requests: one per call under way, kept for later calls."""
+    """A compiled model and a pool of infer requests, one per concurrent call."""
 
     def __init__(
         self, directory: Path, name: str, precision: str, threads: int | None, more: Mapping[str, Any]
@@ -77,7 +77,7 @@ class _Compiled:
             import openvino
         except ImportError as error:
             raise missing_package("openvino", error) from None
-        present(directory, f"{name}.xml", f"{name}.bin")
+        require_files(directory, f"{name}.xml", f"{name}.bin")
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, **more}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
@@ -85,7 +85,7 @@ class _Compiled:
             self._model = openvino.Core().compile_model(directory / f"{name}.xml", "CPU", settings)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
-            raise InputError(f"{directory / name}.xml cannot be compiled ({reason}): make it anew.") from None
+            raise InputError(f"{directory / name}.xml cannot be compiled ({reason}): recreate it.") from None
         self._names = [output.any_name for output in self._model.outputs]
         self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
 
@@ -94,7 +94,7 @@ class _Compiled:
             request = self._idle.get_nowait()
         except Empty:
             request = self._model.create_infer_request()
-        # Results are copied out, since the next call writes over the request's memory.
+        # Results are copied, since the next call overwrites the request's memory.
         results = request.infer(feeds, share_inputs=True, share_outputs=False)
         outputs = {name: results[name] for name in self._names}
         self._idle.put(request)

@@ -1,8 +1,8 @@
 """segment-anything's predictor on any runtime.
 
-`Predictor` takes the calls of ``segment_anything.SamPredictor`` and gives its results: same arguments, shapes and
-pixels. What it adds: `Predictor.set_images` encodes several images in one batch, `Predictor.predict` takes batches of
-prompts, and prompts are decoded in groups, so that memory stays bounded however many there are.
+`Predictor` has the methods of ``segment_anything.SamPredictor`` with the same arguments, shapes and results. In
+addition, `Predictor.set_images` encodes several images in one batch, `Predictor.predict` takes batches of prompts, and
+prompts are decoded in groups, which bounds memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,9 @@ from pipeline.runtime.prompts import Prompts, prepare
 from pipeline.runtime.segmenter import Segmenter
 
 PROMPTS_AT_ONCE = 16
-"""Prompts decoded together: beyond this a CPU gains nothing, and at full size each takes about 30 MB."""
+"""Prompts decoded together: more is no faster on a CPU, and at full size each takes about 30 MB."""
 UPSCALED_AT_ONCE = 2**24
-"""Values of upscaled logits held at once: 64 MiB, or one mask where it is larger."""
+"""Values of upscaled logits in memory at once: 64 MiB, or one mask if that is larger."""
 FORMATS = ("RGB", "BGR")
 
 
@@ -30,10 +30,10 @@ class Prediction(NamedTuple):
     """What `Predictor.predict` returns; it unpacks like segment-anything's tuple."""
 
     masks: Bool[np.ndarray, "*p c h w"] | Float[np.ndarray, "*p c h w"]
-    """In the original frame; logits where those were asked for."""
+    """In the original frame; logits if ``return_logits``."""
     iou_predictions: Float[np.ndarray, "*p c"]
     low_res_masks: Float[np.ndarray, "*p c m m"]
-    """Logits, good as ``mask_input`` of a further call."""
+    """Logits, usable as ``mask_input`` of another call."""
 
 
 class Best(NamedTuple):
@@ -45,7 +45,7 @@ class Best(NamedTuple):
 
 
 class Predictor:
-    """Masks for prompts on images that were set before. One predictor serves one thread.
+    """Predicts masks for prompts on images set beforehand. Not thread-safe.
 
     Args:
         segmenter: From `pipeline.runtime.load`.
@@ -62,14 +62,14 @@ class Predictor:
         self._index = 0
 
     def set_image(self, image: NDArray[Any], image_format: str = "RGB") -> None:
-        """Encode one image, for any number of calls of `predict`.
+        """Encode an image for subsequent calls of `predict`.
 
         Args:
             image: ``(H, W, 3)``, values in [0, 255].
             image_format: ``RGB`` or ``BGR``.
 
         Raises:
-            InputError: ``image`` is no such image.
+            InputError: ``image`` is not such an image.
         """
         self.set_images([image], image_format)
 
@@ -77,7 +77,7 @@ class Predictor:
         """Encode images ``(H, W, 3)`` of any sizes in one batch; the first is current, `select` chooses another.
 
         Raises:
-            InputError: There is none, or one is no image.
+            InputError: ``images`` is empty or has an invalid image.
         """
         if len(images) == 0:
             raise InputError("set_images needs at least one image; it was given none.")
@@ -90,10 +90,10 @@ class Predictor:
         self._sizes = [(image.shape[0], image.shape[1]) for image in pixels]
 
     def select(self, index: int) -> None:
-        """Make one of `set_images`' images the current one.
+        """Select one of `set_images`' images as the current one.
 
         Raises:
-            InputError: There is no such image.
+            InputError: ``index`` is out of range.
         """
         if not 0 <= index < len(self._sizes):
             raise InputError(f"there is no image {index}: {len(self._sizes)} are set, counted from 0.")
@@ -139,21 +139,21 @@ class Predictor:
     ) -> Prediction:
         """Masks for one prompt, or for a batch of P prompts, on the current image.
 
-        A batch is what has a leading axis P on every argument given: points ``(P, N, 2)`` with labels ``(P, N)``, boxes
-        ``(P, 4)``, masks ``(P, 1, m, m)``. A lone box of shape ``(1, 4)`` is one prompt, as in segment-anything;
-        `predict_batch` takes it as a batch of one.
+        In a batch, every argument has a leading axis P: points ``(P, N, 2)`` with labels ``(P, N)``, boxes ``(P, 4)``,
+        masks ``(P, 1, m, m)``. A single box of shape ``(1, 4)`` is one prompt, as in segment-anything; `predict_batch`
+        treats it as a batch of one.
 
         Args:
             point_coords: x and y in pixels of the original image.
             point_labels: 1 foreground, 0 background, -1 ignored.
             box: x0, y0, x1, y1 in pixels of the original image.
             mask_input: Logits of an earlier call (its third result), side m = 4g.
-            multimask_output: Three masks per prompt, for ambiguous ones, rather than one.
-            return_logits: Logits in place of masks; the threshold is 0.
+            multimask_output: Return three masks per prompt, for ambiguous prompts, instead of one.
+            return_logits: Return logits instead of masks; the threshold is 0.
 
         Returns:
-            Masks ``(C, H, W)``, predicted IoUs ``(C,)``, low-resolution logits ``(C, m, m)``; of a batch, each
-            with P in front.
+            Masks ``(C, H, W)``, predicted IoUs ``(C,)``, low-resolution logits ``(C, m, m)``; for a batch, each with a
+            leading axis P.
 
         Raises:
             InputError: A prompt's shape or value is wrong.
@@ -174,7 +174,7 @@ class Predictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> Prediction:
-        """`predict` for P prompts, P = 0 and P = 1 included; every result has P in front.
+        """`predict` for a batch of P >= 0 prompts; every result has a leading axis P.
 
         Raises:
             InputError: A prompt's shape or value is wrong.
@@ -190,10 +190,10 @@ class Predictor:
         boxes: ArrayLike | None = None,
         mask_input: ArrayLike | None = None,
     ) -> Best:
-        """Of each of P prompts' three masks the one with the highest predicted IoU, of equal ones the first.
+        """For each of P prompts, the one of its three masks with the highest predicted IoU; the first of equal ones.
 
-        The masks are those of `predict_batch`; what is not chosen is not upscaled, which is most of the time beside
-        the decoder's.
+        The masks equal those of `predict_batch`. The others are not upscaled, which saves most of the time spent
+        outside the decoder.
 
         Raises:
             InputError: A prompt's shape or value is wrong.
@@ -228,7 +228,7 @@ class Predictor:
         return Prediction(masks, ious, low_res)
 
     def _decode(self, prompts: Prompts) -> Iterator[tuple[slice, Float[Tensor, "p 4 m m"], Float[Tensor, "p 4"]]]:
-        """Logits and predicted IoUs of a few prompts at a time, with the places of these among all."""
+        """Decode a few prompts at a time: their slice among all prompts, logits and predicted IoUs."""
         embedding = self._require_image()
         for start in range(0, len(prompts.point_coords), PROMPTS_AT_ONCE):
             part = slice(start, start + PROMPTS_AT_ONCE)
@@ -239,31 +239,31 @@ class Predictor:
             )
 
     def _upscale(self, logits: Float[Tensor, "p c m m"], masks: np.ndarray) -> None:
-        """Write the original frame's masks, or logits, of a few prompts into ``masks``."""
-        flat, places = logits.flatten(0, 1)[:, None], masks.reshape(-1, *masks.shape[2:])
+        """Upscale logits to the original frame and write masks, or logits, into ``masks``."""
+        flat, targets = logits.flatten(0, 1)[:, None], masks.reshape(-1, *masks.shape[2:])
         largest = max(self.segmenter.image_size**2, masks.shape[2] * masks.shape[3])
         step = max(1, UPSCALED_AT_ONCE // largest)
         for start in range(0, len(flat), step):
             part = slice(start, start + step)
             upscaled = masks_to_original(flat[part], self.original_size, self.segmenter.image_size)[:, 0]
-            places[part] = (upscaled if masks.dtype == np.float32 else upscaled > 0).cpu().numpy()
+            targets[part] = (upscaled if masks.dtype == np.float32 else upscaled > 0).cpu().numpy()
 
     def _require_image(self) -> Tensor:
         features = self.features
         if features is None:
-            raise RuntimeError("No image is set: call set_image(...) before anything that needs one.")
+            raise RuntimeError("No image is set: call set_image(...) first.")
         return features
 
 
 def _rgb(image: NDArray[Any], image_format: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Check an image, and bring its channels into order.
+    """Check an image and convert it to RGB.
 
     Raises:
-        InputError: It is no uint8 array of three channels, or has no pixels.
+        InputError: It is not a uint8 array of three channels, or has no pixels.
     """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        found = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise InputError(f"an image must be a uint8 array of shape (H, W, 3), not {found}: convert it first.")
+        actual = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise InputError(f"an image must be a uint8 array of shape (H, W, 3), not {actual}: convert it first.")
     if 0 in image.shape:
         raise InputError(f"an image must have pixels; its shape is {image.shape}.")
     return np.ascontiguousarray(image[..., ::-1] if image_format == "BGR" else image)

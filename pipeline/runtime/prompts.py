@@ -1,4 +1,4 @@
-"""Prompts as a person gives them, checked and brought into the form and frame that decoders read."""
+"""Validation of user prompts and conversion to the decoder's form and frame."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Prompts:
     point_labels: Float[Tensor, "p n"]
     mask_input: Float[Tensor, "p 1 m m"] | None
     batched: bool
-    """Whether the person gave a leading axis."""
+    """Whether the arguments had a leading axis."""
 
 
 def prepare(
@@ -38,7 +38,7 @@ def prepare(
     segmenter: Segmenter,
     batched: bool = False,
 ) -> Prompts:
-    """Check prompts in the original frame of an image of ``size``, and move them to the prompt frame.
+    """Check prompts in the original frame of an image and convert them to the prompt frame.
 
     Args:
         point_coords: ``(N, 2)`` or ``(P, N, 2)``.
@@ -46,8 +46,8 @@ def prepare(
         box: ``(4,)``, ``(1, 4)`` or ``(P, 4)``.
         mask_input: ``(1, m, m)`` or ``(P, 1, m, m)``.
         size: Height and width of the image.
-        segmenter: Whose frames to use.
-        batched: Every argument has its leading axis.
+        segmenter: Model whose frames are used.
+        batched: Every argument has a leading axis.
 
     Raises:
         InputError: A shape or value is wrong, or the numbers of prompts differ.
@@ -81,7 +81,7 @@ def prepare(
 
 
 def _numbers(name: str, value: ArrayLike, shape: str, dimensions: tuple[int, ...]) -> np.ndarray:
-    """An argument as an array of finite numbers with the right number of axes."""
+    """Convert an argument to an array of finite numbers with the expected number of axes."""
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
@@ -100,10 +100,10 @@ def _clicks(coords: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndar
             f"point_coords must have shape (N, 2) or (P, N, 2) and point_labels the same without the 2; "
             f"they have {coords.shape} and {labels.shape}."
         )
-    strange = labels[~np.isin(labels, LABELS)]
-    if len(strange):
+    unknown = labels[~np.isin(labels, LABELS)]
+    if len(unknown):
         raise InputError(
-            f"point_labels must be 1 (foreground), 0 (background) or -1 (ignored), not {strange[0]:g}; "
+            f"point_labels must be 1 (foreground), 0 (background) or -1 (ignored), not {unknown[0]:g}; "
             "give a box as box=."
         )
     return (coords, labels) if coords.ndim == 3 else (coords[None], labels[None])
@@ -114,10 +114,10 @@ def _boxes(boxes: np.ndarray) -> np.ndarray:
     if boxes.shape[-1] != 4:
         raise InputError(f"box must have shape (4,) or (P, 4), x0 y0 x1 y1, not {boxes.shape}.")
     boxes = boxes.reshape(-1, 4)
-    turned = np.flatnonzero((boxes[:, 2:] < boxes[:, :2]).any(axis=1))
-    if len(turned):
+    inverted = np.flatnonzero((boxes[:, 2:] < boxes[:, :2]).any(axis=1))
+    if len(inverted):
         raise InputError(
-            f"box {boxes[turned[0]].tolist()} ends before it begins: give x0 y0 x1 y1 with x0 <= x1, y0 <= y1"
+            f"box {boxes[inverted[0]].tolist()} ends before it begins: give x0 y0 x1 y1 with x0 <= x1, y0 <= y1"
         )
     return boxes
 
@@ -131,18 +131,18 @@ def _masks(mask: np.ndarray, grid: int) -> Float[np.ndarray, "p 1 m m"]:
 
 
 def _count(parts: dict[str, np.ndarray | None]) -> int:
-    """How many prompts there are; all parts must agree."""
+    """Number of prompts; all parts must agree."""
     counts = {name: len(part) for name, part in parts.items() if part is not None}
     if len(set(counts.values())) > 1:
-        given = ", ".join(f"{name} has {count}" for name, count in counts.items())
-        raise InputError(f"prompts of one batch must be equally many: {given}.")
+        described = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise InputError(f"all arguments of a batch must have the same number of prompts: {described}.")
     return next(iter(counts.values()), 1)
 
 
 def _join(
     coords: np.ndarray | None, labels: np.ndarray | None, boxes: np.ndarray | None, count: int, size: Size, side: int
 ) -> tuple[Float[np.ndarray, "p n 2"], Float[np.ndarray, "p n"]]:
-    """Clicks and box corners as points of the prompt frame, with a padding point after clicks that have no box."""
+    """Clicks and box corners as points in the prompt frame; clicks without a box get a padding point."""
     all_coords, all_labels = [np.zeros((count, 0, 2), np.float32)], [np.zeros((count, 0), np.float32)]
     if coords is not None and labels is not None:
         all_coords.append(points_to_frame(coords, size, side))

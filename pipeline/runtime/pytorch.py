@@ -1,4 +1,4 @@
-"""A SAM as a PyTorch module: the reference that all engines are measured against, and a quick way to run on a GPU."""
+"""A SAM in PyTorch: the reference for all engines, and a fast way to run on a GPU."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -21,15 +21,16 @@ class TorchSegmenter:
     """Runs a SAM without gradients. See `pipeline.runtime.Segmenter`.
 
     Args:
-        sam: Moved to ``device`` and switched to evaluation.
-        device: Any of PyTorch's.
+        sam: Model, moved to ``device`` and switched to evaluation mode.
+        device: Any PyTorch device.
         threads: CPU threads, for the whole process.
-        precision: Of the image encoder, a key of `DTYPES`; what must stay fp32 in it does. The decoder stays in fp32.
-        execution: Of the image encoder, one of `EXECUTIONS`. ``compile`` takes a minute at the first call,
-            ``cuda_graph`` a second for each size of batch; its calls wait for each other.
+        precision: Precision of the image encoder, a key of `DTYPES`; parts of it that need fp32 keep it, as does the
+            decoder.
+        execution: Execution of the image encoder, one of `EXECUTIONS`. ``compile`` takes a minute at the first call,
+            ``cuda_graph`` a second per batch size; calls of ``cuda_graph`` are serialised.
 
     Raises:
-        InputError: The device is not there, or precision or execution are unknown or not for this device.
+        InputError: The device is not available, or precision or execution are unknown or unsupported on the device.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class TorchSegmenter:
         if precision != "fp32":
             encoder = copy.deepcopy(encoder).to(self._dtype)
         self._encoder: Callable[[Tensor], Tensor] = encoder
-        self._compiled = execution == "compile"  # for whole batches: each other size would be compiled anew
+        self._compiled = execution == "compile"  # not split into parts: each batch size would be compiled separately
         if self._compiled:
             self._encoder = torch.compile(encoder)
         elif execution == "cuda_graph":

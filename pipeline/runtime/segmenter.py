@@ -1,7 +1,7 @@
-"""What every runtime offers.
+"""The interface of every runtime.
 
-A `Segmenter` is a SAM cut where deployments cut it: images to embeddings, and an embedding with prompts to masks. Both
-halves work in the model's own frames; `pipeline.runtime.Predictor` brings photographs and prompts there and masks back.
+A `Segmenter` is a SAM split as in deployments: images to embeddings, and an embedding with prompts to masks. Both parts
+work in the model's own frames; `pipeline.runtime.Predictor` converts images, prompts and masks.
 """
 
 from typing import Protocol, runtime_checkable
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """A SAM that runs somewhere. Calls may come from several threads at once."""
+    """A SAM on some runtime. Methods are thread-safe."""
 
     image_size: int
     """Side of the prompt frame, in pixels."""
@@ -22,7 +22,7 @@ class Segmenter(Protocol):
     """Side g of the image embedding, in cells."""
 
     def encode(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
-        """Image embeddings of images as `pipeline.ops.geometry.to_input` makes them."""
+        """Image embeddings of images preprocessed by `pipeline.ops.geometry.to_input`."""
 
     def decode(
         self,
@@ -34,7 +34,7 @@ class Segmenter(Protocol):
         """Low-resolution logits and predicted IoUs of P prompts on one image.
 
         Args:
-            image_embedding: One of `encode`'s.
+            image_embedding: Embedding of one image, from `encode`.
             point_coords: x and y in the prompt frame.
             point_labels: 1 foreground, 0 background, 2 and 3 a box's corners, -1 padding.
             mask_input: Logits of an earlier mask, side m = 4g.

@@ -1,9 +1,8 @@
-"""A check that an engine carries with it: inputs, and what the student gives for them in PyTorch fp32.
+"""A repeatable check stored with an engine: inputs, and the student's outputs for them in PyTorch fp32.
 
-An engine is compared with its student where it is built. Elsewhere the student, the dataset and PyTorch may be missing,
-and the processor's arithmetic is another; the self-check is what is left to compare with there. It is small:
-photographs are made smaller, embeddings kept at some cells in half precision, masks as bits of the low-resolution
-raster.
+An engine is compared with its student where it is built. On another machine the student, the dataset and PyTorch may be
+missing, and the processor's arithmetic may differ; the self-check can be repeated there. It is small: images are
+downscaled, embeddings are stored at some cells in half precision, masks as bits at low resolution.
 """
 
 from collections.abc import Sequence
@@ -31,16 +30,16 @@ _GATE = "gate"
 _FIELDS = ("image", "point_coords", "cells", "embedding", "token", "masks")
 
 Case = dict[str, Tensor]
-"""A photograph and what the student gives for it.
+"""An image and the student's outputs for it.
 
-``image`` uint8 (h, w, 3) RGB; ``point_coords`` (p, 2, 2), corners of boxes in the prompt frame; ``cells`` (n), which
-cells of the embedding are kept, row by row; ``embedding`` (256, n), in half precision; ``token`` (p), which
-of four masks the student chooses; ``masks`` (p, m, m / 8), the low-resolution raster of that mask as bits."""
+``image`` uint8 (h, w, 3) RGB; ``point_coords`` (p, 2, 2), box corners in the prompt frame; ``cells`` (n), row-major
+indices of the stored embedding cells; ``embedding`` (256, n), half precision; ``token`` (p), which of four masks the
+student ranks highest; ``masks`` (p, m, m / 8), that mask at low resolution as packed bits."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an engine gives what its student gives, and the gate it was built under."""
+    """Agreement of an engine with its student, and the gate it was built under."""
 
     embedding_cosine: float
     """The lowest of all images."""
@@ -53,17 +52,17 @@ class Agreement:
 
     @property
     def passes(self) -> bool:
-        """Whether both figures keep to the gate; NaN does not."""
+        """Whether both figures pass the gate; NaN does not."""
         return self.embedding_cosine >= self.min_cosine and self.mask_iou >= self.min_mask_iou
 
 
 def make_case(reference: Segmenter, image: UInt8[np.ndarray, "h w 3"], corners: Float[Tensor, "p 2 2"]) -> Case:
-    """What the student gives for a photograph, made smaller.
+    """Compute the student's outputs for a downscaled image.
 
     Args:
         reference: The student in PyTorch.
         image: RGB.
-        corners: Of boxes, in the prompt frame; the first few are taken.
+        corners: Box corners in the prompt frame; the first few are used.
     """
     image = resize_image(image, _SIDE_PX) if max(image.shape[:2]) > _SIDE_PX else image
     corners = corners[:_BOXES]
@@ -87,7 +86,7 @@ def save(cases: Sequence[Case], directory: Path, *, min_cosine: float, min_mask_
 
 @torch.inference_mode()
 def repeat(engine: Segmenter, directory: Path) -> Agreement:
-    """Compare an engine on this machine with what its student gave where it was built.
+    """Compare an engine on this machine with its student's stored outputs.
 
     Args:
         engine: Loaded from ``directory``.
@@ -100,8 +99,8 @@ def repeat(engine: Segmenter, directory: Path) -> Agreement:
     cosines, overlaps = list[float](), list[Tensor]()
     for case in cases:
         embedding = engine.encode(to_input(case["image"].numpy(), engine.input_size)[None]).cpu()
-        found = embedding[0].flatten(1)[:, case["cells"]].double().flatten()
-        cosines.append(float(F.cosine_similarity(found, case["embedding"].double().flatten(), dim=0)))
+        actual = embedding[0].flatten(1)[:, case["cells"]].double().flatten()
+        cosines.append(float(F.cosine_similarity(actual, case["embedding"].double().flatten(), dim=0)))
         corners, token = case["point_coords"], case["token"]
         logits = engine.decode(embedding, corners, _labels(corners))[0].cpu()
         mask = (logits[torch.arange(len(token)), token] > 0).flatten(1)
@@ -109,7 +108,7 @@ def repeat(engine: Segmenter, directory: Path) -> Agreement:
         union = (mask | true).sum(1)
         overlaps.append(torch.where(union > 0, (mask & true).sum(1) / union.clamp(min=1), 1.0))
     ious = torch.cat(overlaps)
-    # numpy's minimum is NaN where a cosine is, the built-in one may not be.
+    # numpy's minimum propagates NaN, the built-in one may not.
     return Agreement(float(np.min(cosines)), float(ious.mean()), len(cases), len(ious), *gate)
 
 
@@ -119,14 +118,14 @@ def _labels(corners: Float[Tensor, "p 2 2"]) -> Float[Tensor, "p 2"]:
 
 def _read(path: Path) -> tuple[list[Case], tuple[float, float]]:
     if not path.is_file():
-        raise InputError(f"{path} does not exist: build the engine anew (`dvc repro`).")
+        raise InputError(f"{path} does not exist: rebuild the engine (`dvc repro`).")
     try:
         with safe_open(path, "pt") as stream:
             count = len({name.partition(".")[0] for name in stream.keys()} - {_GATE})  # noqa: SIM118 - no mapping
             cases = [{field: stream.get_tensor(f"{i}.{field}") for field in _FIELDS} for i in range(count)]
             min_cosine, min_mask_iou = stream.get_tensor(_GATE).tolist()
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}): build the engine anew.") from None
+        raise InputError(f"{path} cannot be read ({error}): rebuild the engine.") from None
     if not cases:
-        raise InputError(f"{path} holds no case: build the engine anew.")
+        raise InputError(f"{path} holds no case: rebuild the engine.")
     return cases, (min_cosine, min_mask_iou)

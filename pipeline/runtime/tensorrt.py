@@ -1,6 +1,6 @@
-"""The pair ``encoder.engine`` and ``decoder.engine`` on TensorRT 10.16 to 11: the engine for NVIDIA GPUs.
+"""``encoder.engine`` and ``decoder.engine`` on TensorRT 10.16 to 11, the engine for NVIDIA GPUs.
 
-Inputs and outputs are torch tensors on the GPU; their addresses are handed over, so nothing is copied to the host.
+Inputs and outputs are torch tensors on the GPU, passed by address without copies to the host.
 Source of the calls: TensorRT's Python API (named tensors, ``execute_async_v3``).
 """
 
@@ -15,34 +15,34 @@ from torch import Tensor
 
 from pipeline.core.artifact import Card
 from pipeline.core.errors import InputError
-from pipeline.runtime.exported import decoder_tensors, missing_package, present, sizes
+from pipeline.runtime.exported import decoder_tensors, missing_package, require_files, sizes
 
 SIDECAR = "engine.json"
-"""Beside the engines: what they were built with, for which GPU, and how fine each layer computes."""
+"""File beside the engines: build settings, GPU, and the precision of each layer."""
 BOUND = ("tensorrt", "gpu", "compute_capability")
-"""Keys of the sidecar that must hold where engines are loaded."""
+"""Keys of the sidecar that must match the machine that loads the engines."""
 
 
 def bindings() -> Any:
     """The package ``tensorrt``.
 
     Raises:
-        InputError: It is not installed, or is a version this code was not written for.
+        InputError: It is not installed, or its version is not supported.
     """
     try:
         import tensorrt
     except ImportError as error:
         raise missing_package("tensorrt", error) from None
     if int(tensorrt.__version__.split(".")[0]) not in (10, 11):
-        raise InputError(f"TensorRT {tensorrt.__version__} is not known here: install 10.16 or 11.")
+        raise InputError(f"TensorRT {tensorrt.__version__} is not supported: install 10.16 or 11.")
     return tensorrt
 
 
 def machine(trt: Any, device: torch.device) -> dict[str, str]:
-    """What an engine is bound to: TensorRT's version, the GPU and its compute capability; driver's CUDA for the record.
+    """What an engine is bound to: TensorRT version, GPU and compute capability; the CUDA version is informational.
 
     Raises:
-        InputError: There is no such GPU.
+        InputError: There is no GPU.
     """
     if not torch.cuda.is_available():
         raise InputError(
@@ -62,9 +62,9 @@ class TensorRtSegmenter:
 
     Args:
         directory: Holds ``encoder.engine``, ``decoder.engine`` and ``engine.json``.
-        card: Says the model's sizes.
+        card: Gives the model's sizes.
         device: ``cuda``, or ``cuda:1`` and so on.
-        threads: Without meaning here.
+        threads: Ignored.
 
     Raises:
         InputError: The package, the GPU or a file is missing, or the engines were built for another GPU or version.
@@ -75,7 +75,7 @@ class TensorRtSegmenter:
         if not device.startswith("cuda"):
             raise InputError(f"TensorRT engines run on device 'cuda', not on {device!r}.")
         self.image_size, self.input_size, self.embedding_size = sizes(directory, card)
-        present(directory, "encoder.engine", "decoder.engine", SIDECAR)
+        require_files(directory, "encoder.engine", "decoder.engine", SIDECAR)
         trt, self._device = bindings(), torch.device(device)
         require_match(directory, machine(trt, self._device), str(card.model), str(card.precision))
         with torch.cuda.device(self._device):
@@ -84,7 +84,7 @@ class TensorRtSegmenter:
 
     def encode(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
         """See `pipeline.runtime.Segmenter.encode`."""
-        with torch.cuda.device(self._device):  # contexts belong to the device that is current when they are made
+        with torch.cuda.device(self._device):  # contexts belong to the device that is current at their creation
             return self._encoder({"image": images.to(self._device)})["image_embedding"].float()
 
     def decode(
@@ -102,17 +102,17 @@ class TensorRtSegmenter:
 
 
 def require_match(directory: Path, here: dict[str, str], student: str, precision: str) -> None:
-    """Refuse engines that were built for another GPU or TensorRT.
+    """Check that engines were built for this GPU and TensorRT version.
 
     Raises:
-        InputError: They were, or the sidecar is damaged.
+        InputError: They were not, or the sidecar is damaged.
     """
     try:
         built = json.loads((directory / SIDECAR).read_text())
         differing = [key for key in BOUND if built[key] != here[key]]
         compatible = built["hardware_compatibility"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{directory / SIDECAR} cannot be read ({error}): build the engine anew.") from None
+        raise InputError(f"{directory / SIDECAR} cannot be read ({error}): rebuild the engine.") from None
     if compatible == "same_compute_capability":
         differing = [key for key in differing if key != "gpu"]
     elif compatible == "ampere_plus" and int(here["compute_capability"].split(".")[0]) >= 8:
@@ -121,20 +121,20 @@ def require_match(directory: Path, here: dict[str, str], student: str, precision
         was = ", ".join(f"{key} {built[key]}" for key in differing)
         now = ", ".join(here[key] for key in differing)
         raise InputError(
-            f"{directory} was built for {was}; here it is {now}. Build it on this machine: "
+            f"{directory} was built for {was}; this machine has {now}. Rebuild it here: "
             f"`dvc repro --force --single-item build_engine@{student}-{precision}`."
         )
 
 
 class _Engine:
-    """One engine and its execution contexts: one per call under way, kept for later calls."""
+    """An engine and a pool of execution contexts, one per concurrent call."""
 
     def __init__(self, trt: Any, path: Path) -> None:
         self._trt, self._path = trt, path
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
-            raise InputError(f"{path} cannot be deserialized by TensorRT {trt.__version__}: build it anew.")
+            raise InputError(f"{path} cannot be deserialized by TensorRT {trt.__version__}: rebuild it.")
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self._inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self._outputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
@@ -147,21 +147,21 @@ class _Engine:
         except Empty:
             context = self._engine.create_execution_context()
         results = self._execute(context, feeds)
-        self._idle.put(context)  # one that failed may still be at work, and is not used again
+        self._idle.put(context)  # a failed context may still be running and is not reused
         return results
 
     def _execute(self, context: Any, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-        # Held until the end of this function: their memory must outlive the launch.
-        given = {name: feeds[name].to(self._dtypes[name]).contiguous() for name in self._inputs}
-        for name, tensor in given.items():
+        # Referenced until the end of this function, because their memory must outlive the launch.
+        inputs = {name: feeds[name].to(self._dtypes[name]).contiguous() for name in self._inputs}
+        for name, tensor in inputs.items():
             if not context.set_input_shape(name, tuple(tensor.shape)):
                 low, _, high = self._engine.get_tensor_profile_shape(name, 0)
                 raise InputError(
                     f"{self._path} takes {name} of {tuple(low)} to {tuple(high)}, not {tuple(tensor.shape)}: "
-                    "widen build_engine.tensorrt.profile and build it anew."
+                    "widen build_engine.tensorrt.profile and rebuild it."
                 )
             context.set_tensor_address(name, tensor.data_ptr())
-        device = next(iter(given.values())).device
+        device = next(iter(inputs.values())).device
         results = {
             name: torch.empty(tuple(context.get_tensor_shape(name)), dtype=self._dtypes[name], device=device)
             for name in self._outputs
@@ -170,10 +170,10 @@ class _Engine:
             context.set_tensor_address(name, tensor.data_ptr())
         stream = torch.cuda.current_stream(device)
         if not context.execute_async_v3(stream.cuda_stream):
-            raise RuntimeError(f"TensorRT could not run {self._path}; its log above says why")
-        for tensor in (*given.values(), *results.values()):
+            raise RuntimeError(f"TensorRT could not run {self._path}; see its log above")
+        for tensor in (*inputs.values(), *results.values()):
             tensor.record_stream(stream)
-        # The context may serve another thread, on another stream, as soon as it is given back.
+        # Once returned, the context may serve another thread on another stream.
         stream.synchronize()
         return results
 
@@ -188,5 +188,5 @@ def _torch_dtype(trt: Any, dtype: Any) -> torch.dtype:
         trt.DataType.BOOL: torch.bool,
     }
     if dtype not in known:
-        raise InputError(f"an engine's tensor is of {dtype}, which has no type in PyTorch: build it anew.")
+        raise InputError(f"an engine has a tensor of type {dtype}, which PyTorch lacks: rebuild it.")
     return known[dtype]

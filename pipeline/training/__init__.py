@@ -1,4 +1,4 @@
-"""The one training loop: recipes are functions that give losses."""
+"""The training loop; recipes are functions that return losses."""
 
 from pipeline.training.checkpoint import CHECKPOINTS, checkpoint_of
 from pipeline.training.config import OptimizerConfig, rate

@@ -1,7 +1,7 @@
-"""Batch norm over the whole batch where several processes share it.
+"""Batch norm over the whole batch when several processes share it.
 
-Source: what `torch.nn.SyncBatchNorm` does, which computes on GPUs alone; on processors the sums are taken here. Without
-it each process would normalise by the statistics of its own share, and two would not learn what one does.
+Source: `torch.nn.SyncBatchNorm`, which supports only GPUs; this module adds CPUs. Without it each process would
+normalise by the statistics of its own share, and the result would depend on the number of processes.
 """
 
 import copy
@@ -18,7 +18,7 @@ from pipeline.core.distributed import Ranks
 
 @contextmanager
 def synchronised(module: nn.Module, ranks: Ranks) -> Iterator[None]:
-    """Let all batch norms in ``module`` see the whole batch meanwhile; parameters, buffers and keys stay theirs."""
+    """Synchronise all batch norms in ``module`` within the context; parameters, buffers and keys are unchanged."""
     replaced = [
         (parent, name, child)
         for parent in module.modules()
@@ -37,13 +37,13 @@ def synchronised(module: nn.Module, ranks: Ranks) -> Iterator[None]:
 def _synchronised(norm: nn.BatchNorm2d) -> nn.Module:
     if norm.weight.device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
-    twin = copy.copy(norm)  # shares the dictionaries of parameters and buffers
-    twin.__class__ = _BatchNorm
-    return twin
+    shallow = copy.copy(norm)  # shares the dictionaries of parameters and buffers
+    shallow.__class__ = _BatchNorm
+    return shallow
 
 
 class _BatchNorm(nn.BatchNorm2d):
-    """Batch norm whose mean and variance are those of all processes' samples."""
+    """Batch norm with mean and variance over the samples of all processes."""
 
     momentum: float
     num_batches_tracked: Tensor
@@ -58,12 +58,12 @@ class _BatchNorm(nn.BatchNorm2d):
         count, mean = total[-1].detach(), total[:-1] / total[-1].detach()
         centred = wide - mean[:, None, None]
         variance = _total(centred.square().sum((0, 2, 3))) / count
-        self._remember(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
+        self._update_running(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance, self.momentum)
@@ -75,7 +75,7 @@ def _total(own: Tensor) -> Tensor:
 
 
 class _Total(torch.autograd.Function):
-    """The sum over all processes; so is the gradient, since each of them went on with the sum."""
+    """Sum over all processes. The gradient is summed as well, since every process uses the sum."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:

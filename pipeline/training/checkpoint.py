@@ -1,8 +1,9 @@
-"""What a killed run needs to go on as if nothing had happened, on the disk.
+"""Training checkpoints, from which an interrupted run resumes with bit-identical results.
 
-Weights, optimizer, averaged weights, the scale of fp16 gradients, and the number of steps done. The rest follows from
-that number: the learning rate, the position in the data, and every random generator, each seeded by the run's seed and
-the step. The file's name holds a digest of all that decides the result, so nothing else is ever continued.
+A checkpoint holds weights, optimizer state, averaged weights, the fp16 gradient scale, and the number of completed
+steps. Everything else follows from that number: the learning rate, the position in the data, and every random
+generator, each seeded by the run's seed and the step. The file name contains a digest of everything that decides the
+result, so a run never resumes from another run's state.
 """
 
 import hashlib
@@ -19,23 +20,23 @@ from pipeline.core.errors import InputError
 from pipeline.core.progress import notice
 
 CHECKPOINTS = Path(".checkpoints")
-"""Where interrupted runs wait to be continued; known to neither git nor DVC."""
+"""Directory of checkpoints; tracked by neither git nor DVC."""
 _DAMAGED = (pickle.UnpicklingError, struct.error, RuntimeError, ValueError, LookupError, TypeError, EOFError)
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What has a state that can be kept: a module, an optimizer, a gradient scaler."""
+    """Anything with a state dict: a module, an optimizer, a gradient scaler."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state."""
+        """Return the state."""
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
-        """Take a state over."""
+        """Load a state."""
 
 
 def checkpoint_of(name: str, *identity: object) -> Path:
-    """The checkpoint of a run, by everything that decides its result: another recipe or input never continues it."""
+    """Path of a run's checkpoint, named by a digest of everything that decides its result (``identity``)."""
     return CHECKPOINTS / f"{name}-{_digest(map(str, identity))[:16]}.pt"
 
 
@@ -43,23 +44,24 @@ def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def tell_of_others(path: Path) -> None:
-    """Say that there are interrupted runs of the same name which this one, beginning anew, does not continue."""
+def warn_of_others(path: Path) -> None:
+    """Print a notice if a new run ignores checkpoints of interrupted runs with the same name."""
     others = sorted(path.parent.glob(f"{path.stem.rpartition('-')[0]}-{'[0-9a-f]' * 16}.pt"))
     if others and not path.exists():
         notice(
-            f"{path.stem.rpartition('-')[0]} starts anew: an interrupted run of other parameters, inputs or code is in "
-            f"{', '.join(map(str, others))} and is not used. With what it was started with it goes on; else remove it."
+            f"{path.stem.rpartition('-')[0]} starts from scratch: the checkpoint of an interrupted run with other "
+            f"parameters, inputs or code is not used ({', '.join(map(str, others))}). Restore those settings to resume "
+            "it, or delete the file."
         )
 
 
 def save(path: Path, done: int, parts: Mapping[str, Stateful]) -> None:
-    """Keep the state after ``done`` steps; an earlier one is there until this one is complete."""
+    """Save the state after ``done`` steps, replacing an earlier checkpoint atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
     state = {"done": done} | {name: part.state_dict() for name, part in parts.items()}
     try:
-        with draft.open("wb") as stream:  # handed only a path, torch would not say that the disk is full
+        with draft.open("wb") as stream:  # given a path, torch does not report a full disk
             torch.save(state, stream)
             stream.flush()
             os.fsync(stream.fileno())
@@ -69,12 +71,13 @@ def save(path: Path, done: int, parts: Mapping[str, Stateful]) -> None:
 
 
 def restore(path: Path, parts: Mapping[str, Stateful]) -> int:
-    """Take over what `save` kept; gives the number of steps done, 0 where there is no file.
+    """Load a checkpoint into ``parts``. A partial file of a killed `save` is removed.
 
-    What a process that was killed while it saved has left is removed.
+    Returns:
+        The number of completed steps; 0 if there is no checkpoint.
 
     Raises:
-        InputError: The file is damaged or another version's.
+        InputError: The file is damaged or from another version.
     """
     path.with_suffix(".part").unlink(missing_ok=True)
     if not path.exists():
@@ -87,5 +90,5 @@ def restore(path: Path, parts: Mapping[str, Stateful]) -> int:
     except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{path}, where an interrupted run was to go on, cannot be used ({reason}): remove it to start anew."
+            f"the checkpoint {path} of an interrupted run cannot be read ({reason}): delete it to start from scratch."
         ) from None

@@ -1,4 +1,4 @@
-"""A module's forward through `torch.compile` for a while, without a change to the module's keys."""
+"""Temporary `torch.compile` of a module's forward that leaves its state dict keys unchanged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,9 +7,9 @@ from torch import nn
 
 
 @contextmanager
-def compiled(module: nn.Module, wanted: bool) -> Iterator[None]:
-    """Compile the forward of ``module`` meanwhile, or of each module in it where it is a container that has none."""
-    parts = list(_parts(module)) if wanted else []
+def compiled(module: nn.Module, enabled: bool) -> Iterator[None]:
+    """Compile the forward of ``module`` within the context; of a container without forward, that of each child."""
+    parts = list(_parts(module)) if enabled else []
     for part in parts:
         part.compile()
     try:

@@ -1,4 +1,4 @@
-"""The keys of the loop in params.yaml, and the learning rate they make."""
+"""The training loop's keys in params.yaml, and the learning rate schedule."""
 
 import math
 from typing import Annotated, Literal
@@ -42,10 +42,10 @@ class OptimizerConfig(Config):
 
 
 def rate(number: int, config: OptimizerConfig) -> float:
-    """Share of the peak learning rate at a step.
+    """Learning rate at step ``number``, as a fraction of the peak; never 0.
 
     Linear warm-up, then constant with a linear cool-down, or half a cosine (Loshchilov and Hutter 2017, without
-    restarts). No step has a rate of 0.
+    restarts).
     """
     up = (number + 1) / max(1, config.warmup_steps)
     if config.schedule == "trapezoid":

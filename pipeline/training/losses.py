@@ -1,7 +1,7 @@
 """Losses of mask prediction and distillation: pure functions of tensors, student or prediction first.
 
-Source: SAM, appendix A (focal to dice 20 : 1, error of the IoU head, the smallest of three masks); EdgeSAM for the
-embedding loss over the un-padded area; EfficientViT-SAM's code for cross-entropy on uncertain points (PointRend);
+Source: SAM, appendix A (focal to dice 20 : 1, IoU head error, minimum over three masks); EdgeSAM for the embedding
+loss over the un-padded area; EfficientViT-SAM's code for cross-entropy on uncertain points (PointRend);
 TinySAM (arXiv 2312.13789), section 3.1, for tokens, mask logits and the hard mask weight; SAM-Lightening
 (arXiv 2403.09195) for features of layers. No gradient reaches a teacher or a target.
 """
@@ -19,7 +19,7 @@ UNCERTAIN_SHARE = 0.75
 EPS = 1e-6
 
 MaskLoss = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
-"""Of logits and target, both ``(..., h, w)``: terms ``(...)`` by name, keys of `MASK_WEIGHTS`."""
+"""Maps logits and target, both ``(..., h, w)``, to terms ``(...)`` by name, keys of `MASK_WEIGHTS`."""
 
 
 def focal(logits: Float[Tensor, "*n h w"], target: Float[Tensor, "*n h w"], gamma: float = 2.0) -> Float[Tensor, "*n"]:
@@ -28,7 +28,7 @@ def focal(logits: Float[Tensor, "*n h w"], target: Float[Tensor, "*n h w"], gamm
     Args:
         logits: Mask logits.
         target: Coverage in [0, 1]; soft values at borders are allowed.
-        gamma: How much sure pixels are discounted.
+        gamma: Focusing parameter; larger values down-weight confident pixels more.
     """
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     miss = (logits.sigmoid() - target).abs()
@@ -43,46 +43,46 @@ def dice(logits: Float[Tensor, "*n h w"], target: Float[Tensor, "*n h w"]) -> Fl
 
 
 def focal_dice(logits: Float[Tensor, "*n h w"], target: Float[Tensor, "*n h w"]) -> dict[str, Float[Tensor, "*n"]]:
-    """What the papers train masks with."""
+    """Focal and Dice terms, the mask loss of SAM and TinySAM."""
     return {"focal": focal(logits, target), "dice": dice(logits, target)}
 
 
 def bce_points(
     logits: Float[Tensor, "b p k h w"], target: Float[Tensor, "b p k h w"], candidates: Float[Tensor, "b p q 2"]
 ) -> dict[str, Float[Tensor, "b p k"]]:
-    """Cross-entropy and Dice on the more uncertain of random points (PointRend), as EfficientViT-SAM's code has it.
+    """Cross-entropy and Dice on random points, mostly uncertain ones (PointRend), as in EfficientViT-SAM's code.
 
-    Three points are drawn for each that counts: three quarters of those that count are the ones where the logit is
-    nearest to 0 among them all, the rest is not chosen.
+    The loss uses n points. Three quarters of them are those with the logit nearest to 0 among 3 n candidates; the
+    remaining quarter is used without selection.
 
     Args:
         logits: Mask logits.
         target: Coverage in [0, 1].
         candidates: Points (x, y) uniform in [0, 1], shared by the k masks of a prompt: see `candidates_of`.
     """
-    kept = candidates.shape[2] * 4 // 13  # 3 n to choose from and n / 4 that are not chosen
-    sure = kept - round(kept * UNCERTAIN_SHARE)
-    offered, given = candidates.split([candidates.shape[2] - sure, sure], dim=2)
+    count = candidates.shape[2] * 4 // 13  # 3 n candidates for selection and n / 4 used directly
+    unselected = count - round(count * UNCERTAIN_SHARE)
+    pool, direct = candidates.split([candidates.shape[2] - unselected, unselected], dim=2)
     k = logits.shape[2]
 
-    def read(values: Tensor, points: Tensor) -> Tensor:
-        """``(b, p, k, h, w)`` at ``(b, p, k, q, 2)``: ``(b, p, k, q)``."""
+    def sample(values: Tensor, points: Tensor) -> Tensor:
+        """Sample ``(b, p, k, h, w)`` at ``(b, p, k, q, 2)``: ``(b, p, k, q)``."""
         grid = 2 * points.flatten(0, 2)[:, None] - 1
-        at = F.grid_sample(values.flatten(0, 2)[:, None], grid, padding_mode="border", align_corners=False)
-        return at[:, 0, 0].unflatten(0, values.shape[:3])
+        sampled = F.grid_sample(values.flatten(0, 2)[:, None], grid, padding_mode="border", align_corners=False)
+        return sampled[:, 0, 0].unflatten(0, values.shape[:3])
 
-    offered, given = (points[:, :, None].expand(-1, -1, k, -1, -1) for points in (offered, given))
+    pool, direct = (points[:, :, None].expand(-1, -1, k, -1, -1) for points in (pool, direct))
     with torch.no_grad():
-        nearest = read(logits, offered).abs().topk(kept - sure, dim=3, largest=False).indices
-        points = torch.cat([offered.gather(3, nearest[..., None].expand(-1, -1, -1, -1, 2)), given], dim=3)
-        truth = read(target, points)
-    said = read(logits, points)
-    cross_entropy = F.binary_cross_entropy_with_logits(said, truth, reduction="none").mean(dim=3)
-    return {"bce": cross_entropy, "dice": dice(said[..., None, :], truth[..., None, :])}
+        nearest = sample(logits, pool).abs().topk(count - unselected, dim=3, largest=False).indices
+        points = torch.cat([pool.gather(3, nearest[..., None].expand(-1, -1, -1, -1, 2)), direct], dim=3)
+        truth = sample(target, points)
+    predicted = sample(logits, points)
+    cross_entropy = F.binary_cross_entropy_with_logits(predicted, truth, reduction="none").mean(dim=3)
+    return {"bce": cross_entropy, "dice": dice(predicted[..., None, :], truth[..., None, :])}
 
 
 def candidates_of(side: int) -> int:
-    """How many `bce_points` takes for masks of ``side`` pixels: 13/4 of 112 x 112 points where the side is 256."""
+    """Number of candidate points for `bce_points` on masks of ``side`` pixels: 13/4 of 112 x 112 for a side of 256."""
     return 13 * max(1, round((side * 112 / 256) ** 2 / 4))
 
 
@@ -107,11 +107,11 @@ def best_mask(
 
     Args:
         logits: Mask logits of k candidates for each prompt.
-        iou_predictions: What the IoU head says of each.
+        iou_predictions: Predicted IoU of each.
         target: Coverage in [0, 1].
         present: Prompts that count; padding is False.
-        mask_loss: Terms of a mask.
-        iou_distance: ``F.mse_loss`` as SAM, ``F.l1_loss`` as TinySAM.
+        mask_loss: Computes the terms of a mask.
+        iou_distance: ``F.mse_loss`` as in SAM, ``F.l1_loss`` as in TinySAM.
 
     Returns:
         ``loss`` and its terms, ``iou`` and those of ``mask_loss``, each a mean over the prompts that count.
@@ -134,12 +134,12 @@ def _weighted(terms: Mapping[str, Tensor]) -> Tensor:
 def embedding_error(
     student: Float[Tensor, "b c g g"], teacher: Float[Tensor, "b c g g"], valid: Bool[Tensor, "b g g"], distance: str
 ) -> Float[Tensor, " b"]:
-    """Error of each image's embedding over the cells that hold some of the image.
+    """Error of each image's embedding, averaged over the cells that contain image content.
 
     Args:
         student: Image embeddings.
         teacher: Image embeddings.
-        valid: False where the padding is.
+        valid: False for padding.
         distance: ``mse`` or ``l1``.
     """
     measure = {"mse": F.mse_loss, "l1": F.l1_loss}[distance]
@@ -150,19 +150,19 @@ def embedding_error(
 def feature_error(
     student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b h w"]
 ) -> Float[Tensor, " b"]:
-    """Mean squared error of a layer's features, each cell's brought to mean 0 and variance 1 over channels.
+    """Mean squared error of a layer's features, each cell normalised to mean 0 and variance 1 over channels.
 
-    Decoupled from their scale, deep layers, whose features are many times as large, count no more than early ones.
+    The normalisation keeps deep layers, whose features are many times larger, from dominating early ones.
     """
-    ours, theirs = (F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1) for x in (student, teacher))
-    return embedding_error(ours, theirs, valid, "mse")
+    student, teacher = (F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1) for x in (student, teacher))
+    return embedding_error(student, teacher, valid, "mse")
 
 
 def relative_l1(student: Float[Tensor, "*n"], teacher: Float[Tensor, "*n"], dims: int) -> Float[Tensor, "*m"]:
-    """Mean absolute error over all but the first ``dims`` dimensions, as a share of the teacher's mean absolute value.
+    """Mean absolute error over all but the first ``dims`` dimensions, relative to the teacher's mean absolute value.
 
-    TinySAM adds L1 errors of embeddings, tokens and logits, whose scales differ, with weights it does not give; in
-    shares of the teacher's scale, a weight of 1 means as much for each.
+    TinySAM adds L1 errors of embeddings, tokens and logits, whose scales differ, with unpublished weights. Relative to
+    the teacher's scale, equal weights are comparable.
     """
     over = tuple(range(dims, student.ndim))
     scale = teacher.detach().abs().mean(dim=tuple(range(1, teacher.ndim)))
@@ -174,7 +174,7 @@ def relative_l1(student: Float[Tensor, "*n"], teacher: Float[Tensor, "*n"], dims
 def hard_mask_weight(
     student_logits: Float[Tensor, "*n h w"], teacher_logits: Float[Tensor, "*n h w"], target: Float[Tensor, "*n h w"]
 ) -> Float[Tensor, "*n"]:
-    """``sigmoid(IoU_teacher / (IoU_student + eps) - 1)``: 0.5 where both are as good, 1 where only the teacher is.
+    """``sigmoid(IoU_teacher / (IoU_student + eps) - 1)``: 0.5 if both are equally good, 1 if only the teacher is.
 
     Source: TinySAM, section 3.1, hard mask weighting.
     """

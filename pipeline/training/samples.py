@@ -1,7 +1,7 @@
-"""Which samples a step learns from, what each process has of them, and batches that are drawn ahead.
+"""Sampling of batches, their split across processes, and prefetching.
 
-Nothing here remembers anything: order and randomness follow from the seed, the step's number and the sample's position
-in the batch. So a run that was killed goes on in the same order, and so do two processes that share its batches.
+Everything is stateless: order and randomness follow from the seed, the step number and the sample's position in the
+batch. A resumed run therefore continues in the same order, and processes that share its batches agree on it.
 """
 
 from collections import deque
@@ -20,28 +20,28 @@ from pipeline.core.errors import InputError
 BatchT = TypeVar("BatchT")
 
 Draw = Callable[[list[int], int, list[np.random.Generator]], BatchT]
-"""``draw(indices, number, generators)`` makes a batch of these samples for a step, with a generator for each sample.
+"""``draw(indices, number, generators)`` makes a batch of these samples for a step, with one generator per sample.
 
-It runs in threads of its own while steps before are computed, so two calls must not disturb each other.
+It is called from background threads during earlier steps, so it must be thread-safe.
 """
 
 _STEP, _SAMPLE = 1, 3
 
 
 def step_generator(seed: int, number: int) -> np.random.Generator:
-    """What is random in a step as a whole: the same for each of its parts, in every process."""
+    """Generator of a whole step, the same for all its parts in every process."""
     return np.random.default_rng((seed, number, _STEP))
 
 
 def sample_generator(seed: int, number: int, position: int) -> np.random.Generator:
-    """What is random in one sample of a step; ``position`` is its place in the whole batch."""
+    """Generator of one sample of a step; ``position`` is its index in the whole batch."""
     return np.random.default_rng((seed, number, _SAMPLE, position))
 
 
 def epoch_indices(count: int, batch: int, number: int, seed: int) -> list[int]:
-    """The samples of one step, in an order that visits each of ``count`` once before any comes again."""
-    places = range(number * batch, (number + 1) * batch)
-    return [int(_order(count, place // count, seed)[place % count]) for place in places]
+    """Sample indices of one step; each epoch is a new permutation of all ``count`` samples."""
+    positions = range(number * batch, (number + 1) * batch)
+    return [int(_order(count, position // count, seed)[position % count]) for position in positions]
 
 
 @lru_cache(maxsize=4)
@@ -50,24 +50,24 @@ def _order(count: int, epoch: int, seed: int) -> np.ndarray:
 
 
 def cut(count: int, parts: int) -> list[range]:
-    """``count`` places in a row as ``parts`` neighbours, whose lengths differ by one at most."""
+    """Split ``range(count)`` into ``parts`` consecutive ranges whose lengths differ by at most one."""
     return [range(a, b) for a, b in pairwise(count * part // parts for part in range(parts + 1))]
 
 
 @dataclass(frozen=True)
 class Samples(Generic[BatchT]):
-    """The batches of a run, as far as they are this process's.
+    """This process's share of a run's batches.
 
     Args:
         draw: Makes a batch.
-        count: Samples there are.
-        batch: Samples of one step, over all processes.
-        accumulate: Parts of a step that each process computes one after the other.
-        seed: Decides order and randomness.
+        count: Size of the dataset.
+        batch: Global batch size, over all processes.
+        accumulate: Gradient accumulation steps in each process.
+        seed: Seed of order and randomness.
         ranks: The processes that share the work.
 
     Raises:
-        InputError: There is nothing to draw from, or a part would have no sample.
+        InputError: The dataset is empty, or a part would have no sample.
     """
 
     draw: Draw[BatchT]
@@ -79,7 +79,7 @@ class Samples(Generic[BatchT]):
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise InputError("there is no sample to learn from: prepare a dataset with some in its train split.")
+            raise InputError("there is no sample to train on: prepare a dataset with a non-empty train split.")
         parts = self.ranks.world_size * self.accumulate
         if self.batch < parts:
             raise InputError(
@@ -88,12 +88,12 @@ class Samples(Generic[BatchT]):
             )
 
     def positions(self) -> list[range]:
-        """Places in the whole batch of each part that this process computes."""
+        """Positions in the whole batch of each of this process's parts."""
         own = cut(self.batch, self.ranks.world_size)[self.ranks.rank]
         return [own[part.start : part.stop] for part in cut(len(own), self.accumulate)]
 
     def sizes(self) -> list[int]:
-        """Samples in each of these parts."""
+        """Number of samples in each of this process's parts."""
         return [len(part) for part in self.positions()]
 
     def part(self, number: int, positions: range) -> BatchT:
@@ -103,14 +103,14 @@ class Samples(Generic[BatchT]):
         return self.draw([indices[position] for position in positions], number, generators)
 
     def ahead(self, start: int, end: int, threads: int) -> Iterator[BatchT]:
-        """All parts of steps ``start`` to ``end``, in order; as many as there are threads are drawn meanwhile."""
-        wanted = ((number, positions) for number in range(start, end) for positions in self.positions())
+        """Yield this process's parts of steps ``start`` to ``end`` in order, prefetching one per thread."""
+        parts = ((number, positions) for number in range(start, end) for positions in self.positions())
         with ThreadPoolExecutor(threads, "draw") as pool:
-            coming: deque[Future[BatchT]] = deque(pool.submit(self.part, *each) for each in islice(wanted, threads))
+            pending: deque[Future[BatchT]] = deque(pool.submit(self.part, *part) for part in islice(parts, threads))
             try:
-                while coming:
-                    batch = coming.popleft().result()
-                    coming.extend(pool.submit(self.part, *each) for each in islice(wanted, 1))
+                while pending:
+                    batch = pending.popleft().result()
+                    pending.extend(pool.submit(self.part, *part) for part in islice(parts, 1))
                     yield batch
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""An eye on a training: is all it computes finite, how fast is it, and does it wait for its data."""
+"""Monitoring of a training run: non-finite values, throughput, and time spent waiting for data."""
 
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -11,65 +11,65 @@ from torch import Tensor
 BatchT = TypeVar("BatchT")
 
 _LEAST_SCALE = 2.0**-10
-"""Of fp16 gradients; it begins at 2^16. Gradients that need less than 1 are larger than fp16's largest number."""
+"""Lowest fp16 gradient scale accepted; it starts at 2^16. A scale below 1 means that gradients exceed fp16's range."""
 
 
 class Watch:
-    """Notices the first value that is not finite.
+    """Detects the first non-finite value.
 
     Args:
-        checkpoint: Where the last good state is, for the error.
-        kept: How many steps had been done when it was kept; 0 where there is none.
+        checkpoint: Path of the last good state, for the error message.
+        saved_steps: Completed steps at the last checkpoint; 0 if there is none.
     """
 
-    def __init__(self, checkpoint: Path | None, kept: int) -> None:
+    def __init__(self, checkpoint: Path | None, saved_steps: int) -> None:
         self._checkpoint = checkpoint
-        self.kept = kept
-        self._seen = list[tuple[int, list[str], Tensor]]()
+        self.saved_steps = saved_steps
+        self._pending = list[tuple[int, list[str], Tensor]]()
 
-    def see(self, number: int, values: Mapping[str, Tensor]) -> None:
-        """Note what a step came to; the device is not waited for."""
+    def record(self, number: int, values: Mapping[str, Tensor]) -> None:
+        """Record a step's values without synchronising the device."""
         finite = torch.stack([value.detach().isfinite() for value in values.values()])
-        self._seen.append((number, list(values), finite))
+        self._pending.append((number, list(values), finite))
 
     def check(self) -> None:
-        """Look at all that was noted since the last look.
+        """Check all values recorded since the last check.
 
         Raises:
-            FloatingPointError: Something was not finite.
+            FloatingPointError: A value is not finite.
         """
-        for number, names, finite in self._seen:
+        for number, names, finite in self._pending:
             bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
             if bad:
                 raise FloatingPointError(
-                    f"step {number}: {', '.join(bad)} {'is' if len(bad) == 1 else 'are'} not finite; {self._good()}. "
-                    "Lower optimizer.lr, or look at the data of that step."
+                    f"step {number}: {', '.join(bad)} {'is' if len(bad) == 1 else 'are'} not finite; {self._last_state()}. "
+                    "Lower optimizer.lr, or check the data of that step."
                 )
-        self._seen.clear()
+        self._pending.clear()
 
     def check_scale(self, number: int, scale: float) -> None:
-        """Look at the scale of fp16 gradients: each step whose gradient is not finite is left out and halves it.
+        """Check the fp16 gradient scale. Each step with a non-finite gradient is skipped and halves it.
 
         Raises:
-            FloatingPointError: It is so low that no scale will do.
+            FloatingPointError: The scale is so low that training cannot continue.
         """
         if scale < _LEAST_SCALE:
             raise FloatingPointError(
-                f"step {number}: the gradient has not been finite in fp16 for many steps, at no scale down to "
-                f"{scale:g}, and nothing was learned in them; {self._good()}. Set optimizer.autocast to bf16 or none."
+                f"step {number}: the fp16 gradient has not been finite for many steps, which were skipped, at any "
+                f"scale down to {scale:g}; {self._last_state()}. Set optimizer.autocast to bf16 or none."
             )
 
-    def _good(self) -> str:
-        if self._checkpoint is None or not self.kept:
-            return "no state was kept before it"
-        return f"the last good state, after {self.kept} steps, is in {self._checkpoint}"
+    def _last_state(self) -> str:
+        if self._checkpoint is None or not self.saved_steps:
+            return "no checkpoint was saved before it"
+        return f"the last good state, after {self.saved_steps} steps, is in {self._checkpoint}"
 
 
 class Pace:
-    """How fast a training is, from report to report.
+    """Measures training throughput between reports.
 
     Args:
-        batch: Images in a step.
+        batch: Images per step.
     """
 
     def __init__(self, batch: int) -> None:
@@ -77,18 +77,18 @@ class Pace:
         self._since, self._steps, self._waited_s = time.perf_counter(), 0, 0.0
 
     def timed(self, batches: Iterator[BatchT]) -> Generator[BatchT, None, None]:
-        """The same batches; the time until each is there counts as waiting."""
+        """Pass batches through, counting the time spent waiting for each."""
         while True:
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            self._waited_s += time.perf_counter() - asked
+            self._waited_s += time.perf_counter() - requested
             yield batch
 
     def step(self) -> None:
-        """One more step was done."""
+        """Count a completed step."""
         self._steps += 1
 
     def report(self) -> dict[str, float]:

@@ -212,7 +212,7 @@ def test_without_the_package_or_a_gpu_it_says_what_to_do(monkeypatch, tmp_path):
         with pytest.raises(InputError, match="pip install tensorrt"):
             bindings()
     monkeypatch.setitem(sys.modules, "tensorrt", types.SimpleNamespace(__version__="9.3.0"))
-    with pytest.raises(InputError, match=r"TensorRT 9.3.0 is not known here: install 10.16 or 11"):
+    with pytest.raises(InputError, match=r"TensorRT 9.3.0 is not supported: install 10.16 or 11"):
         bindings()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match=r"start this on a GPU worker \(docs/gpu.md\)"):

@@ -114,7 +114,7 @@ def test_the_order_changes_from_epoch_to_epoch():
 
 
 def test_nothing_to_learn_from_is_said():
-    with pytest.raises(InputError, match="no sample to learn from"):
+    with pytest.raises(InputError, match="no sample to train on"):
         Samples(lambda *_: None, 0, 4, 1, 0, Ranks())
 
 

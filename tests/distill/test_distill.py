@@ -178,7 +178,9 @@ def test_a_device_that_is_not_there_is_named(run, device):
 def test_a_saved_state_of_another_version_says_that_it_can_be_removed(run, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.distill.checkpoint_of", lambda *identity: tmp_path / "state.pt")
     torch.save({"module": {}}, tmp_path / "state.pt")
-    with pytest.raises(InputError, match=r"state\.pt, where an interrupted run was to go on.*remove it to start anew"):
+    with pytest.raises(
+        InputError, match=r"state\.pt of an interrupted run cannot be read.*delete it to start from scratch"
+    ):
         run()
 
 

@@ -161,7 +161,7 @@ def test_low_res_masks_are_good_as_mask_input(ours):
         ({"mask_input": np.zeros((1, 8, 8))}, r"\(1, 64, 64\)"),
         (
             {"box": np.zeros((2, 4)), "point_coords": np.zeros((3, 1, 2)), "point_labels": np.zeros((3, 1))},
-            "equally many",
+            "same number of prompts",
         ),
     ],
 )

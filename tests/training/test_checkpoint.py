@@ -85,10 +85,13 @@ def test_a_run_of_other_parameters_starts_anew_and_says_so(tmp_path, monkeypatch
     train(second, on_step=steps.append)
     said = capsys.readouterr().err
     assert steps[0] == 0
-    assert f"a-b starts anew: an interrupted run of other parameters, inputs or code is in {first} and is not" in said
+    assert (
+        f"a-b starts from scratch: the checkpoint of an interrupted run with other parameters, inputs or code is not used ({first})"
+        in said
+    )
     assert str(other) not in said
     train(second)
-    assert "anew" not in capsys.readouterr().err
+    assert "from scratch" not in capsys.readouterr().err
     assert first.exists()
 
 
@@ -124,5 +127,7 @@ def test_a_damaged_state_or_one_of_another_version_says_that_it_can_be_removed(t
     with pytest.raises(KeyboardInterrupt):
         train(checkpoint, on_step=stop_at(6))
     spoil(checkpoint)
-    with pytest.raises(InputError, match=r"run-0\.pt, where an interrupted run was to go on.*remove it to start anew"):
+    with pytest.raises(
+        InputError, match=r"run-0\.pt of an interrupted run cannot be read.*delete it to start from scratch"
+    ):
         train(checkpoint)

@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on_and_makes_the_same_artifact_to_the_bit(root, alone
     (checkpoint,) = (root / ".checkpoints").glob("*.pt")
     assert 0 < torch.load(checkpoint)["done"] < OPTIMIZER["steps"]
     said = finish(start(root))
-    assert "anew" not in said
+    assert "from scratch" not in said
     assert digest(result(root)) == alone[0]
     assert kept(root) == []
 
@@ -113,7 +113,7 @@ def test_a_killed_run_with_changed_parameters_starts_anew_and_says_so(root, alon
     kill_in_the_middle(root, start(root))
     (checkpoint,) = kept(root)
     said = finish(start(root, steps=2))
-    assert f"distill-{STUDENT} starts anew: an interrupted run of other parameters" in said
+    assert f"distill-{STUDENT} starts from scratch: the checkpoint of an interrupted run with other parameters" in said
     assert checkpoint in said
     assert kept(root) == [checkpoint]
     finish(start(root))  # what it was started with goes on

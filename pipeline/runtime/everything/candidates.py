@@ -1,14 +1,14 @@
-"""Masks for many points of one image, filtered while they are small.
+"""Masks for many points of one image, filtered at low resolution.
 
 Source of the filters: segment-anything, ``automatic_mask_generator.py``; of the two rounds: TinySAM (arXiv 2312.13789,
 section 3.3; thresholds from its ``hierarchical_mask_generator.py``).
 
-What differs from segment-anything's code, and changes no result: the predicted IoU is looked at before masks are
-upscaled instead of after; masks wait as low-resolution logits, and are run-length encoded when all filters are over. A
-mask without a pixel is dropped, which matters only where ``stability_score_thresh`` is 0.
+Differences from segment-anything's code that do not change results: the predicted IoU is filtered before upscaling
+instead of after; masks stay low-resolution logits, and are run-length encoded after all filters. Empty masks are
+dropped, which matters only if ``stability_score_thresh`` is 0.
 
-What differs from TinySAM's code: nothing is kept from image to image; x is x and y is y; all points lie in the image;
-the confident area is read where the logits are, at low resolution, instead of in a mask of the photograph's size.
+Differences from TinySAM's code: no state is kept between images; x and y are not swapped; all points lie in the image;
+the confident area is read from the low-resolution logits instead of from a full-size mask.
 """
 
 import math
@@ -28,14 +28,14 @@ from pipeline.runtime.predictor import Predictor
 from pipeline.runtime.prompts import prepare
 
 MULTIMASKS = 3
-"""Masks of one point: whole, part and part of a part."""
+"""Masks per point: whole, part and subpart."""
 _NEAR_PX = 20
-"""A box that ends within so many pixels of a crop's edge, which is not the image's, belongs to a mask that is cut."""
+"""A box ending within so many pixels of a crop's edge that is not an image edge marks a mask that is cut off."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """N masks of one crop, on the device that decodes."""
+    """N masks of one crop, on the decoder's device."""
 
     logits: Float[Tensor, "n m m"]
     iou_predictions: Float[Tensor, " n"]
@@ -43,58 +43,58 @@ class Candidates:
     boxes: Int[Tensor, "n 4"]
     """xyxy of pixel centres, in the crop."""
     points: Float[Tensor, "n 2"]
-    """The point asked for, (x, y) in the crop."""
+    """The point prompt, (x, y) in the crop."""
 
-    def __getitem__(self, keep: Tensor) -> "Candidates":
-        """Those that a mask or indices name."""
-        return Candidates(*(getattr(self, field.name)[keep] for field in fields(self)))
+    def __getitem__(self, index: Tensor) -> "Candidates":
+        """Select by a boolean mask or indices."""
+        return Candidates(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 def candidates(predictor: Predictor, crop: Crop, image: Crop, mode: str, settings: EverythingSettings) -> Candidates:
-    """Masks of a crop, without duplicates, the highest predicted IoU first.
+    """Masks of a crop, without duplicates, by descending predicted IoU.
 
     Args:
-        predictor: The crop is its current image.
+        predictor: Predictor whose current image is the crop.
         crop: The crop.
         image: The whole image.
-        mode: ``dense``: every point of the grid. ``hierarchical``: first the points of a coarser grid, then the others
-            that no mask of the first round is sure to hold.
+        mode: ``dense``: every grid point. ``hierarchical``: first a coarser grid, then the points that no mask of the
+            first round covers confidently.
         settings: Grid and thresholds.
     """
-    from torchvision.ops import nms  # as long to import as torch itself, and needed nowhere else
+    from torchvision.ops import nms  # imported here because it takes as long to import as torch
 
     per_side = max(1, settings.points_per_side // settings.crop_n_points_downscale_factor**crop.layer)
     grid = point_grid(per_side, crop.size)
     if mode == "dense":
-        found = _ask(predictor, grid, settings)
+        results = _predict_points(predictor, grid, settings)
     else:
         coarse = coarse_points(per_side, settings.coarse_stride)
-        first, rest = _ask(predictor, grid[coarse], settings), grid[~coarse]
-        left = rest[~_confident(predictor, rest, first, settings.confident_logit)]
-        found = _join([first, _ask(predictor, left, settings)])
-    found = found[~_cut(found.boxes, crop, image)]
-    return found[nms(found.boxes.float(), found.iou_predictions, settings.box_nms_thresh)]
+        first, rest = _predict_points(predictor, grid[coarse], settings), grid[~coarse]
+        uncovered = rest[~_confident(predictor, rest, first, settings.confident_logit)]
+        results = _join([first, _predict_points(predictor, uncovered, settings)])
+    results = results[~_cut(results.boxes, crop, image)]
+    return results[nms(results.boxes.float(), results.iou_predictions, settings.box_nms_thresh)]
 
 
-def _ask(predictor: Predictor, points: Float[np.ndarray, "n 2"], settings: EverythingSettings) -> Candidates:
-    """Masks for points (x, y) of the current image, three for each, less those that the filters of one mask drop."""
+def _predict_points(predictor: Predictor, points: Float[np.ndarray, "n 2"], settings: EverythingSettings) -> Candidates:
+    """Masks for points (x, y) of the current image, three per point, after the per-mask filters."""
     segmenter, size, embedding = predictor.segmenter, predictor.original_size, predictor.get_image_embedding()
     labels = np.ones((len(points), 1))
     prompts = prepare(points[:, None], labels, None, None, size=size, segmenter=segmenter, batched=True)
     upscaling = Upscaling(size, segmenter)
-    least_iou = settings.pred_iou_thresh or -math.inf
-    found = [_none(4 * segmenter.embedding_size, embedding.device)]
+    min_iou = settings.pred_iou_thresh or -math.inf
+    results = [_none(4 * segmenter.embedding_size, embedding.device)]
     for start in range(0, len(points), settings.points_per_batch):
         part = slice(start, start + settings.points_per_batch)
         logits, ious = segmenter.decode(embedding, prompts.point_coords[part], prompts.point_labels[part])
-        asked = torch.from_numpy(points[part]).to(ious.device).repeat_interleave(MULTIMASKS, dim=0)
+        prompted = torch.from_numpy(points[part]).to(ious.device).repeat_interleave(MULTIMASKS, dim=0)
         logits, ious = logits[:, -MULTIMASKS:].flatten(0, 1), ious[:, -MULTIMASKS:].flatten()
-        good = ious > least_iou  # looked at first: what follows costs many times more
-        logits, ious, asked = logits[good], ious[good], asked[good]
-        stability, boxes, seen = upscaling.measure(logits, settings.stability_score_offset)
-        stable = seen & (stability >= settings.stability_score_thresh)
-        found.append(Candidates(logits, ious, stability, boxes, asked)[stable])
-    return _join(found)
+        good = ious > min_iou  # first, because the other filters cost many times more
+        logits, ious, prompted = logits[good], ious[good], prompted[good]
+        stability, boxes, nonempty = upscaling.measure(logits, settings.stability_score_offset)
+        stable = nonempty & (stability >= settings.stability_score_thresh)
+        results.append(Candidates(logits, ious, stability, boxes, prompted)[stable])
+    return _join(results)
 
 
 def _none(grid: int, device: torch.device) -> Candidates:
@@ -110,19 +110,19 @@ def _join(parts: Sequence[Candidates]) -> Candidates:
 
 
 def _confident(
-    predictor: Predictor, points: Float[np.ndarray, "n 2"], found: Candidates, confident_logit: float
+    predictor: Predictor, points: Float[np.ndarray, "n 2"], masks: Candidates, confident_logit: float
 ) -> Bool[np.ndarray, " n"]:
     """Which points lie where one of the masks exceeds ``confident_logit``."""
     side, grid = predictor.segmenter.image_size, 4 * predictor.segmenter.embedding_size
-    area = (found.logits > confident_logit).any(dim=0).cpu().numpy()
+    area = (masks.logits > confident_logit).any(dim=0).cpu().numpy()
     frame = points_to_frame(points, predictor.original_size, side)
     cells = np.minimum(frame * (grid / side), grid - 1).astype(int)
     return area[cells[:, 1], cells[:, 0]]
 
 
 def _cut(boxes: Int[Tensor, "n 4"], crop: Crop, image: Crop) -> Bool[Tensor, " n"]:
-    """Which boxes end at an edge of the crop that is none of the image's."""
+    """Which boxes end at an edge of the crop that is not an edge of the image."""
     edges, borders = (boxes.new_tensor([c.x0, c.y0, c.x1, c.y1]) for c in (crop, image))
-    places = boxes + boxes.new_tensor([crop.x0, crop.y0, crop.x0, crop.y0])
-    near = (places - edges).abs() <= _NEAR_PX
-    return (near & ((places - borders).abs() > _NEAR_PX)).any(dim=1)
+    in_image = boxes + boxes.new_tensor([crop.x0, crop.y0, crop.x0, crop.y0])
+    near = (in_image - edges).abs() <= _NEAR_PX
+    return (near & ((in_image - borders).abs() > _NEAR_PX)).any(dim=1)

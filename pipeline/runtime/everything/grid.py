@@ -1,8 +1,8 @@
-"""Where everything mode asks: grids of points, and crops of an image.
+"""Point grids and image crops for everything mode.
 
-Source: segment-anything, ``utils/amg.py``. The first round's points are TinySAM's idea (arXiv 2312.13789, section 3.3).
-What differs from its code: they belong to the dense grid, so both rounds together are never more than that, and every
-point lies inside the image.
+Source: segment-anything, ``utils/amg.py``; the first round's points are TinySAM's (arXiv 2312.13789, section 3.3).
+Unlike in TinySAM's code they are a subset of the dense grid, so both rounds together never exceed it, and every point
+lies inside the image.
 """
 
 import math
@@ -39,28 +39,28 @@ def point_grid(per_side: int, size: Size) -> Float[np.ndarray, "n 2"]:
 
 
 def coarse_points(per_side: int, stride: int) -> Bool[np.ndarray, " n"]:
-    """Which points of `point_grid` the first round asks for: every ``stride``-th in x and y, from the middle one."""
+    """Which points of `point_grid` the first round uses: every ``stride``-th per axis, starting at ``stride // 2``."""
     chosen = np.zeros(per_side, dtype=bool)
     chosen[min(stride // 2, per_side - 1) :: stride] = True
     return (chosen[:, None] & chosen).reshape(-1)
 
 
 def crops(size: Size, layers: int, overlap_ratio: float) -> list[Crop]:
-    """The whole image, then layer by layer its crops, column by column; neighbours overlap, and none is empty.
+    """The whole image, then the non-empty, overlapping crops of each layer, column by column.
 
     Args:
         size: Height and width of the image.
-        layers: Layer i cuts each side into 2^i parts.
-        overlap_ratio: Overlap in the first layer, as a share of the shorter side; half of it in the next, and so on.
+        layers: Number of layers; layer i splits each side into 2^i parts.
+        overlap_ratio: Overlap in the first layer as a fraction of the shorter side; it halves with each layer.
     """
     height, width = size
-    found = [Crop(0, 0, width, height, 0)]
+    result = [Crop(0, 0, width, height, 0)]
     for layer in range(1, layers + 1):
         parts = 2**layer
         overlap = int(overlap_ratio * min(size) * (2 / parts))
         w, h = (math.ceil((overlap * (parts - 1) + extent) / parts) for extent in (width, height))
         for x0 in (i * (w - overlap) for i in range(parts)):
             for y0 in (i * (h - overlap) for i in range(parts)):
-                if x0 < width and y0 < height:  # an image of few pixels has fewer parts
-                    found.append(Crop(x0, y0, min(x0 + w, width), min(y0 + h, height), layer))
-    return found
+                if x0 < width and y0 < height:  # a very small image has fewer parts
+                    result.append(Crop(x0, y0, min(x0 + w, width), min(y0 + h, height), layer))
+    return result

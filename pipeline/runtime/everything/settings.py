@@ -1,4 +1,4 @@
-"""What everything mode is asked for."""
+"""Settings of everything mode."""
 
 import math
 from dataclasses import dataclass, fields
@@ -25,13 +25,13 @@ class EverythingSettings:
     stability_score_thresh: float = 0.95
     """A mask's stability must reach it; in [0, 1], 0 lets all pass."""
     stability_score_offset: float = 1.0
-    """How far the two cutoffs of the stability score lie from 0, in logits; at least 0."""
+    """Distance of the stability score's two cutoffs from 0, in logits; at least 0."""
     box_nms_thresh: float = 0.7
-    """Of two masks whose boxes overlap by more IoU the one with the higher predicted IoU stays; in [0, 1]."""
+    """Box IoU above which of two masks only the one with the higher predicted IoU remains; in [0, 1]."""
     crop_n_layers: int = 0
-    """Layers of crops beside the whole image: layer i has 4^i of them."""
+    """Layers of crops in addition to the whole image: layer i has 4^i of them."""
     crop_nms_thresh: float = 0.7
-    """`box_nms_thresh` between crops, where the mask of the smaller crop stays; in [0, 1]."""
+    """`box_nms_thresh` between crops, where the mask of the smaller crop remains; in [0, 1]."""
     crop_overlap_ratio: float = 512 / 1500
     """Overlap of the first layer's crops, as a share of the image's shorter side; in [0, 1)."""
     crop_n_points_downscale_factor: int = 1
@@ -41,9 +41,9 @@ class EverythingSettings:
     output_mode: str = "binary_mask"
     """``binary_mask``, or ``coco_rle`` for compressed RLE."""
     coarse_stride: int = 4
-    """Hierarchical alone: the first round takes every so-manieth point in x and in y; at least 1."""
+    """Hierarchical only: the first round uses every `coarse_stride`-th grid point per axis; at least 1."""
     confident_logit: float = 8.5
-    """Hierarchical alone: where a mask of the first round exceeds it, the second round asks no more; above 0."""
+    """Hierarchical only: the second round skips points where a first-round logit exceeds this; above 0."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
