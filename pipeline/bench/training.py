@@ -29,7 +29,7 @@ from pipeline.core.artifact import write_json
 from pipeline.data.embeddings import Embeddings, EmbeddingsManifest, StoredShard
 from pipeline.data.encoding import TENSOR
 from pipeline.data.shards import MANIFEST, Shards
-from pipeline.data.store import place
+from pipeline.data.store import locate
 from pipeline.distill import DistillConfig, Task, learn
 from pipeline.distill.config import EmbeddingRecipe
 from pipeline.models.cost import count_parameters, macs
@@ -109,11 +109,11 @@ def _config(settings: Settings, precision: str, *, compiled: bool) -> DistillCon
 def _embeddings(directory: Path, images: Shards, grid: int) -> Path:
     """An artifact of random embeddings for all ``images``."""
     generator = torch.Generator().manual_seed(0)
-    where = place(directory / "store", "train", {})
-    seal = where.write({TENSOR: torch.randn(len(images), EMBEDDING_CHANNELS, grid, grid, generator=generator).half()})
-    shard = StoredShard(file=where.file, bytes=seal.bytes, sha256=seal.sha256, split=images.split, keys=images.keys)
+    target = locate(directory / "store", "train", {})
+    seal = target.write({TENSOR: torch.randn(len(images), EMBEDDING_CHANNELS, grid, grid, generator=generator).half()})
+    shard = StoredShard(file=target.file, bytes=seal.bytes, sha256=seal.sha256, split=images.split, keys=images.keys)
     manifest = EmbeddingsManifest(
-        store=str(where.store), teacher="", dtype="float16", embedding_size=grid, feature_layers=[], shards=[shard]
+        store=str(target.store), teacher="", dtype="float16", embedding_size=grid, feature_layers=[], shards=[shard]
     )
     out = directory / "embeddings"
     out.mkdir()

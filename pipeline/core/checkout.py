@@ -21,6 +21,6 @@ def main_checkout() -> Path:
     return here
 
 
-def stored(directory: str) -> Path:
+def store_path(directory: str) -> Path:
     """Where a store of params.yaml is: an absolute path as it is, another one below `STORE` or the main checkout."""
     return main_checkout().joinpath(os.environ.get(STORE, ""), directory)

@@ -1,7 +1,7 @@
 """The teacher's image embeddings, read from the store that ``embed`` fills.
 
-The artifact is a manifest; the embeddings themselves (2 MiB an image at SAM's size) lie in a store beside it, named by
-what they were made from, and are read through a memory map one image at a time.
+The artifact is a manifest; the embeddings themselves (2 MiB per image at SAM's size) are in a content-addressed store
+and are read through a memory map, one image at a time.
 """
 
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline.core.checkout import stored
+from pipeline.core.checkout import store_path
 from pipeline.core.errors import InputError
 from pipeline.data.encoding import FEATURES, TENSOR
 from pipeline.data.shards import MANIFEST
@@ -38,30 +38,30 @@ class StoredShard(BaseModel):
 
 
 class EmbeddingsManifest(BaseModel):
-    """What embeddings there are and who made them."""
+    """Index of the embeddings, with the teacher they come from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     store: str
-    """As params.yaml has it."""
+    """Path of the store, as in params.yaml."""
     teacher: str
     """Digest of the teacher's artifact."""
     dtype: str
     embedding_size: int
     feature_layers: list[int]
-    """Blocks of the teacher whose features are there too, see `pipeline.models.feature_layers`."""
+    """Blocks of the teacher whose features are stored too, see `pipeline.models.feature_layers`."""
     shards: list[StoredShard]
 
 
 @runtime_checkable
 class _Rows(Protocol):
-    """A tensor in a mapped file; what is asked of it is read, and nothing else."""
+    """A tensor in a memory-mapped file, read row by row."""
 
     def __getitem__(self, row: int) -> Tensor: ...
 
 
 class Embeddings:
-    """Embeddings by sample key. Threads may share it. Can be pickled; each process opens its own files.
+    """Embeddings by sample key. Thread-safe and picklable; each process opens its own files.
 
     Args:
         directory: The artifact of ``embed``.
@@ -78,7 +78,7 @@ class Embeddings:
             raise InputError(f"{path} cannot be read ({error.strerror}). {REMEDY}") from None
         except ValidationError as error:
             raise InputError(f"{path} is damaged ({error.error_count()} faults). {REMEDY}") from None
-        self.store = stored(manifest.store)
+        self.store = store_path(manifest.store)
         self.teacher = manifest.teacher
         self.embedding_size = manifest.embedding_size
         self.feature_layers = manifest.feature_layers
@@ -100,10 +100,10 @@ class Embeddings:
         self.__dict__ |= state | {"_lock": Lock()}
 
     def missing(self) -> list[StoredShard]:
-        """The shards that the store lacks, or has in another size."""
-        return [shard for shard in self.shards if not self._is_there(shard)]
+        """Shards whose file in the store is missing or has a different size."""
+        return [shard for shard in self.shards if not self._exists(shard)]
 
-    def _is_there(self, shard: StoredShard) -> bool:
+    def _exists(self, shard: StoredShard) -> bool:
         try:
             return (self.store / shard.file).stat().st_size == shard.bytes
         except OSError:
@@ -113,27 +113,28 @@ class Embeddings:
         """The embedding of one sample.
 
         Raises:
-            InputError: There is none of that key, or its file is missing from the store or damaged.
+            InputError: The key is unknown, or its file is missing from the store or damaged.
         """
         return self._read(key, TENSOR)
 
     def features(self, key: str, layer: int) -> Float16[Tensor, "c g g"]:
-        """A tapped block's features of one sample.
+        """A block's features of one sample.
 
         Raises:
-            InputError: As `get`; or that block was not tapped.
+            InputError: As `get`; or the block's features are not stored.
         """
         if layer not in self.feature_layers:
-            there = f"of blocks {', '.join(map(str, self.feature_layers))}" if self.feature_layers else "of no block"
+            blocks = ", ".join(map(str, self.feature_layers))
+            available = f"of blocks {blocks}" if blocks else "of no block"
             raise InputError(
-                f"the cache holds features {there}, not of the teacher's block {layer}: "
+                f"the cache holds features {available}, not of the teacher's block {layer}: "
                 f"add it to embed.feature_layers in params.yaml and run `dvc repro embed`."
             )
         return self._read(key, FEATURES.format(layer))
 
     def _read(self, key: str, tensor: str) -> Tensor:
         if key not in self._places:
-            raise InputError(f"there is no embedding of {key!r}: it was made of other data. {REMEDY}")
+            raise InputError(f"there is no embedding of {key!r}: the store was made from other data. {REMEDY}")
         index, row = self._places[key]
         path = self.store / self.shards[index].file
         try:
@@ -145,7 +146,7 @@ class Embeddings:
         return value
 
     def _file(self, index: int, path: Path, tensor: str) -> _Rows:
-        """A tensor of a shard's open file; the least recently used is closed when there are too many."""
+        """A tensor of a shard's file, from a least-recently-used cache of open files."""
         if (index, tensor) in self._open:
             self._open.move_to_end((index, tensor))
             return self._open[index, tensor]

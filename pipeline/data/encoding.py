@@ -1,7 +1,7 @@
-"""A teacher's image encoder at work on the images of a dataset: what decides an embedding, and nothing else.
+"""Encoding of a dataset's images by the teacher: exactly the code that decides an embedding.
 
-`identity` names all of it, so that embeddings in a store are found again while only other things change: the mask
-decoder, a student, how embeddings are kept.
+`identity` digests it, so that stored embeddings stay valid when only other things change: the mask decoder, a student,
+the storage format.
 """
 
 import hashlib
@@ -20,18 +20,18 @@ from pipeline.ops import geometry
 
 TENSOR = "embeddings"
 FEATURES = "block_{}"
-"""Name of a tapped block's features."""
+"""Name of a block's features in the store."""
 READERS = 4
 _ASSEMBLY = frozenset({"pipeline/models/sam.py"})
-"""Puts a decoder beside an encoder; it decides no embedding."""
+"""Assembles encoder and decoder; does not affect embeddings."""
 
 
 def identity(sam: Sam, module: str) -> dict[str, str]:
-    """Digests of what decides the embeddings of an image: the encoder's weights, and the code.
+    """Digests of what decides an image's embedding: the encoder's weights, and the code.
 
     Args:
         sam: The teacher.
-        module: Where its image encoder is built, dotted.
+        module: Dotted name of the module that builds its image encoder.
     """
     weights = hashlib.sha256()
     for name, value in sorted(sam.image_encoder.state_dict().items()):
@@ -44,18 +44,18 @@ def identity(sam: Sam, module: str) -> dict[str, str]:
 def encode(
     sam: Sam, images: Float[Tensor, "b 3 s s"], feature_layers: Sequence[int]
 ) -> dict[str, Float16[Tensor, "b _ g g"]]:
-    """Embeddings and features of the blocks ``feature_layers``, by the name they have in the store."""
+    """Embeddings, and features of the blocks ``feature_layers``, by their names in the store."""
     device = next(sam.parameters()).device
     if not feature_layers:
         return {TENSOR: sam.image_encoder(images.to(device)).to("cpu", torch.float16)}
     with captured_features(sam.image_encoder, feature_layers) as features:
-        found = {TENSOR: sam.image_encoder(images.to(device))}
-    found |= {FEATURES.format(layer): features[layer] for layer in feature_layers}
-    return {name: value.to("cpu", torch.float16).contiguous() for name, value in found.items()}
+        outputs = {TENSOR: sam.image_encoder(images.to(device))}
+    outputs |= {FEATURES.format(layer): features[layer] for layer in feature_layers}
+    return {name: value.to("cpu", torch.float16).contiguous() for name, value in outputs.items()}
 
 
 def batches(shards: Shards, indices: range, batch: int, side: int) -> Iterator[Float[Tensor, "b 3 s s"]]:
-    """Images as the encoder reads them; the next batch is decoded while one is being worked on."""
+    """Yield batches of preprocessed images, decoding the next batch in the background."""
 
     def read(index: int) -> Tensor:
         return geometry.to_input(shards[index].image, side)

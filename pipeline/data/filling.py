@@ -1,4 +1,4 @@
-"""Embeddings computed into their store: all of them by ``embed``, and on a miss by what reads them."""
+"""Computing of embeddings into their store: by ``embed``, and by readers for missing files."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from pipeline.core.progress import counter, notice
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.encoding import batches, encode, identity
 from pipeline.data.shards import Shards
-from pipeline.data.store import Place, Seal, place
+from pipeline.data.store import Seal, StoreFile, locate
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint, module_of
 
@@ -23,24 +23,24 @@ DTYPE = "float16"
 
 
 def origin(sam: Sam, card: Card, feature_layers: Sequence[int]) -> dict[str, JsonValue]:
-    """All that decides where a teacher's embeddings lie in a store, but the images.
+    """Everything except the images that decides a teacher's embeddings, and thereby their file names in the store.
 
     Args:
         sam: The teacher.
-        card: Its checkpoint's.
-        feature_layers: Blocks whose features are kept too.
+        card: Card of its checkpoint.
+        feature_layers: Blocks whose features are stored too.
     """
-    decided: dict[str, JsonValue] = {
+    settings: dict[str, JsonValue] = {
         "model": card.model,
         "options": card.options,
         "dtype": DTYPE,
         "feature_layers": [*feature_layers],
     }
-    return {**decided, **identity(sam, module_of(card.model or ""))}
+    return {**settings, **identity(sam, module_of(card.model or ""))}
 
 
 def fill(
-    where: Place,
+    target: StoreFile,
     sam: Sam,
     shards: Shards,
     indices: range,
@@ -49,22 +49,22 @@ def fill(
     advance: Callable[[int], object],
     log: Log,
 ) -> Seal:
-    """Compute one shard's embeddings and features, and put them in the store.
+    """Compute one shard's embeddings and features and write them to the store.
 
     Args:
-        where: Their place.
+        target: File to write.
         sam: The teacher.
         shards: The images.
-        indices: Which of them.
-        batch: Images that are encoded at once.
-        feature_layers: Blocks whose features are kept too.
-        advance: Told how many images were encoded.
-        log: Gets images per second.
+        indices: Indices of this shard's images.
+        batch: Images encoded at once.
+        feature_layers: Blocks whose features are stored too.
+        advance: Called with the number of images encoded.
+        log: Receives images per second.
 
     Raises:
-        InputError: The store cannot be written, an image is damaged, or the teacher gives no finite numbers.
+        InputError: The store cannot be written, an image is damaged, or an embedding is not finite.
     """
-    found = dict[str, Tensor]()
+    tensors = dict[str, Tensor]()
     started, done = time.perf_counter(), 0
     for images in batches(shards, indices, batch, sam.input_size):
         parts = encode(sam, images, feature_layers)
@@ -75,53 +75,53 @@ def fill(
                 "its checkpoint is damaged; run `dvc repro --force --single-item teacher`."
             )
         for name, part in parts.items():
-            found.setdefault(name, part.new_empty((len(indices), *part.shape[1:])))[done : done + len(part)] = part
+            tensors.setdefault(name, part.new_empty((len(indices), *part.shape[1:])))[done : done + len(part)] = part
         done += len(images)
         advance(len(images))
-    seal = where.write(found)
+    seal = target.write(tensors)
     log({"images_per_s": done / (time.perf_counter() - started)}, step=indices.stop)
     return seal
 
 
 def refill(embeddings: Embeddings, *, prepare: Path, teacher: Path, batch: int, device: torch.device) -> None:
-    """Compute anew what the store lacks: it is not DVC's, and a clone or another machine begins without it.
+    """Recompute files missing from the store, which DVC does not track and a new clone or machine lacks.
 
-    Values are those that ``embed`` computed, to the rounding of the device.
+    Values equal those computed by ``embed`` up to the device's rounding.
 
     Args:
-        embeddings: Those that are to be there.
-        prepare: The dataset they are of.
-        teacher: The checkpoint they are by.
-        batch: Images that are encoded at once.
-        device: Where the teacher runs.
+        embeddings: The embeddings to complete.
+        prepare: Their dataset.
+        teacher: Their teacher's checkpoint.
+        batch: Images encoded at once.
+        device: Device of the teacher.
 
     Raises:
-        InputError: The store cannot be written, or an input is damaged or another one.
+        InputError: The store cannot be written, or an input is damaged or has changed.
     """
     missing = embeddings.missing()
     if not missing:
         return
     notice(
         f"{len(missing)} of {len(embeddings.shards)} files of the teacher's embeddings are not in {embeddings.store}: "
-        "they are computed anew. SAM_DISTILLERY_STORE names a store that several checkouts share."
+        "recomputing them. Set SAM_DISTILLERY_STORE to share a store between checkouts."
     )
     sam = load_checkpoint(teacher).to(device).eval()
-    decided = origin(sam, Card.read(teacher), embeddings.feature_layers)
+    settings = origin(sam, Card.read(teacher), embeddings.feature_layers)
     splits = {split: Shards(prepare, split) for split in {shard.split for shard in missing}}
-    places = {split: {key: i for i, key in enumerate(shards.keys)} for split, shards in splits.items()}
+    positions = {split: {key: i for i, key in enumerate(shards.keys)} for split, shards in splits.items()}
     with counter("embed", "image", sum(len(shard.keys) for shard in missing)) as bar:
         for stored in missing:
-            where, shards = Place(embeddings.store, stored.file), splits[stored.split]
-            begin = places[stored.split].get(stored.keys[0], len(shards))
+            target, shards = StoreFile(embeddings.store, stored.file), splits[stored.split]
+            begin = positions[stored.split].get(stored.keys[0], len(shards))
             indices = range(begin, begin + len(stored.keys))
             source = next((shard for shard in shards.shards if shard.samples[0].key == stored.keys[0]), None)
-            own = source and place(embeddings.store, Path(stored.file).stem, decided | {"shard": source.sha256})
-            # What is computed from other data, by another teacher or by other code has another name.
-            if own is None or own.file != stored.file:
+            current = source and locate(embeddings.store, Path(stored.file).stem, settings | {"shard": source.sha256})
+            # The name depends on the data, the teacher and the code.
+            if current is None or current.file != stored.file:
                 raise InputError(
-                    f"{stored.file} is missing, and is of other data than {prepare}, of another teacher, or of another "
-                    "version of the code: run `dvc repro embed`."
+                    f"{stored.file} is missing and cannot be recomputed: {prepare}, the teacher or the code has "
+                    "changed since. Run `dvc repro embed`."
                 )
-            with where.held():
-                if where.seal() is None:  # else another process was first
-                    fill(where, sam, shards, indices, batch, embeddings.feature_layers, bar.update, silent)
+            with target.lock():
+                if target.seal() is None:  # otherwise another process was first
+                    fill(target, sam, shards, indices, batch, embeddings.feature_layers, bar.update, silent)

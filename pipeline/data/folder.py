@@ -1,4 +1,4 @@
-"""A plain folder of images without labels: food for embedding distillation, which needs none."""
+"""A plain folder of images without labels, for embedding distillation."""
 
 import hashlib
 import re
@@ -14,10 +14,10 @@ LONGEST_KEY = 80
 
 
 def image_files(directory: Path) -> list[str]:
-    """Names of all image files below ``directory``, relative to it, sorted; hidden ones are passed over.
+    """Sorted relative names of all image files below ``directory``, without hidden ones.
 
     Raises:
-        InputError: There is no such folder, or no image in it.
+        InputError: There is no such folder, or it has no images.
     """
     if not directory.is_dir():
         raise InputError(f"{directory} is not a folder: correct the path in params.yaml or put the images there.")
@@ -33,13 +33,13 @@ def image_files(directory: Path) -> list[str]:
 
 
 def unique_keys(names: Sequence[str]) -> list[str]:
-    """A key for each file name: its path without suffix, in letters that a tar and a file system take as they are.
+    """A key for each file name: its path without suffix, in characters that are safe in tars and file systems.
 
-    Names that this would change or confuse get a short hash of the whole name, so that keys stay apart and depend on
-    nothing but the names.
+    Names that this would alter or make ambiguous get a short hash of the whole name, so that keys are unique and depend
+    only on the names.
 
     Args:
-        names: Different file names, relative, with ``/``.
+        names: Distinct relative file names, with ``/``.
     """
     plain = [re.sub(r"[^A-Za-z0-9_-]", "_", name.rpartition(".")[0] or name) for name in names]
     counts = Counter(key.lower() for key in plain)

@@ -1,4 +1,4 @@
-"""The instances of an image as the mask decoder meets them."""
+"""The instances of an image on the mask decoder's raster."""
 
 from dataclasses import dataclass
 
@@ -13,22 +13,22 @@ from pipeline.ops.geometry import boxes_to_frame, masks_to_frame
 
 @dataclass(frozen=True)
 class Instances:
-    """What is on one image."""
+    """Masks and boxes of one image."""
 
     coverages: UInt8[np.ndarray, "n m m"]
-    """Each instance on the decoder's raster, 255 = all covered."""
+    """Coverage of each raster cell; 255 is fully covered."""
     boxes: Float[np.ndarray, "n 4"]
     """xyxy in the prompt frame."""
 
 
 def instances_of(sample: Sample, image_size: int, grid: int, *, mirror: bool = False) -> Instances:
-    """Masks and boxes of an image; of a speck that leaves nothing on the raster, neither.
+    """Masks and boxes of an image, without instances too small to show on the raster.
 
     Args:
         sample: An image with its annotations.
         image_size: Side of the prompt frame, in pixels.
         grid: Side of the decoder's raster.
-        mirror: As they are on the image turned left to right.
+        mirror: Flip horizontally.
     """
     coverages, boxes = [], []
     for annotation in sample.annotations:

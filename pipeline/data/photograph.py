@@ -1,14 +1,13 @@
 """Image files of any kind as RGB JPEG bytes.
 
-What is already an upright RGB JPEG keeps its bytes. Everything else is encoded anew: greyscale is repeated over three
-channels, CMYK and palettes are converted, transparency is laid on white, 16-bit greyscale is scaled to 8 bits, of an
-animation the first frame is taken.
+An upright RGB JPEG keeps its bytes. Everything else is re-encoded: greyscale is repeated over three channels, CMYK and
+palettes are converted, transparency is composited on white, 16-bit greyscale is scaled to 8 bits, and of an animation
+the first frame is used.
 
-Orientation: COCO's coordinates refer to the pixels as they are stored, and pycocotools never turns an image, but some
-annotation programs show (and measure) the turned one. The annotation's height and width decide: where they are those
-of the stored pixels the EXIF tag is dropped, where they fit only the turned picture it is turned. Without annotations
-a picture is turned as its tag asks. A JPEG that carries a tag is always encoded anew without it, so that no later
-reader turns it a second time.
+Orientation: COCO's coordinates refer to the stored pixels, and pycocotools never rotates an image, but some annotation
+programs show (and measure) the rotated one. The annotation's height and width decide: if they match the stored pixels,
+the EXIF tag is dropped; if they match only the rotated image, it is rotated. Without annotations the tag is applied. A
+JPEG with an orientation tag is always re-encoded without it, so that no later reader rotates it again.
 """
 
 import io
@@ -34,23 +33,23 @@ _DAMAGED = (
     struct.error,
     zlib.error,
 )
-"""What Pillow's readers raise over damaged files."""
+"""Exceptions that Pillow's readers raise on damaged files."""
 
 
 def read_jpeg(source: Path | bytes, name: str, quality: int, stated: Size | None = None) -> tuple[bytes, Size]:
-    """Read an image file completely and give it as RGB JPEG.
+    """Read an image file completely and convert it to RGB JPEG.
 
     Args:
         source: The file, or its bytes.
-        name: What errors call it.
-        quality: JPEG quality 1 to 100 for what must be encoded anew.
-        stated: Height and width that the annotations were made for; None where there are none.
+        name: Name used in errors.
+        quality: JPEG quality 1 to 100, if it must be re-encoded.
+        stated: Height and width according to the annotations; None without annotations.
 
     Returns:
         The JPEG's bytes, and its height and width.
 
     Raises:
-        InputError: The file is missing, truncated, no image, or not of the stated size.
+        InputError: The file is missing, truncated, not an image, or not of the stated size.
     """
     try:
         raw = source if isinstance(source, bytes) else source.read_bytes()
@@ -65,7 +64,7 @@ def read_jpeg(source: Path | bytes, name: str, quality: int, stated: Size | None
     except InputError:
         raise
     except _DAMAGED as error:
-        reason = "no image that can be read" if isinstance(error, UnidentifiedImageError) else f"damaged: {error}"
+        reason = "not a readable image" if isinstance(error, UnidentifiedImageError) else f"damaged: {error}"
         raise InputError(f"{name} is {reason}. Restore the file or drop it from the data.") from None
 
 
@@ -100,7 +99,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
-    """An RGB image as JPEG, without metadata; equal pixels give equal bytes."""
+    """Encode an RGB image as JPEG without metadata; equal pixels give equal bytes."""
     clean = Image.frombytes("RGB", image.size, image.tobytes())
     stream = io.BytesIO()
     clean.save(stream, "JPEG", quality=quality)

@@ -1,9 +1,9 @@
-"""Prompts drawn from ground truth while training: noisy boxes, clicks inside, clicks that correct.
+"""Training prompts sampled from ground truth: noisy boxes, clicks inside masks, corrective clicks.
 
 Source: SAM, appendix A: box corners move by up to 10 % of the side (at most 20 pixels of 1024), the first click is
-uniform in the mask, the next one uniform in the area where prediction and truth differ. EfficientViT-SAM, stage 2: all
-masks of an image get a box or as many clicks. TinySAM, section 3.1: clicks move to what a student misses. Masks here
-are coverages on the decoder's low-resolution raster, so a click is a raster cell's place in the prompt frame.
+uniform in the mask, the next one uniform in the error region. EfficientViT-SAM, stage 2: all masks of an image get a
+box or the same number of clicks. TinySAM, section 3.1: clicks move to where a student misses the target. Masks are
+coverages on the decoder's low-resolution raster, so a click is the position of a raster cell in the prompt frame.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ FOREGROUND, BACKGROUND, PADDING, CORNERS = 1, 0, -1, (2, 3)
 
 @dataclass(frozen=True)
 class Prompts:
-    """N points for each of P prompts on B images: a box's corners, or clicks and the padding that SAM adds to them."""
+    """N points for each of P prompts on B images: a box's corners, or clicks and SAM's padding points."""
 
     coords: Float[Tensor, "b p n 2"]
     """x and y in the prompt frame."""
     labels: Float[Tensor, "b p n"]
     targets: Float[Tensor, "b p m m"]
-    """Coverage of what each prompt means, in [0, 1]."""
+    """Coverage of each prompt's target mask, in [0, 1]."""
     present: Bool[Tensor, "b p"]
     """False for the prompts of an image without instances."""
 
     def to(self, device: torch.device) -> "Prompts":
-        """On ``device``."""
+        """Move to ``device``."""
         return Prompts(*(part.to(device) for part in (self.coords, self.labels, self.targets, self.present)))
 
 
@@ -42,10 +42,10 @@ def first_prompts(
     count: int,
     side: int,
 ) -> Prompts:
-    """Draw ``count`` instances per image, each asked for by a box or by a click with equal chance.
+    """Sample ``count`` instances per image, each prompted by a box or by a click with equal probability.
 
     Args:
-        rngs: For each image, all its randomness.
+        rngs: Random generator of each image.
         masks: Per image, coverages of its instances on the low-resolution raster, in [0, 1].
         boxes: Per image, its instances' boxes xyxy in the prompt frame.
         count: P. Images with fewer instances repeat some.
@@ -63,23 +63,23 @@ def drawn_prompts(
     *,
     clicks: tuple[int, int],
 ) -> list[tuple[list[int], Prompts]]:
-    """As `first_prompts`, with ``clicks`` from the fewest to the most, as many for all masks of an image.
+    """`first_prompts` with a number of clicks between ``clicks[0]`` and ``clicks[1]`` for all masks of an image.
 
-    Where an image gets one click, each of its masks has a box or a click; else all have boxes or all have clicks. So
-    prompts of a box and prompts of several clicks, which SAM gives different numbers of points, never share a row that
-    would need more padding than SAM gives.
+    If an image gets one click, each of its masks has a box or a click; otherwise all have boxes or all have clicks. A
+    box and several clicks, which have different numbers of points in SAM, therefore never share a row that would need
+    more padding than SAM adds.
 
     Returns:
-        Groups of images whose prompts have as many points: their places among ``masks``, and their prompts.
+        Groups of images whose prompts have the same number of points: their indices into ``masks``, and their prompts.
     """
-    wanted = [int(rng.integers(clicks[0], clicks[1] + 1)) for rng in rngs]
-    wanted = [n if n == 1 or rng.random() < 0.5 else 0 for n, rng in zip(wanted, rngs, strict=True)]
+    numbers = [int(rng.integers(clicks[0], clicks[1] + 1)) for rng in rngs]
+    numbers = [n if n == 1 or rng.random() < 0.5 else 0 for n, rng in zip(numbers, rngs, strict=True)]
     groups = list[tuple[list[int], Prompts]]()
-    for points in sorted({max(2, n + 1) for n in wanted}):
-        places = [place for place, n in enumerate(wanted) if max(2, n + 1) == points]
-        picked, instances, corners = ([part[place] for place in places] for part in (rngs, masks, boxes))
-        own = [wanted[place] for place in places]
-        groups.append((places, _drawn(picked, instances, corners, count, side, own, points=points)))  # type: ignore[arg-type]
+    for points in sorted({max(2, n + 1) for n in numbers}):
+        indices = [index for index, n in enumerate(numbers) if max(2, n + 1) == points]
+        picked, instances, corners = ([part[index] for index in indices] for part in (rngs, masks, boxes))
+        own = [numbers[index] for index in indices]
+        groups.append((indices, _drawn(picked, instances, corners, count, side, own, points=points)))  # type: ignore[arg-type]
     return groups
 
 
@@ -93,7 +93,7 @@ def _drawn(
     *,
     points: int,
 ) -> Prompts:
-    """Prompts of ``points`` points; of an image's ``clicks``, 0 means boxes and 1 means a box or a click."""
+    """Prompts with ``points`` points; per image, 0 ``clicks`` means boxes and 1 means a box or a click."""
     grid = next(m.shape[-1] for m in masks)
     coords = np.zeros((len(masks), count, points, 2), np.float32)
     labels = np.full((len(masks), count, points), PADDING, np.float32)
@@ -113,13 +113,13 @@ def _drawn(
 
 
 def _pick(rng: np.random.Generator, available: int, count: int) -> np.ndarray:
-    """``count`` of ``available`` indices; none twice before all were taken once."""
+    """Sample ``count`` of ``available`` indices, without replacement within each round."""
     rounds = -(-count // available)
     return np.concatenate([rng.permutation(available) for _ in range(rounds)])[:count]
 
 
 def noisy_box(rng: np.random.Generator, box: Float[np.ndarray, "4"], side: int) -> Float[np.ndarray, "4"]:
-    """A box xyxy whose corners moved a little, still inside the frame."""
+    """Jitter the corners of a box xyxy, clipped to the frame."""
     extent = np.array([box[2] - box[0], box[3] - box[1]] * 2)
     spread = np.minimum(BOX_NOISE * extent, BOX_NOISE_CAP * side)
     moved = np.clip(box + np.clip(rng.standard_normal(4), -2, 2) * spread / 2, 0, side)
@@ -127,13 +127,13 @@ def noisy_box(rng: np.random.Generator, box: Float[np.ndarray, "4"], side: int) 
 
 
 def click(rng: np.random.Generator, coverage: Float[np.ndarray, "m m"], side: int) -> Float[np.ndarray, "2"]:
-    """A point (x, y) uniform in a mask, in the prompt frame; in cells all inside, where there are any."""
+    """Sample a point (x, y) of a mask uniformly, in the prompt frame, from fully covered cells if there are any."""
     inside = coverage >= min(0.99, float(coverage.max()))
     rows, columns = np.nonzero(inside)
     pick = int(rng.integers(len(rows)))
     cell = side / coverage.shape[-1]
-    place = (np.array([columns[pick], rows[pick]]) + rng.uniform(0.25, 0.75, 2)) * cell
-    return place.astype(np.float32)
+    point = (np.array([columns[pick], rows[pick]]) + rng.uniform(0.25, 0.75, 2)) * cell
+    return point.astype(np.float32)
 
 
 def corrective_clicks(
@@ -142,25 +142,25 @@ def corrective_clicks(
     targets: Float[Tensor, "b p m m"],
     side: int,
 ) -> tuple[Float[Tensor, "b p 1 2"], Float[Tensor, "b p 1"]]:
-    """One click per prompt, uniform where prediction and truth differ; padding where they agree everywhere.
+    """One click per prompt, uniform in the error region; padding if the mask has no errors.
 
     Args:
-        rngs: For each image, all its randomness.
-        logits: Masks that were predicted.
-        targets: Coverages they should have.
+        rngs: Random generator of each image.
+        logits: Predicted masks.
+        targets: Target coverages.
         side: Side of the prompt frame, in pixels.
 
     Returns:
-        Coordinates in the prompt frame and labels: foreground where the mask misses, background where it spills.
+        Coordinates in the prompt frame and labels: foreground for missing cells, background for surplus cells.
     """
     truth = (targets > 0.5).numpy()
     wrong = (logits > 0).cpu().numpy() != truth
     coords = np.zeros((*wrong.shape[:2], 1, 2), np.float32)
     labels = np.full((*wrong.shape[:2], 1), PADDING, np.float32)
     for i, j in np.ndindex(*wrong.shape[:2]):
-        places = np.flatnonzero(wrong[i, j])
-        if len(places):
-            row, column = divmod(int(places[rngs[i].integers(len(places))]), wrong.shape[-1])
+        cells = np.flatnonzero(wrong[i, j])
+        if len(cells):
+            row, column = divmod(int(cells[rngs[i].integers(len(cells))]), wrong.shape[-1])
             coords[i, j, 0] = (np.array([column, row]) + 0.5) * side / wrong.shape[-1]
             labels[i, j, 0] = FOREGROUND if truth[i, j, row, column] else BACKGROUND
     return torch.from_numpy(coords), torch.from_numpy(labels)
@@ -174,22 +174,22 @@ def hard_clicks(
     chance: Float[Tensor, "b p"],
     side: int,
 ) -> Float[Tensor, "b p 2 2"]:
-    """Move each click to where the mask misses its target; it stays where nothing is missed, and boxes stay.
+    """Move each click to a cell where the mask misses its target. Boxes, and clicks without missed cells, stay.
 
     Args:
         coords: Boxes, and clicks with their padding.
-        labels: Which of them is what.
-        logits: The current masks.
-        targets: Coverages they should have.
-        chance: In [0, 1): which of the missed cells, all as likely.
+        labels: Their point labels.
+        logits: Current masks.
+        targets: Target coverages.
+        chance: Uniform random numbers in [0, 1) that select one of the missed cells.
         side: Side of the prompt frame, in pixels.
     """
     missed = ((targets > 0.5) & (logits <= 0)).flatten(2)
-    seen = missed.cumsum(dim=2)
-    rank = (chance * seen[..., -1]).long() + 1
-    cell = torch.searchsorted(seen, rank[..., None])[..., 0].clamp(max=missed.shape[2] - 1)
+    counts = missed.cumsum(dim=2)
+    rank = (chance * counts[..., -1]).long() + 1
+    cell = torch.searchsorted(counts, rank[..., None])[..., 0].clamp(max=missed.shape[2] - 1)
     width = logits.shape[-1]
-    place = (torch.stack([cell % width, cell // width], dim=-1) + 0.5) * (side / width)
-    moves = (seen[..., -1] > 0) & (labels[..., 0] == FOREGROUND)
-    first = torch.where(moves[..., None], place.to(coords), coords[:, :, 0])
+    point = (torch.stack([cell % width, cell // width], dim=-1) + 0.5) * (side / width)
+    moves = (counts[..., -1] > 0) & (labels[..., 0] == FOREGROUND)
+    first = torch.where(moves[..., None], point.to(coords), coords[:, :, 0])
     return torch.stack([first, coords[:, :, 1]], dim=2)

@@ -1,4 +1,4 @@
-"""SA-1B as it is downloaded: tars of ``sa_<n>.jpg`` and ``sa_<n>.json`` side by side, not to be unpacked."""
+"""SA-1B in its download format: tars of ``sa_<n>.jpg`` and ``sa_<n>.json``, read without unpacking."""
 
 import tarfile
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pipeline.core.errors import InputError
 
 @dataclass(frozen=True)
 class Member:
-    """Where one image and its masks lie."""
+    """Location of one image and its masks."""
 
     tar: Path
     stem: str
@@ -22,7 +22,7 @@ class Member:
         """The image's and the json's bytes.
 
         Raises:
-            InputError: The tar has been cut short since it was listed.
+            InputError: The tar is truncated.
         """
         try:
             with self.tar.open("rb") as stream:
@@ -33,15 +33,15 @@ class Member:
         except OSError as error:
             raise InputError(f"{self.tar} cannot be read ({error.strerror}): restore it.") from None
         if len(image) != self.image_bytes or len(text) != self.json_bytes:
-            raise InputError(f"{self.tar} is cut short at {self.stem}: download it again.")
+            raise InputError(f"{self.tar} is truncated at {self.stem}: download it again.")
         return image, text
 
 
 def members(directory: Path) -> list[Member]:
-    """All samples of all tars of ``directory``, by tar and name.
+    """All samples of all tars in ``directory``, sorted by tar and name.
 
     Raises:
-        InputError: There are no tars, one is damaged, or an image has no json or the other way round.
+        InputError: There are no tars, one is damaged, or an image and its json are not both present.
     """
     tars = sorted(directory.glob("*.tar")) if directory.is_dir() else []
     if not tars:
@@ -50,16 +50,16 @@ def members(directory: Path) -> list[Member]:
 
 
 def _members(path: Path) -> list[Member]:
-    places: dict[str, dict[str, tuple[int, int]]] = {}
+    offsets: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
                 name = Path(info.name)
                 if info.isfile() and name.suffix in (".jpg", ".json"):
-                    places.setdefault(name.stem, {})[name.suffix] = (info.offset_data, info.size)
+                    offsets.setdefault(name.stem, {})[name.suffix] = (info.offset_data, info.size)
     except (OSError, tarfile.TarError) as error:
-        raise InputError(f"{path} is no readable tar ({error}): download it again.") from None
-    for stem, found in places.items():
-        if len(found) != 2:
-            raise InputError(f"{path}: {stem}{next(iter(found))} has no companion: download the tar again.")
-    return [Member(path, stem, *places[stem][".jpg"], *places[stem][".json"]) for stem in sorted(places)]
+        raise InputError(f"{path} is not a readable tar ({error}): download it again.") from None
+    for stem, parts in offsets.items():
+        if len(parts) != 2:
+            raise InputError(f"{path}: {stem}{next(iter(parts))} has no companion: download the tar again.")
+    return [Member(path, stem, *offsets[stem][".jpg"], *offsets[stem][".json"]) for stem in sorted(offsets)]

@@ -1,8 +1,8 @@
-"""Procedural scenes with exact masks: what the demo, the tests and the bundled teacher are made from.
+"""Procedural scenes with exact masks, for the demo, the tests and the bundled teacher.
 
 A scene is a textured background with shapes painted back to front: ellipses, polygons, blobs, rings with holes, thin
-bars and glyph-like strokes, some with parts nested in them. Later shapes occlude earlier ones; a part belongs to its
-whole and is an instance of its own. Light, blur, noise and JPEG come last. All randomness is the generator's.
+bars and glyph-like strokes, some with nested parts. Later shapes occlude earlier ones; a part is a separate instance
+that does not occlude its whole. Light, blur, noise and JPEG come last. All randomness comes from the given generator.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,15 @@ SUPERSAMPLING = 2
 MIN_VISIBLE_PX = 100
 """Instances with fewer visible pixels at 256 x 256 are dropped; scaled with the area."""
 MIN_VISIBLE_SHARE = 0.2
-"""Instances of which others hide more than the rest are dropped: their mask would no longer be a shape."""
+"""Smallest visible fraction of an instance; more occluded ones are dropped, since their masks are no longer shapes."""
 RADII = (0.075, 0.36)
-"""Smallest and largest radius of a shape, in sides of the scene; their logarithm is uniform."""
+"""Smallest and largest radius of a shape as fractions of the side, sampled log-uniformly."""
 SHADOW_CHANCE, OUTLINE_CHANCE, PARTS_CHANCE = 0.3, 0.15, 0.35
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and the visible mask of each instance in it."""
+    """An image and the visible mask of each instance."""
 
     image: UInt8[np.ndarray, "s s 3"]
     masks: list[Bool[np.ndarray, "s s"]]
@@ -71,7 +71,7 @@ def _visible(alphas: list[Alpha], layers: list[int], coverage: list[Alpha], min_
 
 
 def _shape(rng: np.random.Generator, side: int, center: np.ndarray, radius: float) -> Alpha:
-    """Coverage of a random shape; ``center`` and ``radius`` are shares of the side."""
+    """Coverage of a random shape; ``center`` and ``radius`` are fractions of the side."""
     draw = _SHAPES[rng.choice(len(_SHAPES), p=_SHARES)]
     fine = side * SUPERSAMPLING
     alpha = np.zeros((fine, fine), np.uint8)
@@ -81,7 +81,7 @@ def _shape(rng: np.random.Generator, side: int, center: np.ndarray, radius: floa
 
 
 def _outline(rng: np.random.Generator, center: np.ndarray, radii: np.ndarray, squash: float) -> np.ndarray:
-    """Points around ``center`` at ``radii``, squashed and turned: ``(n, 1, 2)`` whole pixels."""
+    """Points around ``center`` at ``radii``, squashed and rotated: ``(n, 1, 2)`` integer pixels."""
     angles = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
     points = np.stack([np.cos(angles) * radii, np.sin(angles) * radii * squash], axis=1)
     turn = rng.uniform(0, 2 * np.pi)
@@ -128,7 +128,7 @@ def _bar(rng: np.random.Generator, alpha: np.ndarray, center: np.ndarray, radius
 
 
 def _glyph(rng: np.random.Generator, alpha: np.ndarray, center: np.ndarray, radius: float) -> None:
-    """Thick connected strokes in a few directions, as in a letter."""
+    """Thick connected strokes in a few directions, like a letter."""
     radius = max(radius, 0.08 * len(alpha))
     stroke = int(max(0.026 * len(alpha), radius * rng.uniform(0.2, 0.36)))
     grid = np.array([(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)], np.float64)
@@ -148,7 +148,7 @@ _SHARES = [0.2, 0.22, 0.06, 0.2, 0.1, 0.1, 0.12]
 
 
 def _parts(rng: np.random.Generator, whole: Alpha) -> list[Alpha]:
-    """One to three shapes inside ``whole``, cut off at its border; none overlap."""
+    """One to three non-overlapping shapes inside ``whole``, clipped at its border."""
     side = len(whole)
     rows, columns = np.nonzero(whole >= 0.5)
     if len(rows) < 0.02 * side * side:
@@ -170,7 +170,7 @@ def _parts(rng: np.random.Generator, whole: Alpha) -> list[Alpha]:
 
 
 def _color(rng: np.random.Generator) -> np.ndarray:
-    """An RGB color, greyish as often as vivid."""
+    """A random RGB color, from greyish to vivid."""
     grey = rng.uniform(20, 235)
     return np.clip(grey + rng.normal(0, 1, 3) * rng.uniform(5, 75), 0, 255).astype(np.float32)
 
@@ -223,7 +223,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, alpha: Alpha) -> np.nda
 
 
 def _photograph(rng: np.random.Generator, canvas: np.ndarray) -> UInt8[np.ndarray, "s s 3"]:
-    """What a camera makes of it: uneven light, blur, noise, JPEG."""
+    """Simulate a camera: uneven light, blur, noise, JPEG."""
     side = len(canvas)
     if rng.random() < 0.5:
         canvas = canvas * (1 + 0.12 * np.clip(_noise(rng, side), -2, 2))[..., None]

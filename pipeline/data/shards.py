@@ -1,9 +1,9 @@
-"""Tar shards in SA-1B's own schema, written byte for byte the same each time and read in any order.
+"""Tar shards in SA-1B's schema, written reproducibly to the byte and read in any order.
 
 A shard holds ``<key>.jpg`` and ``<key>.json`` of each sample; the json is ``{"image": {image_id, width, height,
 file_name}, "annotations": [{id, segmentation, bbox xywh, area, predicted_iou, stability_score, crop_box,
-point_coords}]}`` (segment-anything, README, "Dataset"). The manifest beside the shards knows where in its tar each
-member begins, so a sample is one seek away; WebDataset and ``tar`` read the same files from front to back.
+point_coords}]}`` (segment-anything, README, "Dataset"). The manifest beside the shards stores each member's offset, so
+that samples can be read by seeking; WebDataset and ``tar`` read the same files sequentially.
 """
 
 import io
@@ -40,7 +40,7 @@ class Sample:
 
 
 class Entry(BaseModel):
-    """Where a sample lies in its shard."""
+    """Location of a sample in its shard."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -90,7 +90,7 @@ class Manifest(BaseModel):
 
 
 class Shards:
-    """One split of a prepared dataset, by index. Holds no open file: it can be pickled and shared between processes.
+    """One split of a prepared dataset, by index. Keeps no file open, so it can be pickled and shared by processes.
 
     Args:
         directory: The artifact of ``prepare``.
@@ -128,7 +128,7 @@ class Shards:
 
     @property
     def instances(self) -> list[int]:
-        """How many masks each sample has, in order."""
+        """Number of masks of each sample, in order."""
         return [entry.instances for _, entry in self._entries]
 
     def __iter__(self) -> Iterator[Sample]:
@@ -139,7 +139,7 @@ class Shards:
 
         Raises:
             IndexError: There are fewer samples.
-            InputError: The shard does not hold what the manifest says.
+            InputError: The shard does not match the manifest.
         """
         file, entry = self._entries[index]
         path = self.directory / file
@@ -155,10 +155,10 @@ class Shards:
         return Sample(entry.key, array, annotations)
 
     def verify(self) -> None:
-        """Hash every shard again.
+        """Verify the hash of every shard.
 
         Raises:
-            InputError: One has changed since it was written.
+            InputError: A shard has changed since it was written.
         """
         for shard in self.shards:
             path = self.directory / shard.file
@@ -176,7 +176,7 @@ def _read(stream: BinaryIO, offset: int, length: int) -> bytes:
 
 @dataclass(frozen=True)
 class Packed:
-    """A sample as it goes into a shard."""
+    """A sample to be written to a shard."""
 
     key: str
     jpeg: bytes
@@ -185,7 +185,7 @@ class Packed:
 
 
 def write_split(directory: Path, split: str, samples: Iterable[Packed], shard_images: int) -> list[Shard]:
-    """Write the samples of a split as ``<split>/00000.tar`` and so on, in their order.
+    """Write the samples of a split as ``<split>/00000.tar`` and so on, in order.
 
     Args:
         directory: The dataset.
@@ -223,7 +223,7 @@ def _add(tar: tarfile.TarFile, sample: Packed) -> Entry:
 
 
 def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Append a file whose header tells nothing of time, owner or machine; returns where its data begins."""
+    """Append a file with a header free of time, owner and machine; return the offset of its data."""
     header = tarfile.TarInfo(name)
     header.size, header.mtime, header.mode = len(data), 0, 0o644
     begin = tar.offset + len(header.tobuf(tarfile.USTAR_FORMAT))

@@ -1,8 +1,7 @@
-"""The store of embeddings: content-addressed, one file per data shard, each complete or absent.
+"""The content-addressed store of embeddings, with one file per data shard, each complete or absent.
 
-A file lies under the hash of all that decides its content, so a shard made once is found again by any later run, also
-after a crash, a change of the data that leaves some shards alone, or a switch between teachers. A small json beside it,
-written last, says that it is whole.
+A file is named by the hash of everything that decides its content, so later runs reuse it, also after a crash, a change
+of other shards' data, or a switch between teachers. A small json beside it, written last, marks it as complete.
 """
 
 import fcntl
@@ -27,7 +26,7 @@ from pipeline.data.encoding import TENSOR
 
 
 class Seal(BaseModel):
-    """What is known of a finished file."""
+    """Size, hash and statistics of a complete file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,8 +38,8 @@ class Seal(BaseModel):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one shard's embeddings lie."""
+class StoreFile:
+    """File of one shard's embeddings."""
 
     store: Path
     file: str
@@ -53,11 +52,11 @@ class Place:
 
     @property
     def seal_path(self) -> Path:
-        """The json that says it is whole."""
+        """The json that marks it as complete."""
         return self.path.with_suffix(".json")
 
     def seal(self) -> Seal | None:
-        """The seal of an intact file; None where the file is absent, unfinished or no longer what was written."""
+        """The seal of an intact file; None if the file is missing, incomplete or changed."""
         try:
             seal = Seal.model_validate_json(self.seal_path.read_bytes())
             intact = self.path.stat().st_size == seal.bytes and file_sha256(self.path) == seal.sha256
@@ -66,7 +65,7 @@ class Place:
         return seal if intact else None
 
     def write(self, tensors: Mapping[str, Float16[Tensor, "n _ g g"]]) -> Seal:
-        """Put embeddings there, and features with them; the seal's moments are the embeddings'.
+        """Write embeddings and features; the seal's moments are those of the embeddings.
 
         Raises:
             InputError: The disk is full or the store cannot be written.
@@ -91,8 +90,8 @@ class Place:
         return seal
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep the place to this process while it looks whether there is something to be done, and does it.
+    def lock(self) -> Iterator[None]:
+        """Lock the file against other processes, to check whether it is missing and then write it.
 
         Raises:
             InputError: The store cannot be written.
@@ -108,18 +107,18 @@ class Place:
 
     def _unwritable(self, error: Exception) -> InputError:
         return InputError(
-            f"embeddings cannot be written to {self.path} ({error}): make room, or set embed.store to another disk."
+            f"embeddings cannot be written to {self.path} ({error}): free space, or set embed.store to another disk."
         )
 
 
-def place(store: Path, name: str, origin: Mapping[str, object]) -> Place:
-    """Where the embeddings named ``name`` lie that were made from ``origin``: digests and settings, JSON values."""
+def locate(store: Path, name: str, origin: Mapping[str, object]) -> StoreFile:
+    """The file of the embeddings ``name`` made from ``origin``: digests and settings, JSON values."""
     key = hashlib.sha256(json.dumps(dict(origin), sort_keys=True).encode()).hexdigest()
-    return Place(store, f"{key}/{name}.safetensors")
+    return StoreFile(store, f"{key}/{name}.safetensors")
 
 
 def _into(path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside ``path`` and rename: no reader ever sees half a file."""
+    """Write beside ``path`` and rename, so that no reader sees a partial file."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(draft)

@@ -1,4 +1,4 @@
-"""A function over many items in several processes, lazily and in order: the result does not depend on their number."""
+"""Apply a function to many items in several processes, lazily and in order; results do not depend on their number."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 FEW = 48
-"""Up to so many items are done here: starting a process takes longer."""
+"""Up to this many items are processed in this process, since starting another takes longer."""
 CHUNK = 8
 
 
@@ -27,25 +27,25 @@ def in_processes(
     """Apply ``function`` to each item.
 
     Args:
-        function: Picklable, as are items and results.
-        items: What it is applied to.
-        processes: How many; None for as many as this process has cores, or none for a handful of items.
+        function: Must be picklable, as must items and results.
+        items: Its inputs.
+        processes: Number of processes; None for one per available core, or 1 for up to `FEW` items.
 
     Raises:
-        Exception: What ``function`` raises; items not begun are dropped.
+        Exception: Any exception of ``function``; pending items are dropped.
     """
     if processes is None:
         processes = 1 if len(items) <= FEW else _cores()
     if processes == 1:
         yield from map(function, items)
         return
-    # Fresh interpreters: a fork would copy locks that threads of the caller (MLflow, Prefect, torch) may hold.
+    # Spawned, because a fork would copy locks that threads of the caller (MLflow, Prefect, torch) may hold.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_enter)
     chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
     work = partial(_apply, function)
     try:
-        with _ctrl_c_held_back():
+        with _sigint_blocked():
             pending: deque[Future[list[ResultT]]] = deque(
                 executor.submit(work, chunk) for chunk in islice(chunks, 4 * processes)
             )
@@ -57,8 +57,8 @@ def in_processes(
 
 
 @contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Processes started meanwhile never get SIGINT: Ctrl-C is the parent's, also while they still import."""
+def _sigint_blocked() -> Iterator[None]:
+    """Block SIGINT in processes started within the context: the parent handles Ctrl-C, also while they import."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -71,7 +71,7 @@ def _apply(function: Callable[[ItemT], ResultT], chunk: Sequence[ItemT]) -> list
 
 
 def _enter() -> None:
-    """End with the parent, however it ends."""
+    """Exit when the parent exits, for whatever reason."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()

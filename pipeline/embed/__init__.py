@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from pipeline.core.artifact import Card, Contents, write_json, write_metrics
-from pipeline.core.checkout import stored
+from pipeline.core.checkout import store_path
 from pipeline.core.config import Config
 from pipeline.core.errors import InputError
 from pipeline.core.log import Log
@@ -21,7 +21,7 @@ from pipeline.core.progress import counter
 from pipeline.data.embeddings import EmbeddingsManifest, StoredShard
 from pipeline.data.filling import DTYPE, fill, origin
 from pipeline.data.shards import MANIFEST, Shard, Shards
-from pipeline.data.store import Place, Seal, place
+from pipeline.data.store import Seal, StoreFile, locate
 from pipeline.models.students import load_checkpoint
 
 SPLITS = ("train", "calibration")
@@ -64,12 +64,14 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
         bar = counter(f"embed {split}", "image", len(shards))
         begin = 0
         for number, shard in enumerate(shards.shards):
-            where = place(stored(config.store), f"{split}-{number:05d}", decided | {"shard": shard.sha256})
+            target = locate(store_path(config.store), f"{split}-{number:05d}", decided | {"shard": shard.sha256})
             indices = range(begin, begin + len(shard.samples))
-            with where.held():
-                seal = where.seal() or fill(where, sam, shards, indices, config.batch, feature_layers, bar.update, log)
+            with target.lock():
+                seal = target.seal()
+                if seal is None:
+                    seal = fill(target, sam, shards, indices, config.batch, feature_layers, bar.update, log)
             bar.update(indices.stop - bar.n)
-            listed.append(_describe(where, seal, shard, split))
+            listed.append(_describe(target, seal, shard, split))
             seals.append(seal)
             begin = indices.stop
         bar.close()
@@ -100,9 +102,9 @@ def _device(name: str) -> torch.device:
         raise InputError(f"embed.device is {name!r}, which is not to be had here ({reason}): set it to cpu.") from None
 
 
-def _describe(where: Place, seal: Seal, shard: Shard, split: str) -> StoredShard:
+def _describe(target: StoreFile, seal: Seal, shard: Shard, split: str) -> StoredShard:
     keys = [entry.key for entry in shard.samples]
-    return StoredShard(file=where.file, bytes=seal.bytes, sha256=seal.sha256, split=split, keys=keys)
+    return StoredShard(file=target.file, bytes=seal.bytes, sha256=seal.sha256, split=split, keys=keys)
 
 
 def _metrics(seals: list[Seal]) -> dict[str, float]:

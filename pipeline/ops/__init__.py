@@ -1,1 +1,1 @@
-"""Pure functions of arrays (coordinates, masks, clicks, metrics), and what the processor at hand computes exactly."""
+"""Pure functions of arrays (coordinates, masks, clicks, metrics), and capabilities of the processor."""

@@ -1,9 +1,9 @@
-"""Every change of coordinate frame, once, for training, export and serving.
+"""Conversions between coordinate frames, for training, export and serving.
 
-Three frames exist. *original*: the pixels of a photograph, size (H, W). *prompt frame*: the square of side ``side``
-(1024 for SAM) in which points, boxes and upscaled masks live; the photograph's longest side fills it, the rest to the
-right and below is padding. *input frame*: what an encoder reads, the same square at the encoder's own side (512 for
-EfficientViT-SAM L). Conventions and rounding are segment-anything's (``utils/transforms.py``, ``modeling/sam.py``).
+There are three frames. *original*: the pixels of an image, size (H, W). *prompt frame*: the square of side ``side``
+(1024 for SAM) of points, boxes and upscaled masks; the image's longest side fills it, and the right or bottom is
+padded. *input frame*: the encoder's input, the same square at the encoder's own side (512 for EfficientViT-SAM L).
+Conventions and rounding are segment-anything's (``utils/transforms.py``, ``modeling/sam.py``).
 """
 
 import numpy as np
@@ -21,13 +21,13 @@ Size = tuple[int, int]
 
 
 def resized(size: Size, side: int) -> Size:
-    """Height and width after the longest side is scaled to ``side``; at least one pixel each."""
+    """Height and width after scaling the longest side to ``side``; at least one pixel each."""
     scale = side / max(size)
     return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 
 
 def resize_image(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Scale an RGB image so that its longest side is ``side``: PIL's antialiased bilinear, as segment-anything does."""
+    """Scale an RGB image's longest side to ``side``, with PIL's antialiased bilinear filter as in segment-anything."""
     height, width = resized(image.shape[:2], side)
     if image.shape[:2] == (height, width):
         return image
@@ -35,7 +35,7 @@ def resize_image(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarr
 
 
 def to_input(image: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Tensor, "3 side side"]:
-    """An RGB image as an encoder reads it: resized, normalised, then padded with zeros to the right and below.
+    """Preprocess an RGB image for the encoder: resize, normalise, then zero-pad at the right and bottom.
 
     Args:
         image: RGB, in the original frame.
@@ -48,14 +48,14 @@ def to_input(image: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Tensor, "3 s
 
 
 def points_to_frame(points_original: Float[np.ndarray, "*n 2"], size: Size, side: int) -> Float[np.ndarray, "*n 2"]:
-    """Points (x, y) of an image of ``size``, moved to the prompt frame of side ``side``."""
+    """Convert points (x, y) of an image of ``size`` to the prompt frame of side ``side``."""
     height, width = resized(size, side)
     scale = np.array([width / size[1], height / size[0]], dtype=np.float64)
     return (np.asarray(points_original, dtype=np.float64) * scale).astype(np.float32)
 
 
 def boxes_to_frame(boxes_original: Float[np.ndarray, "*n 4"], size: Size, side: int) -> Float[np.ndarray, "*n 4"]:
-    """Boxes xyxy of an image of ``size``, moved to the prompt frame of side ``side``."""
+    """Convert boxes xyxy of an image of ``size`` to the prompt frame of side ``side``."""
     boxes = np.asarray(boxes_original)
     return points_to_frame(boxes.reshape(*boxes.shape[:-1], 2, 2), size, side).reshape(boxes.shape)
 
@@ -63,10 +63,10 @@ def boxes_to_frame(boxes_original: Float[np.ndarray, "*n 4"], size: Size, side: 
 def masks_to_original(
     low_res_logits: Float[Tensor, "b c h w"], size: Size, side: int
 ) -> Float[Tensor, "b c height width"]:
-    """Mask logits of the padded low-resolution frame, brought to the original frame.
+    """Upscale mask logits from the padded low-resolution frame to the original frame.
 
-    Bilinear to the prompt frame, cut off the padding, bilinear to ``size``: what segment-anything's
-    ``postprocess_masks`` does. Threshold at 0 for a mask.
+    As segment-anything's ``postprocess_masks``: bilinear to the prompt frame, crop the padding, bilinear to ``size``.
+    Threshold at 0 for a mask.
     """
     masks = F.interpolate(low_res_logits, (side, side), mode="bilinear", align_corners=False)
     height, width = resized(size, side)
@@ -74,23 +74,23 @@ def masks_to_original(
 
 
 def upscaling(size: Size, side: int, grid: int) -> tuple[Float[Tensor, "height grid"], Float[Tensor, "width grid"]]:
-    """`masks_to_original` as matrices: ``rows @ low_res_logits @ columns.T``, of logits ``(grid, grid)``.
+    """`masks_to_original` as matrices: ``rows @ low_res_logits @ columns.T`` for logits ``(grid, grid)``.
 
-    Bilinear interpolation works along each axis alone, so the two that follow each other are one product per axis.
+    Bilinear interpolation is separable, so the two consecutive interpolations are one product per axis.
     """
     units = torch.eye(grid)[:, None]
     frame = F.interpolate(units, side, mode="linear", align_corners=False)
     rows, columns = (
-        F.interpolate(frame[..., :held], extent, mode="linear", align_corners=False)[:, 0].T.contiguous()
-        for held, extent in zip(resized(size, side), size, strict=True)
+        F.interpolate(frame[..., :valid], extent, mode="linear", align_corners=False)[:, 0].T.contiguous()
+        for valid, extent in zip(resized(size, side), size, strict=True)
     )
     return rows, columns
 
 
 def masks_to_frame(masks_original: Float[Tensor, "b h w"], side: int, grid: int) -> Float[Tensor, "b grid grid"]:
-    """Masks in [0, 1] of the original frame on a ``grid`` x ``grid`` raster of the padded prompt frame.
+    """Downscale masks in [0, 1] from the original frame to a ``grid`` x ``grid`` raster of the padded prompt frame.
 
-    The inverse of `masks_to_original` up to resampling: area-averaged, padding is 0.
+    The inverse of `masks_to_original` up to resampling: antialiased, padding is 0.
     """
     size = (masks_original.shape[-2], masks_original.shape[-1])
     height, width = (max(1, round(extent * grid / side)) for extent in resized(size, side))
@@ -101,6 +101,6 @@ def masks_to_frame(masks_original: Float[Tensor, "b h w"], side: int, grid: int)
 
 
 def valid_cells(size: Size, grid: int) -> Size:
-    """Rows and columns of a ``grid`` x ``grid`` raster of the padded frame that hold any of an image of ``size``."""
+    """Rows and columns of a ``grid`` x ``grid`` raster of the padded frame that overlap an image of ``size``."""
     longest = max(size)
     return -(-size[0] * grid // longest), -(-size[1] * grid // longest)

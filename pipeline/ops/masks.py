@@ -1,4 +1,4 @@
-"""Binary masks: run-length codes, boxes, polygons, where to click. Pure functions of arrays; RLE by pycocotools."""
+"""Binary masks: run-length encoding, boxes, polygons, centres. Pure functions of arrays; RLE by pycocotools."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,27 +12,27 @@ from pipeline.core.errors import InputError
 from pipeline.ops.geometry import Size
 
 Rle = dict[str, Any]
-"""COCO's run-length code: ``{"size": [H, W], "counts": str}``, column-major, compressed."""
+"""COCO's run-length encoding: ``{"size": [H, W], "counts": str}``, column-major, compressed."""
 
 _FARTHEST = 10
-"""How many image sides from the origin a polygon may reach."""
+"""Largest distance of a polygon from the origin, in image sides."""
 
 
 def encode(mask: Bool[np.ndarray, "h w"]) -> Rle:
-    """A mask as compressed RLE with ``counts`` as text."""
+    """Encode a mask as compressed RLE with ``counts`` as text."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def decode(rle: Mapping[str, Any]) -> Bool[np.ndarray, "h w"]:
-    """The mask of a compressed RLE."""
+    """Decode a compressed RLE."""
     counts = rle["counts"]
     raw = counts.encode("ascii") if isinstance(counts, str) else counts
     return coco_mask.decode({"size": list(rle["size"]), "counts": raw}).astype(bool)
 
 
 def from_segmentation(segmentation: object, size: Size) -> Rle:
-    """COCO's ``segmentation`` in any of its three forms, as compressed RLE.
+    """Convert COCO's ``segmentation`` in any of its three forms to compressed RLE.
 
     Args:
         segmentation: Polygons ``[[x, y, x, y, ...], ...]``, uncompressed RLE (``counts`` a list) or compressed RLE.
@@ -69,7 +69,7 @@ def _from_rle(segmentation: Mapping[str, Any], size: Size) -> Rle:
         raise InputError(f"an RLE's size must be the image's [height, width] {[*size]}, not {stated!r:.60}")
     if isinstance(counts, list):
         if not all(isinstance(c, int) and c >= 0 for c in counts) or sum(counts) != size[0] * size[1]:
-            raise InputError(f"an RLE's counts must be whole numbers that add up to {size[0] * size[1]} pixels")
+            raise InputError(f"an RLE's counts must be integers that sum to {size[0] * size[1]} pixels")
         rle = coco_mask.frPyObjects({"size": [*size], "counts": counts}, *size)
         return {"size": [*size], "counts": rle["counts"].decode("ascii")}
     if not isinstance(counts, str) or _pixels(counts) != size[0] * size[1]:
@@ -78,10 +78,10 @@ def _from_rle(segmentation: Mapping[str, Any], size: Size) -> Rle:
 
 
 def _pixels(counts: str) -> int | None:
-    """Pixels that a compressed RLE's counts add up to; None where they are no RLE.
+    """Total pixels of a compressed RLE's counts; None if malformed.
 
-    pycocotools decodes a malformed code into memory it does not own, so it is read here first (``maskApi.c``:
-    5 bits a character, bit 6 goes on, from the third run on the difference to the run two before).
+    pycocotools writes out of bounds on a malformed RLE, so it is parsed here first (``maskApi.c``: 5 bits per
+    character, bit 6 marks continuation, from the third run on the difference to the run two before).
     """
     runs: list[int] = []
     value = shift = 0
@@ -105,7 +105,7 @@ def _pixels(counts: str) -> int | None:
 
 
 def area(rle: Rle) -> int:
-    """Pixels of a mask."""
+    """Number of pixels of a mask."""
     return int(coco_mask.area({"size": rle["size"], "counts": rle["counts"].encode("ascii")}))
 
 
@@ -122,30 +122,30 @@ def box(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float, float, float]:
 
 
 def boundary(mask: Bool[np.ndarray, "h w"], width_px: int) -> Bool[np.ndarray, "h w"]:
-    """The pixels of a mask that are at most ``width_px`` from what is not mask; beyond the image nothing is.
+    """The pixels of a mask within ``width_px`` of the background; outside the image counts as background.
 
-    Source: Cheng et al. 2021, "Boundary IoU", whose code erodes the mask padded by one ``width_px`` times by 3 x 3.
-    Here that is one erosion by a larger square, of no more than the mask's own box: what is outside is farther away.
+    Source: Cheng et al. 2021, "Boundary IoU", whose code erodes the mask, padded by one, ``width_px`` times by 3 x 3.
+    This is equivalent to one erosion by a larger square, restricted to the mask's bounding box.
     """
-    found = mask.copy()
-    rows, columns = place(mask)
+    result = mask.copy()
+    rows, columns = bounds(mask)
     inner = np.pad(mask[rows, columns], 1).astype(np.uint8)
-    kept = cv2.erode(inner, np.ones((2 * width_px + 1, 2 * width_px + 1), np.uint8))[1:-1, 1:-1]
-    found[rows, columns] &= ~kept.astype(bool)
-    return found
+    eroded = cv2.erode(inner, np.ones((2 * width_px + 1, 2 * width_px + 1), np.uint8))[1:-1, 1:-1]
+    result[rows, columns] &= ~eroded.astype(bool)
+    return result
 
 
-def place(mask: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:
-    """Rows and columns that a mask spans; none of an empty one."""
+def bounds(mask: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:
+    """Rows and columns of a mask's bounding box; empty slices for an empty mask."""
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     return slice(y, y + height), slice(x, x + width)
 
 
 def center(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float]:
-    """The point (x, y) of a mask that is farthest from its border: where a person would click.
+    """The point (x, y) of a mask farthest from its border, used as a simulated click.
 
-    The maximum of the Euclidean distance transform of the mask padded by one pixel; of several, the first in reading
-    order. The protocol of RITM's clicker, which EfficientViT-SAM's evaluation uses.
+    The maximum of the Euclidean distance transform of the mask padded by one pixel; among several, the first in
+    row-major order. The protocol of RITM's clicker, which EfficientViT-SAM's evaluation uses.
 
     Raises:
         ValueError: The mask is empty.
@@ -153,7 +153,7 @@ def center(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float]:
     if not mask.any():
         raise ValueError("an empty mask has no centre")
     distance = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    # OpenCV's last bit differs from call to call, which would decide between equally far points; squares are whole.
+    # The last bit of OpenCV's distances differs between calls and would decide ties; squared distances are integers.
     squared = np.rint(distance.astype(np.float64) ** 2)
     row, column = np.unravel_index(int(squared.argmax()), squared.shape)
     return float(column), float(row)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.core.artifact import Contents, write_metrics
-from pipeline.core.checkout import stored
+from pipeline.core.checkout import store_path
 from pipeline.core.config import Config
 from pipeline.core.errors import InputError
 from pipeline.core.log import Log
@@ -48,7 +48,7 @@ def teacher(config: TeacherConfig, *, out: Path, log: Log) -> Contents:
             raise InputError(
                 f"params.yaml, section 'teacher': {config.name} needs `checkpoint` (path or URL) and its `sha256`."
             )
-        path = fetch(config.checkpoint, config.sha256, stored(config.store))
+        path = fetch(config.checkpoint, config.sha256, store_path(config.store))
         state = read(path)
         sam = build(config.name)
         load_state(sam, state, path)

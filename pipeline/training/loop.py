@@ -37,9 +37,9 @@ BatchT = TypeVar("BatchT")
 Step = Callable[[BatchT, int, np.random.Generator], Mapping[str, Tensor]]
 """``step(batch, number, generator)`` returns named losses of a part of a step; ``loss`` is minimised.
 
-An optional ``weight`` is the number of items that their means cover (prompts, cells), in any unit common to all parts of
-a step; by default it is the number of samples. The generator is the same for all parts: per-sample randomness must come
-from the generators passed to ``draw``, which may be included in the batch.
+An optional ``weight`` is the number of items that their means cover (prompts, cells), in any unit common to all parts
+of a step; by default it is the number of samples. The generator is the same for all parts: per-sample randomness must
+come from the generators passed to ``draw``, which may be included in the batch.
 """
 
 _NOT_DECAYED = ("attention_biases", "pos_embed", "position")

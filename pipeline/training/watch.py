@@ -42,8 +42,8 @@ class Watch:
             bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
             if bad:
                 raise FloatingPointError(
-                    f"step {number}: {', '.join(bad)} {'is' if len(bad) == 1 else 'are'} not finite; {self._last_state()}. "
-                    "Lower optimizer.lr, or check the data of that step."
+                    f"step {number}: {', '.join(bad)} {'is' if len(bad) == 1 else 'are'} not finite; "
+                    f"{self._last_state()}. Lower optimizer.lr, or check the data of that step."
                 )
         self._pending.clear()
 

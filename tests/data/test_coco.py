@@ -118,7 +118,7 @@ MALFORMED = {
     ),
     "rle too short": (
         content(annotations=[annotation(segmentation={"size": [20, 30], "counts": [10, 20]})]),
-        "annotation 5 .*add up to 600",
+        "annotation 5 .*sum to 600",
     ),
     "rle of noise": (
         content(annotations=[annotation(segmentation={"size": [20, 30], "counts": "~~~~"})]),

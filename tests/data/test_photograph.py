@@ -95,7 +95,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 
 
 def test_text_is_no_image():
-    with pytest.raises(InputError, match="no image that can be read"):
+    with pytest.raises(InputError, match="not a readable image"):
         read_jpeg(b"hello", "note", 90)
 
 

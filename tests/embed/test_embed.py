@@ -232,9 +232,7 @@ def test_a_store_is_not_refilled_from_other_data(run, teacher, tmp_path):
     source = Procedural(kind="procedural", side_px=48, train=2, calibration=2, validation=1, seed=0, jpeg_quality=90)
     prepare(PrepareConfig(data=__file__, shard_images=2, source=source), out=other, log=silent)
     next(path for path in stored(tmp_path) if path.name == "train-00001.safetensors").unlink()
-    with pytest.raises(
-        InputError, match=r"train-00001.* is missing, and is of other data than .*other, of another teacher"
-    ):
+    with pytest.raises(InputError, match=r"train-00001.* is missing and cannot be recomputed: .*other, the teacher"):
         filling.refill(
             Embeddings(out), prepare=other, teacher=tmp_path / "teacher-first", batch=2, device=torch.device("cpu")
         )
@@ -247,11 +245,11 @@ def test_a_store_is_relative_to_its_root_else_to_the_main_checkout(tmp_path, mon
     for here in (copy, copy.parent, tmp_path):
         monkeypatch.chdir(here)
         assert checkout.main_checkout() == tmp_path
-        assert checkout.stored(".store/embeddings") == tmp_path / ".store/embeddings"
+        assert checkout.store_path(".store/embeddings") == tmp_path / ".store/embeddings"
         assert database.anchored("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
-    assert checkout.stored("/elsewhere") == Path("/elsewhere")
+    assert checkout.store_path("/elsewhere") == Path("/elsewhere")
     monkeypatch.setenv(checkout.STORE, "/scratch")
-    assert checkout.stored(".store/embeddings") == Path("/scratch/.store/embeddings")
+    assert checkout.store_path(".store/embeddings") == Path("/scratch/.store/embeddings")
 
 
 def test_a_teacher_that_gives_no_finite_numbers_is_refused(run, teacher, tmp_path):
@@ -293,7 +291,7 @@ def test_embeddings_that_are_not_there_say_how_to_make_them(run, tmp_path):
         Embeddings(tmp_path)
 
 
-def test_features_of_tapped_blocks_lie_beside_the_embeddings(dataset, tmp_path):
+def test_features_of_blocks_are_stored_with_the_embeddings(dataset, tmp_path):
     teacher, out = tmp_path / "teacher", tmp_path / "out"
     teacher.mkdir()
     out.mkdir()

@@ -85,10 +85,8 @@ def test_a_run_of_other_parameters_starts_anew_and_says_so(tmp_path, monkeypatch
     train(second, on_step=steps.append)
     said = capsys.readouterr().err
     assert steps[0] == 0
-    assert (
-        f"a-b starts from scratch: the checkpoint of an interrupted run with other parameters, inputs or code is not used ({first})"
-        in said
-    )
+    assert "a-b starts from scratch: the checkpoint of an interrupted run with other parameters" in said
+    assert f"not used ({first})" in said
     assert str(other) not in said
     train(second)
     assert "from scratch" not in capsys.readouterr().err
