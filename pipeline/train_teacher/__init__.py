@@ -27,7 +27,7 @@ from pipeline.prepare import PrepareConfig, prepare
 from pipeline.prepare.sources import Procedural
 from pipeline.teacher import BUNDLED
 from pipeline.tracking import tracked
-from pipeline.train_teacher.train import TrainTeacherConfig, train
+from pipeline.train_teacher.training import TrainTeacherConfig, train
 from pipeline.training import checkpoint_of
 
 RECIPE = BUNDLED / "train.yaml"

@@ -196,7 +196,7 @@ def test_an_edit_of_one_students_file_makes_that_student_stale_and_no_other(real
         "models/efficientvit.py": {"efficientvit_sam_nano"},
         "models/neck.py": {*STUDENTS},
         "models/cost.py": set(),
-        "log.py": set(),
+        "core/log.py": set(),
     }.items():
         path = real.root / "pipeline" / name
         before = path.read_bytes()

@@ -12,12 +12,13 @@ from pipeline.export.sam import export_encoder
 from pipeline.export.saturation import factor_ranges
 from pipeline.models import build
 from pipeline.models.sam import load_weights
+from pipeline.ops import cpu
 from pipeline.quantize.calibration import CalibrationData
 from pipeline.quantize.int8 import find_scales
 from pipeline.quantize.layers import chosen_layers, weights
 from pipeline.quantize.qdq import Widths, rounded, write_qdq
 from pipeline.quantize.scales.rows import collect
-from pipeline.runtime import cpu, load
+from pipeline.runtime import load
 from pipeline.teacher import BUNDLED
 from tests.quantize.test_quantize import CONFIG, Pictures, encoder, small  # noqa: F401 - fixtures
 

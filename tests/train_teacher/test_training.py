@@ -4,7 +4,7 @@ import torch
 
 from pipeline.core.log import silent
 from pipeline.models import build
-from pipeline.train_teacher.train import SceneBank, TrainTeacherConfig, _batch, _scene, train, two_rounds
+from pipeline.train_teacher.training import SceneBank, TrainTeacherConfig, _batch, _scene, train, two_rounds
 
 TERMS = {"focal", "dice", "iou"}
 
@@ -93,7 +93,7 @@ def test_pictures_masks_and_boxes_turn_together(bank):
 
 
 def test_training_may_be_in_half_precision_and_ends_ready_for_use(bank, monkeypatch):
-    monkeypatch.setattr("pipeline.train_teacher.train.render_bank", lambda count, seed: bank)
+    monkeypatch.setattr("pipeline.train_teacher.training.render_bank", lambda count, seed: bank)
     sam = train(recipe(1, autocast="bf16"), device="cpu", log=silent)
     assert not sam.training
     assert all(p.isfinite().all() for p in sam.parameters())
