@@ -11,23 +11,23 @@ from pipeline.training import OptimizerConfig
 class AlignConfig(Config):
     """How one student is aligned with ground truth."""
 
-    train: Literal["decoder", "all"]
+    train: Literal["decoder", "all"] = "decoder"
     """The mask decoder behind a frozen encoder, or both, end to end."""
-    batch: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1)] = 8
     """Images in a step, over all processes."""
-    masks: Annotated[int, Field(ge=1, le=64)]
+    masks: Annotated[int, Field(ge=1, le=64)] = 32
     """Masks on each image, asked for by boxes or by clicks with equal chance."""
-    clicks: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
+    clicks: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = [1, 10]
     """Fewest and most clicks on a mask."""
-    mask_loss: Literal["focal_dice", "bce_points"]
+    mask_loss: Literal["focal_dice", "bce_points"] = "focal_dice"
     """The papers' focal and Dice losses, or EfficientViT-SAM's code: cross-entropy and Dice on uncertain points."""
-    single_mask_share: Annotated[float, Field(ge=0, le=1)]
+    single_mask_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of steps that train the single mask; the others train the best of three."""
-    flip: bool
+    flip: bool = True
     """Mirror half of the images."""
-    keep_embeddings: bool
+    keep_embeddings: bool = False
     """Encode each image once and keep what comes out in memory: 2 MiB an image at SAM's size, 128 KiB for nano."""
-    device: str
+    device: str = "cpu"
     optimizer: OptimizerConfig
 
     @model_validator(mode="after")

@@ -31,10 +31,10 @@ _LOGGER = logging.getLogger(__name__)
 class CompareConfig(Config):
     """What the report shows."""
 
-    title: str
-    pictures: Annotated[int, Field(ge=0)]
+    title: str = "SAM Distillery"
+    pictures: Annotated[int, Field(ge=0)] = 8
     """Photographs in the gallery; `evaluate` must have kept as many."""
-    extremes: Annotated[int, Field(ge=0)]
+    extremes: Annotated[int, Field(ge=0)] = 3
     """Masks shown where each student does worst, and as many where it does best."""
     students: list[str] | None = None
     """Those that are compared, `students` of params.yaml; without, all that were evaluated."""

@@ -30,12 +30,12 @@ SPLITS = ("train", "calibration")
 class EmbedConfig(Config):
     """Where embeddings go and how they are computed."""
 
-    store: str
+    store: str = ".store/embeddings"
     """A directory outside DVC, relative to ``SAM_DISTILLERY_STORE`` or the checkout; checkouts may share it."""
-    batch: Annotated[int, Field(ge=1)]
-    device: str
+    batch: Annotated[int, Field(ge=1)] = 8
+    device: str = "cpu"
     """As torch names it: ``cpu``, ``cuda``."""
-    feature_layers: list[Annotated[int, Field(ge=0)]]
+    feature_layers: list[Annotated[int, Field(ge=0)]] = []
     """The teacher's blocks whose features are kept too, for ``layer_wise`` distillation; ``[]`` for none."""
 
 

@@ -67,21 +67,21 @@ MASKS = "masks.json"
 class EvaluateConfig(Config):
     """How teacher and students are measured."""
 
-    prompts_batch: Annotated[int, Field(ge=1)]
+    prompts_batch: Annotated[int, Field(ge=1)] = 32
     """Prompts decoded at once when accuracy is measured."""
-    feed_back: bool
+    feed_back: bool = True
     """Ask by 3 and 5 clicks also with the mask before given as a prompt."""
-    pictures: Annotated[int, Field(ge=0)]
+    pictures: Annotated[int, Field(ge=0)] = 12
     """Validation images whose masks are kept for the report."""
     data: str
     """The folder that holds all files of ``detections`` and ``sginw``: DVC watches it. Any path if there are none."""
-    detections: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], DetectionsConfig]
+    detections: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], DetectionsConfig] = {}
     """Detectors' boxes to be segmented, by the name that their figures get; ``{}`` for none."""
-    sginw: SginwConfig | None
+    sginw: SginwConfig | None = None
     """Segmentation in the Wild; null leaves it out."""
-    everything: EverythingConfig | None
+    everything: EverythingConfig | None = EverythingConfig()
     """All masks of an image; null leaves it out."""
-    latency: LatencyConfig
+    latency: LatencyConfig = LatencyConfig()
 
 
 @dataclass(frozen=True)

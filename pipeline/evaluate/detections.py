@@ -54,7 +54,7 @@ class DetectionsConfig(Config):
     """The detector's results in COCO's format."""
     images: Annotated[list[str], Field(min_length=1)]
     """Folders that hold the images; of LVIS also the one that holds train2017 and val2017."""
-    lvis: bool
+    lvis: bool = False
     """LVIS's rules: 300 detections; rare, common and frequent categories."""
 
 

@@ -38,19 +38,19 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class EverythingConfig(Config):
     """How everything mode is measured. From ``points_per_side`` on: see `pipeline.runtime.EverythingSettings`."""
 
-    images: Count
+    images: Count = 50
     """Validation images that are segmented, from the first; those without instances do not count."""
-    pictures: Annotated[int, Field(ge=0)]
+    pictures: Annotated[int, Field(ge=0)] = 4
     """Of how many of them, from the first, masks are kept for the report."""
-    points_per_side: Count
-    points_per_batch: Count
-    pred_iou_thresh: Share
-    stability_score_thresh: Share
-    stability_score_offset: Annotated[float, Field(ge=0)]
-    box_nms_thresh: Share
-    crop_n_layers: Annotated[int, Field(ge=0)]
-    coarse_stride: Count
-    confident_logit: Annotated[float, Field(gt=0)]
+    points_per_side: Count = 32
+    points_per_batch: Count = 32
+    pred_iou_thresh: Share = 0.88
+    stability_score_thresh: Share = 0.95
+    stability_score_offset: Annotated[float, Field(ge=0)] = 1.0
+    box_nms_thresh: Share = 0.7
+    crop_n_layers: Annotated[int, Field(ge=0)] = 0
+    coarse_stride: Count = 4
+    confident_logit: Annotated[float, Field(gt=0)] = 8.5
 
     def settings(self) -> EverythingSettings:
         """The same for `pipeline.runtime.everything`."""

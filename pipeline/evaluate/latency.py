@@ -19,15 +19,15 @@ BOX_LABELS = (2.0, 3.0)
 class LatencyConfig(Config):
     """How latency and memory are measured."""
 
-    warmup: Annotated[int, Field(ge=0)]
+    warmup: Annotated[int, Field(ge=0)] = 5
     """Calls before the first that is timed."""
-    runs: Annotated[int, Field(ge=0)]
+    runs: Annotated[int, Field(ge=0)] = 40
     """Samples of each part; 0 measures neither latency nor memory, so that the result repeats byte for byte."""
-    max_foreign_load: Annotated[float, Field(ge=0, le=1)]
+    max_foreign_load: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the processors that other processes may use while a sample is taken."""
-    batch: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1)] = 4
     """Images encoded at once for the throughput."""
-    threads: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1)] = 2
     """Processor threads the model may use."""
 
 

@@ -17,9 +17,9 @@ __all__ = ["DECODER", "ENCODER", "ExportConfig", "export", "export_decoder", "ex
 class ExportConfig(Config):
     """How students are exported."""
 
-    opset: int = Field(ge=18, le=23)
+    opset: int = Field(18, ge=18, le=23)
     """Version of ONNX's operators."""
-    max_difference: float = Field(gt=0)
+    max_difference: float = Field(1e-3, gt=0)
     """Largest absolute difference between an exported file and PyTorch that passes."""
 
 

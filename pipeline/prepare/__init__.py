@@ -35,7 +35,7 @@ class PrepareConfig(Config):
 
     data: str
     """The folder the images are in, or the file that renders them: what DVC watches."""
-    shard_images: Annotated[int, Field(ge=1)]
+    shard_images: Annotated[int, Field(ge=1)] = 1000
     source: Source
 
 

@@ -15,24 +15,24 @@ class Procedural(Config):
     """Rendered scenes (`pipeline.data.scenes`)."""
 
     kind: Literal["procedural"]
-    side_px: Annotated[int, Field(ge=32)]
+    side_px: Annotated[int, Field(ge=32)] = 256
     train: Count
     calibration: Count
     validation: Count
-    seed: Natural
-    jpeg_quality: Quality
+    seed: Natural = 0
+    jpeg_quality: Quality = 92
 
 
 class Files(Config):
     """What all sources that read files have in common. Paths are relative to ``prepare.data``."""
 
-    calibration_images: Count
-    validation_images: Count
+    calibration_images: Count = 512
+    validation_images: Count = 500
     """Of a second json: at most so many."""
-    seed: Natural
-    min_area_px: Count
+    seed: Natural = 0
+    min_area_px: Count = 64
     """Masks of fewer pixels are left out."""
-    jpeg_quality: Quality
+    jpeg_quality: Quality = 95
     """Of what is not an upright RGB JPEG already."""
 
 
@@ -42,9 +42,9 @@ class Coco(Files):
     kind: Literal["coco"]
     annotations: str
     images: str
-    validation_annotations: str | None
+    validation_annotations: str | None = None
     """A second json to take the validation split from; its images are kept out of the other splits."""
-    validation_folder: str | None
+    validation_folder: str | None = None
     """The second json's images."""
 
 
@@ -53,8 +53,8 @@ class Folder(Files):
 
     kind: Literal["folder"]
     images: str
-    validation_annotations: str | None
-    validation_folder: str | None
+    validation_annotations: str | None = None
+    validation_folder: str | None = None
 
 
 class Sa1b(Files):

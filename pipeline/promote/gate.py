@@ -12,17 +12,17 @@ from pipeline.ops.metrics import TRIVIAL, retained
 class PromoteConfig(Config):
     """Where models are registered, and what the champion must keep to."""
 
-    registered_model: str
+    registered_model: str = "sam-distillery"
     """Name in MLflow's registry."""
-    min_box_miou_retained: float
+    min_box_miou_retained: float = 0.9
     """Least share of the teacher's mIoU with ground-truth boxes, in [0, 1]."""
-    min_click_miou_retained: float
+    min_click_miou_retained: float = 0.85
     """Least share of the teacher's mIoU with one click, in [0, 1]."""
-    max_latency_ms: float
+    max_latency_ms: float = 1000.0
     """Ceiling of the median latency, in milliseconds, on the machine that evaluated."""
     allow_below_trivial: bool = False
     """Take also a model whose mIoU is no better than a filled box's, an ellipse's or, by clicks, a fixed disc's."""
-    prefer: Literal["latency_ms", "box_miou", "click_miou"]
+    prefer: Literal["latency_ms", "box_miou", "click_miou"] = "latency_ms"
     """What decides between models that meet the rules."""
 
 

@@ -20,11 +20,11 @@ class TeacherConfig(Config):
     """Which Segment Anything Model teaches."""
 
     name: Literal["bundled", "vit_b", "vit_l", "vit_h"]
-    checkpoint: str | None
+    checkpoint: str | None = None
     """Path or https URL of an official ``.pth``; null for the bundled teacher."""
-    sha256: str | None
+    sha256: str | None = None
     """Of the checkpoint, in hex; it must match. Null for the bundled teacher."""
-    store: str
+    store: str = ".store/checkpoints"
     """Directory, outside DVC, that keeps downloads; relative to `pipeline.core.checkout.stored`'s root."""
 
 

@@ -14,25 +14,25 @@ class OptimizerConfig(Config):
     steps: Annotated[int, Field(ge=1)]
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate."""
-    schedule: Literal["trapezoid", "cosine"]
+    schedule: Literal["trapezoid", "cosine"] = "trapezoid"
     """After the warm-up constant and then linear to 0, or half a cosine to 0."""
     warmup_steps: Annotated[int, Field(ge=0)]
-    cooldown_steps: Annotated[int, Field(ge=0)]
+    cooldown_steps: Annotated[int, Field(ge=0)] = 0
     """Steps at the end in which the rate of a trapezoid falls; 0 with a cosine, which falls all the way."""
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Applied to matrices and kernels, not to norms, biases and positions."""
-    clip_norm: Annotated[float, Field(gt=0)]
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9998
     """Of the averaged weights that are kept in the end; 0 keeps the last weights."""
-    accumulate: Annotated[int, Field(ge=1)]
+    accumulate: Annotated[int, Field(ge=1)] = 1
     """Parts a process computes its share of a batch in, one after the other: for batches that memory does not hold."""
-    autocast: Literal["none", "bf16", "fp16"]
+    autocast: Literal["none", "bf16", "fp16"] = "bf16"
     """Forward passes in mixed precision, where the device has instructions for it."""
-    compile: bool
+    compile: bool = False
     """Pass the module's forward through `torch.compile`."""
-    checkpoint_every: Annotated[int, Field(ge=1)]
+    checkpoint_every: Annotated[int, Field(ge=1)] = 500
     """Steps after which the state is kept on the disk, so that an interrupted run can go on from there."""
-    seed: Annotated[int, Field(ge=0, lt=2**64)]
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
 
     @model_validator(mode="after")
     def _schedule_is_whole(self) -> "OptimizerConfig":
