@@ -18,7 +18,7 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 # Containers often forbid Python to keep what it compiled; then each of a pipeline's many processes starts 6 s later.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-smallest test test-slow test-gpu test-browser check setup lock dvc.yaml clean
+.PHONY: help demo demo-smallest test test-slow test-gpu test-browser check setup lock schema dvc.yaml clean
 
 help:  ## Show this
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,7 @@ check: setup  ## Lint, format, types, import rules, dvc.yaml
 	mypy
 	lint-imports
 	python -m pipeline dvc | diff dvc.yaml -
+	python -m pipeline params --schema | diff presets/schema.json -
 
 setup: $(VENV)/.ready  ## Make or renew .venv from requirements.lock
 
@@ -69,6 +70,9 @@ lock:  ## Renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --no-header --upgrade --quiet --output-file requirements.lock
 	python -m pipeline versions > deps/.versions.yaml.part && mv deps/.versions.yaml.part deps/versions.yaml
+
+schema:  ## Write presets/schema.json, by which editors check params.yaml
+	python -m pipeline params --schema > presets/.schema.json.part && mv presets/.schema.json.part presets/schema.json
 
 dvc.yaml:  ## Write dvc.yaml and what it names in deps/
 	python -m pipeline links

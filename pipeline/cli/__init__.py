@@ -4,10 +4,10 @@ Nothing heavy is imported before a command runs: DVC starts one process for each
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -19,8 +19,11 @@ from pipeline.cli.stage_commands import command_of, help_of
 from pipeline.core.command_line import PLAIN, Json, with_options_of
 from pipeline.core.config import read_params
 from pipeline.core.failures import guarded
-from pipeline.core.stage import dvc_yaml
+from pipeline.core.stage import dvc_yaml, refuse_unknown_sections
 from pipeline.stages import STAGES
+
+if TYPE_CHECKING:
+    from pipeline.core.params import Section
 
 Function = Callable[..., Any]
 
@@ -53,10 +56,11 @@ def command(function: Function, *, of: typer.Typer = app, name: str = "") -> Fun
     return function
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"sam-distillery {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
@@ -82,9 +86,37 @@ def preset(
 
     Example: python -m pipeline preset demo prepare.source.train=600
     """
+    from pipeline.core.params import check
     from pipeline.core.presets import activate
 
-    return activate(name, changes or ())
+    def checked(values: Mapping[str, Any], names: set[str]) -> None:
+        refuse_unknown_sections(STAGES, values)
+        check(_sections(), values, names)
+
+    return activate(name, changes or (), checked)
+
+
+@command
+def params(
+    schema: Annotated[bool, Option("--schema", help="Print the JSON schema of params.yaml instead.")] = False,
+    as_json: Json = False,
+) -> str:
+    """Print every parameter as the stages see it, and whether it is from params.yaml or a default."""
+    from pipeline.core import params
+
+    if schema:
+        return params.schema(_sections())
+    values = read_params()
+    refuse_unknown_sections(STAGES, values)
+    resolved = params.resolve(_sections(), values)
+    return params.as_json(resolved) if as_json else params.as_text(resolved)
+
+
+def _sections() -> "list[Section]":
+    from pipeline.core.params import Section, sections
+    from pipeline.promote.gate import PromoteConfig
+
+    return sections(STAGES, [Section("promote", PromoteConfig)])
 
 
 @command

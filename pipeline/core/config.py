@@ -1,12 +1,13 @@
 """params.yaml as types: each stage's section is a Config beside the function that uses it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from pipeline.core.errors import InputError
 
@@ -81,20 +82,41 @@ def section(
     try:
         return model.model_validate({**node, **more} if isinstance(node, Mapping) else node)
     except ValidationError as error:
-        raise InputError(f"{file}, section {dotted!r}: {_say(error)}") from None
+        raise InputError(f"{file}, section {dotted!r}: {_say(error, model)}") from None
 
 
-def _say(error: ValidationError) -> str:
+def _say(error: ValidationError, model: type[Config]) -> str:
     """All faults of a section in one line, each with its key."""
     faults = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             renamed = RENAMED.get(str(fault["loc"][-1]))
+            known = ", ".join(_keys(model, fault["loc"][:-1]))
             remedy = f"it is {renamed!r} now" if renamed else "remove it or correct its spelling"
+            remedy += f"; there is {known}" if known and not renamed else ""
             faults.append(f"unknown key {key!r}: {remedy}")
         elif fault["type"] == "missing":
             faults.append(f"key {key!r} is missing")
         else:
             faults.append(f"key {key!r} is {fault['input']!r}: {fault['msg']}")
     return "; ".join(faults) + "."
+
+
+def _keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The keys of the section at a fault's location; a tagged union's location names its tag, too."""
+    types: list[Any] = [model]
+    for name in location:
+        fields = [kind.model_fields[name].annotation for kind in types if name in kind.model_fields]
+        if fields:
+            types = [kind for field in fields for kind in _models(field)]
+        else:  # the tag of a union
+            types = [kind for kind in types if name in get_args(kind.model_fields.get("kind", FieldInfo()).annotation)]
+    return sorted({key for kind in types for key in kind.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models in a field's annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

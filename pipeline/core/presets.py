@@ -1,13 +1,17 @@
-"""Make a preset the active params.yaml, with some of its values changed on the way.
+"""Make a preset the active params.yaml, with values changed on the way.
 
-Only the texts of the named values are replaced, so comments and layout of the preset stay.
+The preset is edited by ruamel.yaml's round trip, so that its comments and layout stay.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 from pipeline.core.config import PARAMS, read_params
 from pipeline.core.errors import InputError
@@ -15,27 +19,31 @@ from pipeline.core.errors import InputError
 PRESETS = Path("presets")
 KEPT = Path("params.yaml.before")
 
+Check = Callable[[Mapping[str, Any], set[str]], None]
+"""Raises `InputError` where one of the named top-level sections is wrong."""
 
-def activate(name: str, changes: Sequence[str] = ()) -> str:
-    """Write ``presets/<name>.yaml`` to params.yaml, with ``changes`` (``section.key=value``) in it.
+
+def activate(name: str, changes: Sequence[str] = (), check: Check = lambda params, names: None) -> str:
+    """Write ``presets/<name>.yaml`` with ``changes`` (``section.key=value``) to params.yaml.
+
+    Args:
+        name: File name without suffix.
+        changes: Any key that its section's Config has, also one the preset leaves to its default.
+        check: Called with the changed parameters and the top-level sections that changed.
 
     Returns:
         What was done, in one line.
 
     Raises:
-        InputError: There is no such preset or key, or a value is of another type than the preset's.
+        InputError: There is no such preset, a change is not ``key=value``, or `check` refuses it.
     """
     source = PRESETS / f"{name}.yaml"
     if not source.is_file():
         known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml"))) or "none"
         raise InputError(f"{source} does not exist; there is {known}.")
     read_params(source)
-    text = source.read_text()
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise InputError(f"{change!r} is not KEY=VALUE, for example build_engine.engine=onnxruntime.")
-        text = _replace(text, key.strip(), value, source)
+    text = _changed(source, changes) if changes else source.read_text()
+    check(yaml.safe_load(text), {change.partition("=")[0].strip().partition(".")[0] for change in changes})
     kept = _keep_own(text)
     draft = PARAMS.with_name(f".{PARAMS.name}.part")
     draft.write_text(text)
@@ -44,67 +52,60 @@ def activate(name: str, changes: Sequence[str] = ()) -> str:
 
 
 def _keep_own(text: str) -> str:
-    """Keep a params.yaml that somebody edited, and say so; presets can be had again."""
+    """Keep a params.yaml that somebody edited; an unedited preset can be made again."""
     if not PARAMS.is_file() or PARAMS.read_text() in (text, *(path.read_text() for path in PRESETS.glob("*.yaml"))):
         return ""
     PARAMS.replace(KEPT)
-    return f"; what it was is in {KEPT}"
+    return f"; the file before it is {KEPT}"
 
 
-def _replace(text: str, dotted: str, value: str, source: Path) -> str:
-    """``text`` with the value at ``dotted`` replaced."""
-    node = _node(yaml.compose(text, Loader=yaml.SafeLoader), dotted, source)
-    if isinstance(node, yaml.MappingNode):
-        keys = ", ".join(str(key.value) for key, _ in node.value)
-        raise InputError(f"{dotted!r} in {source} is a section: name one of its keys ({keys}).")
-    before = yaml.safe_load(text)
-    new = _typed(value, _at(before, dotted), dotted, source)
-    written = yaml.safe_dump(new, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
-    # A block's end mark is the start of whatever follows it.
-    end = "\n" if isinstance(node, yaml.CollectionNode) and not node.flow_style else ""
-    after = text[: node.start_mark.index] + written + end + text[node.end_mark.index :]
-    wanted = _unshared(before)
-    _at(wanted, dotted.rpartition(".")[0])[dotted.rpartition(".")[2]] = new
-    if yaml.safe_load(after) != wanted:
-        raise InputError(f"{dotted!r} in {source} is shared by a YAML anchor: edit {PARAMS} by hand.")
-    return after
+def _changed(source: Path, changes: Sequence[str]) -> str:
+    editor = YAML()
+    editor.preserve_quotes = True
+    editor.width = 4096
+    editor.indent(mapping=2, sequence=4, offset=2)
+    editor.representer.add_representer(float, _represent_float)
+    params = editor.load(source.read_text())
+    for change in changes:
+        dotted, equals, value = change.partition("=")
+        if not equals:
+            raise InputError(f"{change!r} is not KEY=VALUE, for example build_engine.engine=onnxruntime.")
+        _set(params, dotted.strip().split("."), value)
+    stream = StringIO()
+    editor.dump(params, stream)
+    return stream.getvalue()
 
 
-def _node(root: yaml.Node | None, dotted: str, source: Path) -> yaml.Node:
-    node = root
-    for part in dotted.split("."):
-        entries = {str(k.value): v for k, v in node.value} if isinstance(node, yaml.MappingNode) else {}
-        if part not in entries:
-            known = ", ".join(sorted(entries)) or "nothing"
-            raise InputError(f"unknown key {dotted!r}: {source} has no {part!r} there; it has {known}.")
-        node = entries[part]
-    assert node is not None
-    return node
+def _set(params: CommentedMap, keys: Sequence[str], value: str) -> None:
+    """Set one value, in a copy of every section that a YAML alias shares with others."""
+    section = params
+    for key in keys[:-1]:
+        below = section.get(key)
+        if not isinstance(below, CommentedMap):
+            below = CommentedMap()
+        elif below.anchor.value is not None:
+            below = copy.deepcopy(below)
+            below.anchor.value = None
+        section[key] = below
+        section = below
+    section[keys[-1]] = _read(value, ".".join(keys))
 
 
-def _at(params: Any, dotted: str) -> Any:
-    for part in filter(None, dotted.split(".")):
-        params = params[part]
-    return params
-
-
-def _unshared(params: Any) -> Any:
-    """A copy in which what an anchor shared is shared no more."""
-    if isinstance(params, dict):
-        return {key: _unshared(value) for key, value in params.items()}
-    return [_unshared(value) for value in params] if isinstance(params, list) else params
-
-
-def _typed(value: str, old: object, dotted: str, source: Path) -> object:
-    """``value`` read as YAML, and of the type of ``old``."""
+def _read(text: str, dotted: str) -> Any:
+    """``text`` as YAML, where 1e-4 is a number too: YAML 1.1 reads it as text."""
     try:
-        new: Any = yaml.safe_load(value)
-        if isinstance(old, float) and not isinstance(new, bool):
-            new = float(new)  # also 1e-4, which YAML 1.1 takes for text
-    except (yaml.YAMLError, TypeError, ValueError):
-        new = None
-    if old is not None and (new is None or type(new) is not type(old)):
-        raise InputError(
-            f"{dotted!r} cannot be {value!r}: {source} has {old!r} there, so a {type(old).__name__} is expected."
-        )
-    return new
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"{dotted!r} cannot be {text!r}, which is not YAML.") from None
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _represent_float(representer: Any, value: float) -> Any:
+    """With a point in the mantissa, without which YAML 1.1 reads text."""
+    text = repr(value)
+    return representer.represent_scalar("tag:yaml.org,2002:float", text if "." in text else text.replace("e", ".0e"))

@@ -109,6 +109,12 @@ class Stage:
         """
         return find(params, self._section(keys))
 
+    @property
+    def config_type(self) -> type[Config]:
+        """The type of this stage's section."""
+        model: type[Config] = inspect.signature(self.function).parameters["config"].annotation
+        return model
+
     def config(self, params: Mapping[str, Any], keys: Keys) -> Config:
         """Read and check this stage's section of params.yaml.
 
@@ -118,8 +124,9 @@ class Stage:
         for key in self.matrix:
             if keys[key] not in (known := listed(params, f"{key}s")):
                 raise InputError(f"unknown {key} {keys[key]!r}: `{key}s` of params.yaml lists {', '.join(known)}.")
-        model: type[Config] = inspect.signature(self.function).parameters["config"].annotation
-        return section(params, self._section(keys), model, more={name: listed(params, name) for name in self.lists})
+        return section(
+            params, self._section(keys), self.config_type, more={name: listed(params, name) for name in self.lists}
+        )
 
     def parents(self, keys: Keys) -> dict[str, str]:
         """Digests of the artifacts in place that this repetition reads, by stage and repetition.

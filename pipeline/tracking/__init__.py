@@ -147,7 +147,7 @@ def run_tracked(stage: Stage, params: Mapping[str, Any], keys: Keys) -> Card:
     run = store.start(stage.target(keys), _identity(stage, keys))
     curves = Curves(store, run)
     with _closing(curves), system_metrics(store.uri, run):
-        store.log_params(run, {**keys, **_mapping(stage.settings(params, keys))})
+        store.log_params(run, {**keys, **config.model_dump(mode="json")})
         log_dataset(store.client, run, stage, params, keys, stage.parents(keys))
         card = stage(config, keys, curves)
         _log_result(store, run, stage.path(keys), card, curves)
@@ -169,7 +169,7 @@ def record(store: Store, stage: Stage, params: Mapping[str, Any], keys: Keys) ->
         return found
     run = store.start(stage.target(keys), _identity(stage, keys) | {"origin": "cache"})
     with _closing(curves := Curves(store, run)):
-        store.log_params(run, {**keys, **_mapping(stage.settings(params, keys))})
+        store.log_params(run, {**keys, **stage.config(params, keys).model_dump(mode="json")})
         log_dataset(store.client, run, stage, params, keys, card.parents)
         _log_result(store, run, place, card, curves)
     return run
@@ -290,10 +290,6 @@ def _experiment(uri: str) -> str:
 
 def _identity(stage: Stage, keys: Keys) -> dict[str, str]:
     return {"stage": stage.name, "target": stage.target(keys), **keys}
-
-
-def _mapping(settings: Any) -> dict[str, Any]:
-    return dict(settings) if isinstance(settings, Mapping) else {"value": settings}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

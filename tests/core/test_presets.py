@@ -7,7 +7,8 @@ import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.core.config import read_params
+from pipeline.core import params as params_of_stages
+from pipeline.core.config import Config, read_params
 from pipeline.core.errors import InputError
 from pipeline.core.presets import activate
 from pipeline.stages import STAGES
@@ -23,6 +24,16 @@ distill:
     steps: 20
   c: *b
 """
+
+
+class DistillConfig(Config):
+    steps: int
+    lr: float = 0.5
+    seed: int = 0
+
+
+def check(params, names):
+    params_of_stages.check([params_of_stages.Section("distill.*", DistillConfig)], params, names)
 
 
 @pytest.fixture(autouse=True)
@@ -49,19 +60,36 @@ def test_changed_values_are_written_and_comments_kept():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("distill.a.step=3", "unknown key 'distill.a.step'.*it has lr, steps"),
-        ("distill.a=3", "is a section: name one of its keys"),
-        ("distill.a.steps=many", "cannot be 'many'"),
-        ("distill.a.steps=1.5", "cannot be '1.5'"),
-        ("distill.b.steps=1", "shared by a YAML anchor"),
+        ("distill.a.step=3", "'distill.a': unknown key 'step': .*; there is lr, seed, steps"),
+        ("distill.a=3", "'distill.a': "),
+        ("distill.a.steps=many", "key 'steps' is 'many'"),
+        ("distill.a.steps=1.5", "key 'steps' is 1.5"),
+        ("distill.a.steps=[", "which is not YAML"),
         ("distill.a.steps", "not KEY=VALUE"),
     ],
 )
 def test_a_wrong_change_is_refused_and_params_stay(change, says):
     activate("demo")
     with pytest.raises(InputError, match=says):
-        activate("demo", [change])
+        activate("demo", [change], check)
     assert Path("params.yaml").read_text() == DEMO
+
+
+def test_a_key_that_the_preset_leaves_to_its_default_can_be_set():
+    activate("demo", ["distill.a.seed=7"], check)
+    assert read_params()["distill"]["a"] == {"steps": 10, "lr": 0.001, "seed": 7}
+
+
+def test_a_change_in_a_shared_section_changes_only_the_one_that_is_named():
+    for change, steps in (("distill.b.steps=1", {"b": 1, "c": 20}), ("distill.c.steps=1", {"b": 20, "c": 1})):
+        activate("demo", [change], check)
+        assert {name: read_params()["distill"][name]["steps"] for name in "bc"} == steps
+
+
+@pytest.mark.parametrize("value", ["1e-4", "1e-05", "0.00001", "3"])
+def test_a_number_is_read_back_as_it_was_given(value):
+    activate("demo", [f"distill.a.lr={value}"], check)
+    assert read_params()["distill"]["a"]["lr"] == float(value)
 
 
 def test_an_unknown_preset_lists_the_known():
@@ -73,7 +101,7 @@ def test_params_that_somebody_edited_are_kept_and_others_are_not():
     activate("demo")
     assert not Path("params.yaml.before").exists()
     Path("params.yaml").write_text(DEMO.replace("steps: 10", "steps: 11"))
-    assert activate("demo").endswith("what it was is in params.yaml.before")
+    assert activate("demo").endswith("the file before it is params.yaml.before")
     assert "steps: 11" in Path("params.yaml.before").read_text()
     assert Path("params.yaml").read_text() == DEMO
     assert "before" not in activate("demo", ["distill.a.steps=12"])
