@@ -1,1 +1,1 @@
-"""The frame: what is the same for every stage, and shows in no result."""
+"""The framework shared by all stages, which does not affect results."""

@@ -1,7 +1,7 @@
-"""The one thing that flows between stages: a directory that says what it holds.
+"""Artifacts: self-describing directories, the only thing passed between stages.
 
-A stage fills a directory and returns its `Contents`; the frame adds the digests and writes the card as the last file.
-A card holds nothing that changes when the payload does not (no time, host, run id or path of a machine), so equal
+A stage fills a directory and returns its `Contents`; the framework adds the digests and writes the card as the last
+file. A card contains nothing that varies for the same payload (no time, host, run id or absolute path), so equal
 results have equal hashes.
 """
 
@@ -20,76 +20,76 @@ from pipeline.core.errors import InputError, Refused
 CARD = "card.json"
 METRICS = "metrics.json"
 REFUSAL = "refusal.json"
-"""All that a refusal holds beside its card: the same words, so that different refusals have different digests."""
+"""The only payload file of a refusal, a copy of its card's entry, so that different refusals have different digests."""
 REFUSALS = "refusals.json"
-"""In a comparison: the candidates that were refused, with model and precision."""
+"""File of a comparison that lists the refused candidates, with model and precision."""
 
 Kind = Literal["dataset", "checkpoint", "embeddings", "onnx", "engine", "evaluation", "comparison", "refusal"]
 
 
 class Calibration(BaseModel):
-    """The images that ranges of a lowered model were taken from."""
+    """The images that a quantized model was calibrated on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     images: int
     seed: int
-    """That chose them from the calibration split."""
+    """Seed of their selection from the calibration split."""
     digest: str
     """SHA-256 of their pixels, in hex."""
 
 
 class Refusal(BaseModel):
-    """Why a candidate did not pass: which rule of which stage it missed, and by how much."""
+    """Why a candidate was refused: the stage, the rule it missed, and by how much."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     stage: str
-    """Whose gate it is. Stages after that one carry the same refusal."""
+    """The stage whose gate refused it. Later stages pass the same refusal on."""
     rule: str
     value: float | None
-    """None where the rule has no figure, or it is not finite."""
+    """None if the rule has no figure, or it is not finite."""
     limit: float | None
     reason: str
 
     @classmethod
     def of(cls, stage: str, refused: Refused) -> "Refusal":
-        """What a stage's gate raised."""
+        """Build from the exception of a stage's gate."""
         return cls(stage=stage, rule=refused.rule, value=refused.value, limit=refused.limit, reason=refused.reason)
 
     def __str__(self) -> str:
-        """The rule and the figure: ``build_engine.min_cosine: 0.958918, limit 0.97``."""
+        """Rule and figure: ``build_engine.min_cosine: 0.958918, limit 0.97``."""
         if self.limit is None:
             return self.rule
         if self.value is None:
             return f"{self.rule}: not finite, limit {self.limit:g}"
         value = f"{self.value:.6g}"
-        if value == f"{self.limit:.6g}":  # so near that they would read alike
+        if value == f"{self.limit:.6g}":  # too close to distinguish in six digits
             value = repr(self.value)
         return f"{self.rule}: {value}, limit {self.limit:g}"
 
 
 class Contents(BaseModel):
-    """What a stage says of the payload it wrote."""
+    """A stage's description of the payload it wrote."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     kind: Kind
     model: str | None = None
-    """Name for `pipeline.models.build`: a student or a teacher. None for what is no model."""
+    """Name for `pipeline.models.build`: a student or a teacher. None for artifacts without a model."""
     options: dict[str, JsonValue] = {}
-    """What that call takes beside the name: choices that decide the function but show in no weight."""
+    """Options for `pipeline.models.build`: choices that decide the function but are not visible in the weights."""
     precision: str | None = None
     load: dict[str, str | int | float | bool] = {}
-    """What a loader needs beside the files: the engine's kind, its settings."""
+    """Loading parameters beside the files: the engine's kind, its settings."""
     calibration: Calibration | None = None
     refusal: Refusal | None = Field(default=None, exclude_if=lambda value: value is None)
-    """Of artifacts of kind ``refusal``, and on the cards of no others."""
+    """Present only for artifacts of kind ``refusal``."""
     scratch: tuple[Path, ...] = Field(default=(), exclude=True)
-    """Files and directories outside the artifact, from which an interrupted run goes on. They are not on the card."""
+    """Files and directories outside the artifact from which an interrupted run resumes. Not on the card."""
 
-    def clear_away(self) -> None:
-        """Remove what is ``scratch``; to be called when the artifact is in its place, and not before."""
+    def remove_scratch(self) -> None:
+        """Delete ``scratch``. Call only once the artifact is complete and in its final location."""
         for path in self.scratch:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -98,7 +98,7 @@ class Contents(BaseModel):
 
 
 class Card(Contents):
-    """What an artifact is: enough to load it without knowing which stage wrote it."""
+    """Description of an artifact, sufficient to load it without knowing which stage wrote it."""
 
     digest: str
     """SHA-256 of the payload files' names and bytes, in hex."""
@@ -120,37 +120,37 @@ class Card(Contents):
         except (ValidationError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"{path} is not a card this version can read: {reason}. Make it anew with `dvc repro`."
+                f"{path} is not a card this version can read: {reason}. Recreate it with `dvc repro`."
             ) from None
 
     @classmethod
     def verified(cls, directory: Path) -> "Card":
-        """Read the card of ``directory``, and see that the payload beside it is the one that it was written for.
+        """Read the card of ``directory`` and verify the payload against it.
 
-        Hashes the whole payload: about 1 GB/s.
+        Hashes the whole payload, at about 1 GB/s.
 
         Raises:
-            InputError: ``directory`` is not a finished artifact, or its files were changed since.
+            InputError: ``directory`` is not a finished artifact, or its files have changed.
         """
         card = cls.read(directory)
-        found = digest(directory)
-        if found != card.digest:
+        actual = digest(directory)
+        if actual != card.digest:
             raise InputError(
-                f"{directory} is damaged: its files have digest {found[:12]}, its {CARD} says {card.digest[:12]}. "
-                f"Bring it back with `dvc checkout --force {directory}`, or make it anew with `dvc repro`."
+                f"{directory} is damaged: its files have digest {actual[:12]}, its {CARD} says {card.digest[:12]}. "
+                f"Restore it with `dvc checkout --force {directory}`, or recreate it with `dvc repro`."
             )
         return card
 
     @classmethod
     def seal(cls, directory: Path, contents: Contents, parents: Mapping[str, str]) -> "Card":
-        """Write the card beside its payload, as the last file of a finished artifact."""
+        """Write the card, the last file of a finished artifact."""
         card = cls(**contents.model_dump(), digest=digest(directory), parents=dict(sorted(parents.items())))
         (directory / CARD).write_text(card.model_dump_json(indent=2) + "\n")
         return card
 
 
 def digest(directory: Path) -> str:
-    """SHA-256 over the names and bytes of all files of ``directory`` but its card."""
+    """SHA-256 over the names and bytes of all files in ``directory`` except its card."""
     total = hashlib.sha256()
     for path in sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / CARD):
         name = path.relative_to(directory).as_posix().encode()
@@ -166,7 +166,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON the one way we do: sorted keys, two spaces, a closing newline, no NaN."""
+    """Write JSON with sorted keys, two spaces, a final newline and no NaN."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
@@ -176,7 +176,7 @@ def write_metrics(directory: Path, metrics: Mapping[str, float]) -> None:
 
 
 def read_metrics(directory: Path) -> dict[str, float]:
-    """The finite numbers of ``metrics.json``; none where there is no such file."""
+    """The finite numbers of ``metrics.json``; empty if there is no such file."""
     path = directory / METRICS
     values = json.loads(path.read_text()) if path.is_file() else {}
     return {
@@ -187,13 +187,13 @@ def read_metrics(directory: Path) -> dict[str, float]:
 
 
 def write_refusals(directory: Path, refused: Mapping[tuple[str, str], Refusal]) -> None:
-    """Write which candidates, by model and precision, a comparison goes without."""
+    """Write the candidates, by model and precision, that are missing from a comparison because they were refused."""
     listed = [{"model": m, "precision": p, **refusal.model_dump()} for (m, p), refusal in refused.items()]
     write_json(directory / REFUSALS, listed)
 
 
 def read_refusals(directory: Path) -> dict[str, Refusal]:
-    """The candidates that a comparison goes without, by name; none where ``directory`` holds no comparison."""
+    """The refused candidates of a comparison, by name; empty if ``directory`` holds no comparison."""
     path = directory / REFUSALS
-    listed = json.loads(path.read_text()) if path.is_file() else []
-    return {f"{one.pop('model')} {one.pop('precision')}": Refusal(**one) for one in listed}
+    entries = json.loads(path.read_text()) if path.is_file() else []
+    return {f"{entry.pop('model')} {entry.pop('precision')}": Refusal(**entry) for entry in entries}

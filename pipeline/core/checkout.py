@@ -1,7 +1,7 @@
-"""The checkout that runs belong to, also where they run in a copy of it.
+"""The main checkout, also for runs in DVC's temporary copies of it.
 
-`dvc exp run --temp` and ``--queue`` work in a copy below ``.dvc/tmp/exps`` and remove it. What is to outlast them and
-is not DVC's to keep (the store of embeddings, downloads, MLflow's database) lies in the checkout they were made from.
+`dvc exp run --temp` and ``--queue`` run in a copy below ``.dvc/tmp/exps`` and delete it. Persistent data that DVC does
+not track (the store of embeddings, downloads, MLflow's database) belongs in the checkout they were copied from.
 """
 
 import os
@@ -13,14 +13,14 @@ _COPIES = (".dvc", "tmp", "exps")
 
 
 def main_checkout() -> Path:
-    """The checkout a person works in: the current directory, or the one that DVC copied for an experiment."""
-    here = Path.cwd()
-    for place in here.parents:
-        if place.parts[-len(_COPIES) :] == _COPIES:
-            return place.parents[len(_COPIES) - 1]
-    return here
+    """The current directory, or the checkout that DVC copied it from for an experiment."""
+    current = Path.cwd()
+    for directory in current.parents:
+        if directory.parts[-len(_COPIES) :] == _COPIES:
+            return directory.parents[len(_COPIES) - 1]
+    return current
 
 
 def store_path(directory: str) -> Path:
-    """Where a store of params.yaml is: an absolute path as it is, another one below `STORE` or the main checkout."""
+    """Resolve the path of a store in params.yaml: relative paths are below `STORE` or the main checkout."""
     return main_checkout().joinpath(os.environ.get(STORE, ""), directory)

@@ -1,4 +1,4 @@
-"""The processes that share one piece of work: one alone, or those that ``torchrun`` started."""
+"""The processes that share a job: a single one, or those started by ``torchrun``."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,28 +13,28 @@ from torch import Tensor
 
 ItemT = TypeVar("ItemT")
 
-_PATIENCE = timedelta(days=7)
-"""How long one process waits for the slowest: the shares of a large dataset may differ by hours."""
+_TIMEOUT = timedelta(days=7)
+"""How long a process waits for the slowest: the shares of a large dataset may differ by hours."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all that do the same work."""
+    """This process's rank among all processes of the job."""
 
     rank: int = 0
     world_size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that has the results of all, and writes them."""
+        """Whether this is rank 0, which collects and writes the results."""
         return self.rank == 0
 
     def share(self, items: Sequence[ItemT]) -> list[ItemT]:
-        """What of ``items`` is this process's: every item is exactly one's, however many there are."""
+        """This process's share of ``items``; each item belongs to exactly one process."""
         return [*items[self.rank :: self.world_size]]
 
     def gather(self, own: dict[str, ItemT]) -> dict[str, ItemT]:
-        """Put together what each found; only the first process gets it, the others get their own back."""
+        """Merge the processes' dictionaries on rank 0; other ranks get their own back."""
         if self.world_size == 1:
             return own
         parts: list[dict[str, ItemT]] | None = [{} for _ in range(self.world_size)] if self.first else None
@@ -42,7 +42,7 @@ class Ranks:
         return own if parts is None else {key: value for part in parts for key, value in part.items()}
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum of what all processes hand in, for each of them; no gradient passes through."""
+        """Sum over all processes, returned to each; not differentiable."""
         if self.world_size == 1:
             return value
         summed = value.detach().clone()
@@ -52,19 +52,19 @@ class Ranks:
 
 @contextmanager
 def joined(device: torch.device | None = None) -> Iterator[Ranks]:
-    """Meet the other processes where ``torchrun`` started several.
+    """Initialise the process group if ``torchrun`` started several processes.
 
     Args:
-        device: What this process computes on: tensors on a GPU travel over NCCL, all else over gloo.
+        device: Device of this process: GPU tensors use NCCL, everything else gloo.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
     if device is not None and device.type == "cuda":
-        torch.cuda.set_device(device)  # what NCCL takes for its own
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
+        torch.cuda.set_device(device)  # NCCL uses the current device
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT)
     else:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        dist.init_process_group("gloo", timeout=_TIMEOUT)
     try:
         yield current()
     finally:
@@ -72,7 +72,7 @@ def joined(device: torch.device | None = None) -> Iterator[Ranks]:
 
 
 def current() -> Ranks:
-    """The processes that have `joined` and this one among them; it alone where nobody has."""
+    """The `Ranks` of the process group opened by `joined`; a single process without one."""
     if not dist.is_available() or not dist.is_initialized():
         return Ranks()
     return Ranks(dist.get_rank(), dist.get_world_size())

@@ -1,26 +1,26 @@
-"""What the pipeline refuses, as opposed to faults of the program."""
+"""Errors of inputs and outcomes of gates, as opposed to program faults."""
 
 import math
 
 
 class InputError(ValueError):
-    """Something handed to the pipeline is wrong; its text says what, where, and how to mend it.
+    """An input is invalid; the message says what, where, and how to fix it.
 
-    The command line prints the text as one line and exits with 2. Everything else that is raised is a fault of
-    the program and keeps its traceback.
+    The command line prints the message as one line and exits with 2. Any other exception is a program fault and keeps
+    its traceback.
     """
 
 
 class Refused(Exception):  # noqa: N818 - an outcome of a stage, not an error of its caller
-    """A candidate missed a gate of a stage: its parameters and inputs are right, the model is not good enough.
+    """A candidate missed a stage's gate: parameters and inputs are valid, but the model is not good enough.
 
-    The stage's artifact becomes a refusal (`pipeline.core.artifact.Refusal`), and the other candidates go on.
+    The stage's artifact becomes a refusal (`pipeline.core.artifact.Refusal`); other candidates continue.
 
     Args:
-        rule: Its name, ``<section>.<key>`` where it is a parameter: ``build_engine.min_cosine``.
-        reason: One line for a person: what was found, what was expected, what may help.
-        value: The figure that missed the limit. What is not finite is kept as None, for JSON has no NaN.
-        limit: The least or the greatest value that passes; None for a rule that has no figure.
+        rule: Name of the rule, ``<section>.<key>`` if it is a parameter: ``build_engine.min_cosine``.
+        reason: One line: what was measured, what was expected, what may help.
+        value: The figure that missed the limit. Stored as None if not finite, since JSON has no NaN.
+        limit: The smallest or largest value that passes; None for a rule without a figure.
     """
 
     def __init__(self, rule: str, reason: str, *, value: float | None = None, limit: float | None = None) -> None:
@@ -31,7 +31,7 @@ class Refused(Exception):  # noqa: N818 - an outcome of a stage, not an error of
 
 
 class GateError(Exception):
-    """A model does not meet the rules for becoming champion; its text has each rule that failed and by how much.
+    """A model does not meet the rules for champions; the message lists each failed rule and the shortfall.
 
-    The command line prints the text and exits with 1.
+    The command line prints the message and exits with 1.
     """

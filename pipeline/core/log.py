@@ -1,4 +1,4 @@
-"""How a stage reports numbers, without knowing who listens."""
+"""The interface through which a stage reports metrics."""
 
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
@@ -13,4 +13,4 @@ class Log(Protocol):
 
 
 def silent(metrics: Mapping[str, float], step: int | None = None) -> None:
-    """Report to nobody (tests, notebooks)."""
+    """Discard metrics (tests, notebooks)."""

@@ -1,7 +1,4 @@
-"""How a process of the pipeline starts and ends.
-
-It starts without work that nobody needs. On a signal it cleans up, and it does not outlive the one that started it.
-"""
+"""Start-up and termination of the pipeline's processes: fast imports, clean-up on signals, exit with the parent."""
 
 import ctypes
 import gc
@@ -12,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
-# Loaded while the module is, because between fork and exec nothing may be imported.
+# Loaded at import, because nothing may be imported between fork and exec.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -22,9 +19,9 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Let the garbage collector rest while modules are imported, then never look at what they made again.
+    """Disable garbage collection during imports, then exclude the imported objects from collection.
 
-    Imports leave next to no garbage; looking for it over and over is a sixth of their time.
+    Imports leave almost no garbage, and collection takes a sixth of their time.
     """
     gc.disable()
     try:
@@ -36,9 +33,9 @@ def starting() -> Iterator[None]:
 
 @contextmanager
 def without(names: Sequence[str]) -> Iterator[None]:
-    """Imports in the body find none of these packages, as where they are not installed; afterwards they are there."""
+    """Make imports of these packages fail within the context, as if they were not installed."""
     absent = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: there is no such module
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None makes the import fail
     try:
         yield
     finally:
@@ -47,23 +44,23 @@ def without(names: Sequence[str]) -> Iterator[None]:
 
 
 def die_with_parent() -> None:
-    """Ask Linux for SIGTERM when the parent dies, so that a killed `dvc` leaves no stage behind. No-op elsewhere."""
+    """Request SIGTERM when the parent dies (Linux only), so that a killed `dvc` leaves no stage running."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def raise_on_signals() -> None:
-    """Turn the first SIGINT or SIGTERM into an exception; later ones cannot disturb the cleaning up."""
+    """Turn the first SIGINT or SIGTERM into an exception; ignore later ones during clean-up."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _raise)
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """What a shell expects of a process that a signal ended: 143 for SIGTERM, 130 for Ctrl-C."""
+    """Exit code of a process ended by a signal: 143 for SIGTERM, 130 for Ctrl-C."""
     return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
 def _raise(number: int, _frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+    for handled in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(handled, signal.SIG_IGN)
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar at a terminal, a line now and then in a log."""
+"""Progress reporting: a bar on a terminal, occasional lines in a log."""
 
 import io
 import sys
@@ -14,7 +14,7 @@ _LINE = "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_fmt}, {remaining} to go{po
 
 
 class _Lines:
-    """Turns what tqdm writes over one line into lines of their own."""
+    """Stream that turns tqdm's overwritten line into separate lines."""
 
     def __init__(self, stream: IO[str] | io.TextIOBase) -> None:
         self._stream = stream
@@ -30,31 +30,31 @@ class _Lines:
 def progress(
     work: Iterable[ItemT], what: str, unit: str, *, total: int | None = None, done: int = 0, hidden: bool = False
 ) -> "tqdm[ItemT]":
-    """Go through ``work`` and show on standard error how far it has come.
+    """Iterate over ``work`` and show progress on standard error.
 
     Args:
-        work: What is gone through.
-        what: Shown in front.
-        unit: One piece of the work, singular.
-        total: How many there are; needed where ``work`` does not tell.
-        done: How many were done before.
-        hidden: Show nothing, as another process does.
+        work: Items to iterate over.
+        what: Label.
+        unit: Name of an item, singular.
+        total: Number of items; required if ``work`` has no length.
+        done: Items completed in an earlier run.
+        hidden: Show nothing, because another process does.
     """
-    return tqdm(work, what, total, unit=f" {unit}", initial=done, disable=hidden, **_manner())
+    return tqdm(work, what, total, unit=f" {unit}", initial=done, disable=hidden, **_display_options())
 
 
 def counter(what: str, unit: str, total: int | None, *, scale: bool = False) -> "tqdm[Never]":
-    """The same for work that is counted by hand, with ``update``; ``scale`` shows large numbers as k, M, G."""
-    return tqdm(None, what, total, unit=f" {unit}", unit_scale=scale, **_manner())
+    """A progress bar advanced with ``update``; ``scale`` shows large numbers as k, M, G."""
+    return tqdm(None, what, total, unit=f" {unit}", unit_scale=scale, **_display_options())
 
 
 def notice(text: str) -> None:
-    """Say something that a person should know, on a line of its own beside any bar."""
+    """Print a message on a separate line, without disturbing progress bars."""
     tqdm.write(text, file=sys.stderr)
 
 
-def _manner() -> dict[str, Any]:
+def _display_options() -> dict[str, Any]:
     if sys.stderr.isatty():
         return {"mininterval": 0.5}
-    every = {"mininterval": _LINE_EVERY_S, "maxinterval": _LINE_EVERY_S, "delay": _LINE_EVERY_S}
-    return {**every, "bar_format": _LINE, "file": _Lines(sys.stderr), "leave": False}
+    intervals = {"mininterval": _LINE_EVERY_S, "maxinterval": _LINE_EVERY_S, "delay": _LINE_EVERY_S}
+    return {**intervals, "bar_format": _LINE, "file": _Lines(sys.stderr), "leave": False}

@@ -1,4 +1,4 @@
-"""Where a run comes from: the commit of the source, the machine, and whether its process still lives."""
+"""Provenance of a run: source commit, machine, and whether its process is still alive."""
 
 import hashlib
 import socket
@@ -13,7 +13,7 @@ _CODE = "pipeline"
 
 
 def alive(pid: str, started: float) -> bool:
-    """Whether the process that began a run at ``started`` lives; a later process may have taken its number."""
+    """Whether the process that started a run at ``started`` is alive, and not a later one with the same pid."""
     try:
         return pid.isdecimal() and psutil.Process(int(pid)).create_time() <= started + 1
     except psutil.NoSuchProcess:
@@ -21,10 +21,10 @@ def alive(pid: str, started: float) -> bool:
 
 
 def host() -> dict[str, str]:
-    """Tags that tell where a run's process id means something.
+    """Tags that identify where a run's process id is valid.
 
-    ``host.id`` is the boot of the kernel, the pid namespace and the name: containers of one name differ in it, and so
-    do machines of one name. ``host.machine`` outlives a reboot; it is empty where the system has no such id.
+    ``host.id`` combines the kernel's boot id, the pid namespace and the host name, so it distinguishes containers and
+    machines with the same name. ``host.machine`` survives a reboot; it is empty if the system has no such id.
     """
     name = socket.gethostname()
     boot, machine = _hashed("/proc/sys/kernel/random/boot_id"), _hashed("/etc/machine-id")
@@ -36,22 +36,22 @@ def host() -> dict[str, str]:
 
 
 def gone(tags: Mapping[str, str], started: float, *, local: bool) -> bool:
-    """Whether the process of a run has ended; False where that cannot be told from here.
+    """Whether the process of a run has ended; False if this machine cannot know.
 
     Args:
         tags: The run's tags, with those of `host` and ``pid``.
-        started: When it began, in seconds since the epoch.
-        local: Whether the runs are in a file, which one machine alone writes: those from before it booted have ended.
+        started: Start time, in seconds since the epoch.
+        local: Whether runs are stored in a file that only one machine writes: runs from before its boot have ended.
     """
-    here = host()
-    if tags.get("host.id") == here["host.id"]:
+    current = host()
+    if tags.get("host.id") == current["host.id"]:
         return not alive(tags.get("pid", ""), started)
-    same = here["host.machine"] and all(tags.get(name) == here[name] for name in ("host", "host.machine"))
+    same = current["host.machine"] and all(tags.get(name) == current[name] for name in ("host", "host.machine"))
     return bool(local and same and started < psutil.boot_time())
 
 
 def git() -> dict[str, str]:
-    """Commit of the source, and whether the working tree differs from it; empty outside a repository."""
+    """Tags with the source commit and whether the working tree differs from it; empty outside a repository."""
     try:
         head = _git_output("rev-parse", "HEAD")
         dirty = _git_output("status", "--porcelain", "--untracked-files=no")
@@ -62,16 +62,16 @@ def git() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Commit:
-    """The code as it is checked out."""
+    """The checked-out version of the code."""
 
     hash: str
-    """The last commit that changed it: commits of results leave it as it was. Empty outside a repository."""
+    """The last commit that changed the code, so that commits of results do not count. Empty outside a repository."""
     changed: bool
     """Whether the code differs from that commit."""
 
 
 def commit() -> Commit:
-    """The commit of the code that runs."""
+    """The commit of the running code."""
     try:
         last = _git_output("log", "-1", "--format=%H", "--", _CODE)
         return Commit(last, bool(_git_output("status", "--porcelain", "--", _CODE)))
@@ -80,7 +80,7 @@ def commit() -> Commit:
 
 
 def _hashed(path: str) -> str:
-    """A digest of a system file that holds an id, which is not to leave the machine; empty where it is not there."""
+    """Digest of a system file with an id that must not leave the machine; empty if it does not exist."""
     try:
         return hashlib.sha256(b"sam-distillery" + Path(path).read_bytes().strip()).hexdigest()[:16]
     except OSError:

@@ -180,7 +180,7 @@ class Stage:
                 contents = self._fill(draft, config, keys, log)
                 card = Card.seal(draft, contents, parents)
                 _put(draft, out)
-                contents.clear_away()
+                contents.remove_scratch()
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         return card

@@ -1,4 +1,4 @@
-"""No tool that the pipeline starts reports home."""
+"""Switching off the telemetry of the tools used."""
 
 import os
 
@@ -12,6 +12,6 @@ OFF = {
 
 
 def off() -> None:
-    """Switch telemetry off in this process and its children, unless the caller's environment says otherwise."""
+    """Switch telemetry off in this process and its children, unless the environment already sets it."""
     for name, value in OFF.items():
         os.environ.setdefault(name, value)

@@ -1,4 +1,4 @@
-"""Acts on MLflow's registry: register the best model as challenger, make it champion, take that back."""
+"""Commands on MLflow's registry: register the best model as challenger, promote it to champion, roll back."""
 
 import contextlib
 import json
@@ -30,10 +30,10 @@ __all__ = ["LEADERBOARD", "PromoteConfig", "leaderboard", "promote", "register",
 
 
 def leaderboard() -> list[dict[str, Any]]:
-    """The rows that the stage `compare` left.
+    """The leaderboard rows written by the stage `compare`.
 
     Raises:
-        InputError: There are none.
+        InputError: There is no leaderboard.
     """
     if not LEADERBOARD.is_file():
         raise InputError(f"{LEADERBOARD} does not exist: run `dvc repro`.")
@@ -42,14 +42,14 @@ def leaderboard() -> list[dict[str, Any]]:
 
 
 def register() -> str:
-    """Register the best student of the leaderboard, unless it is, and give it the alias `challenger`.
+    """Register the leaderboard's best student, if it is not yet, and give it the alias `challenger`.
 
     Returns:
-        What was done, in one line.
+        A one-line summary.
 
     Raises:
-        InputError: There is no leaderboard, the engine in place is damaged or not the one that was measured, or MLflow
-            cannot be reached.
+        InputError: There is no leaderboard, the engine is damaged or not the one that was measured, or MLflow cannot be
+            reached.
     """
     config, store = _open()
     row, teacher = best(config, leaderboard())
@@ -69,7 +69,7 @@ def register() -> str:
             version = _register(config, store, engine, row, numbers)
         else:
             version = str(known.version)
-            for name, value in numbers.items():  # it may have been measured anew since
+            for name, value in numbers.items():  # it may have been measured again since
                 store.client.log_metric(str(known.run_id), name, value)
         store.client.set_registered_model_alias(config.registered_model, CHALLENGER, version)
     done = "registered" if known is None else "already registered"
@@ -77,10 +77,10 @@ def register() -> str:
 
 
 def promote() -> str:
-    """Make the challenger champion if the gate holds; the champion so far is kept as `previous`.
+    """Make the challenger champion if it passes the gate; the old champion gets the alias `previous`.
 
     Returns:
-        What was done, in one line.
+        A one-line summary.
 
     Raises:
         GateError: A rule does not hold; the champion stays.
@@ -94,30 +94,30 @@ def promote() -> str:
             raise InputError(f"{name} has no version with alias {CHALLENGER}: run `python -m pipeline register`.")
         champion = registry.version_of(store.client, name, CHAMPION)
         if champion is not None and champion.version == challenger.version:
-            return f"{name} version {champion.version} is champion already"
+            return f"{name} version {champion.version} is already champion"
         rules = check(config, *_measured(store, challenger))
         passed = all(rule.holds for rule in rules)
         tags = {"passed": str(passed).lower(), "digest": challenger.tags.get("digest", "")}
         with running(store, "promote", {"stage": "promote", **tags}) as curves:
             _report(curves, name, challenger, champion, rules)
             if passed:
-                _crown(store.client, name, challenger, champion)
+                _set_champion(store.client, name, challenger, champion)
     if not passed:
         failed = "; ".join(str(rule) for rule in rules if not rule.holds)
         stays = f"version {champion.version} stays champion" if champion else "there is no champion yet"
         raise GateError(f"{name} version {challenger.version} does not pass the gate: {failed}; {stays}.")
-    kept = "; ".join(map(str, rules))
-    return f"{name} version {challenger.version} is champion ({kept})"
+    passed_rules = "; ".join(map(str, rules))
+    return f"{name} version {challenger.version} is champion ({passed_rules})"
 
 
 def rollback() -> str:
     """Make the champion's predecessor champion again.
 
     Returns:
-        What was done, in one line.
+        A one-line summary.
 
     Raises:
-        InputError: There is no champion, or none before it, another machine moved the champion meanwhile, or MLflow
+        InputError: There is no champion or no predecessor, another machine moved the champion meanwhile, or MLflow
             cannot be reached.
     """
     config, store = _open()
@@ -136,12 +136,12 @@ def rollback() -> str:
                 client.set_registered_model_alias(name, PREVIOUS, before)
             else:
                 client.delete_registered_model_alias(name, PREVIOUS)
-            # The last that can fail: what fails before it may be repeated, and never goes back twice. A tag that stays
-            # is written anew when its version is promoted again.
+            # The last step that may fail, so that a failed rollback can be repeated without going back twice. A
+            # leftover tag is overwritten when its version is promoted again.
             registry.move(client, name, CHAMPION, str(champion.version), previous)
             with contextlib.suppress(MlflowException):
                 client.delete_model_version_tag(name, champion.version, PREVIOUS)
-    return f"{name} version {previous} is champion again, in place of version {champion.version}"
+    return f"{name} version {previous} is champion again, replacing version {champion.version}"
 
 
 def _open() -> tuple[PromoteConfig, Store]:
@@ -149,7 +149,7 @@ def _open() -> tuple[PromoteConfig, Store]:
 
 
 def _numbers(row: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float]:
-    """What the gate looks at: the model's measured values and its teacher's."""
+    """The metrics that the gate checks: the model's and its teacher's."""
     numbers = {name: float(row[name]) for name in (*_MEASURED, *TRIVIAL.values()) if row.get(name) is not None}
     return numbers | {f"teacher_{name}": float(teacher[name]) for name in _MEASURED if teacher.get(name) is not None}
 
@@ -157,10 +157,10 @@ def _numbers(row: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, fl
 def _register(
     config: PromoteConfig, store: Store, engine: Path, row: Mapping[str, Any], numbers: Mapping[str, float]
 ) -> str:
-    """Log and register a new version, tagged with what it is and linked to its numbers."""
+    """Log and register a new version with identifying tags and its metrics."""
     tags = {"digest": Card.read(engine).digest, "student": str(row["model"]), "precision": str(row["precision"])}
     run = store.start("register", {"stage": "register", **tags})
-    with registry.as_default(store.uri), mlflow.start_run(run_id=run), _quietly():
+    with registry.as_default(store.uri), mlflow.start_run(run_id=run), _mlflow_silenced():
         version = registry.log_model(config.registered_model, engine, numbers)
     for key, value in tags.items():
         store.client.set_model_version_tag(config.registered_model, version, key, value)
@@ -168,14 +168,14 @@ def _register(
 
 
 def _measured(store: Store, version: ModelVersion) -> tuple[dict[str, float], dict[str, float]]:
-    """The numbers of a registered version and of the teacher it was measured against."""
+    """The metrics of a registered version and of the teacher it was measured against."""
     numbers = store.client.get_run(str(version.run_id)).data.metrics
     teacher = {k.removeprefix("teacher_"): v for k, v in numbers.items() if k.startswith("teacher_")}
     return {k: v for k, v in numbers.items() if not k.startswith("teacher_")}, teacher
 
 
-def _crown(client: MlflowClient, name: str, challenger: ModelVersion, champion: ModelVersion | None) -> None:
-    """Make the challenger champion. A rollback goes by the tag; the alias ``previous`` is for people to see."""
+def _set_champion(client: MlflowClient, name: str, challenger: ModelVersion, champion: ModelVersion | None) -> None:
+    """Make the challenger champion. Rollback uses the tag; the alias ``previous`` is informational."""
     version, old = str(challenger.version), str(champion.version) if champion else None
     if old is not None:
         client.set_model_version_tag(name, version, PREVIOUS, old)
@@ -187,7 +187,7 @@ def _crown(client: MlflowClient, name: str, challenger: ModelVersion, champion: 
 def _report(
     curves: Curves, name: str, challenger: ModelVersion, champion: ModelVersion | None, rules: Sequence[Rule]
 ) -> None:
-    """Keep the gate's verdict in MLflow."""
+    """Log the gate's verdict to MLflow."""
     verdict = {
         "model": name,
         "challenger": str(challenger.version),
@@ -202,18 +202,18 @@ def _report(
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep what MLflow says about type hints and pickles out of a person's terminal."""
+def _mlflow_silenced() -> Iterator[None]:
+    """Suppress MLflow's warnings about type hints and pickles, and its progress bars."""
     logger = logging.getLogger("mlflow")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    shown = os.environ.get("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR")
+    progress_bar = os.environ.get("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR")
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     try:
         yield
     finally:
         logger.setLevel(level)
-        if shown is None:
+        if progress_bar is None:
             del os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"]
         else:
-            os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = shown
+            os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = progress_bar

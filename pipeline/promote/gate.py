@@ -28,27 +28,27 @@ class PromoteConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One rule, and how a model stands to it."""
+    """One rule and its outcome for a model."""
 
     name: str
     value: float | None
     limit: float | None
-    """None where what it is held against was not measured."""
+    """None if the reference was not measured."""
     holds: bool
 
     def __str__(self) -> str:
-        """The rule in words, with the shortfall where it does not hold."""
+        """The rule in words, with the shortfall if it does not hold."""
         if self.limit is None:
-            return f"{self.name} has nothing to be held against: run `dvc repro` and register again"
+            return f"{self.name} has no reference to compare with: run `dvc repro` and register again"
         if self.value is None:
             return f"{self.name} was not measured (limit {self.limit:.4g})"
         if self.holds:
-            return f"{self.name} {self.value:.4g} keeps to {self.limit:.4g}"
+            return f"{self.name} {self.value:.4g} passes {self.limit:.4g}"
         return f"{self.name} {self.value:.4g} misses {self.limit:.4g} by {abs(self.value - self.limit):.4g}"
 
 
 def check(config: PromoteConfig, row: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[Rule]:
-    """How a model's row of the leaderboard stands to each rule, the teacher's row being the measure."""
+    """Evaluate each rule for a model's leaderboard row, relative to the teacher's row."""
     rules = []
     for metric, limit in (
         ("box_miou", config.min_box_miou_retained),
@@ -77,7 +77,7 @@ def check(config: PromoteConfig, row: Mapping[str, Any], teacher: Mapping[str, A
 
 
 def best(config: PromoteConfig, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The student to register, and the teacher's row: fewest broken rules, then what the config prefers.
+    """The rows of the best student and of the teacher: fewest broken rules first, then the preferred metric.
 
     Raises:
         InputError: The leaderboard has no teacher or no student with an engine.

@@ -1,4 +1,4 @@
-"""MLflow's model registry: what is registered, and which version is challenger, champion, previous."""
+"""MLflow's model registry: versions and the aliases challenger, champion and previous."""
 
 import base64
 import importlib.metadata
@@ -27,7 +27,7 @@ from pipeline.tracking import database
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
 _RLE = Object([Property("size", Array(DataType.long)), Property("counts", DataType.string)])
-# Arrays of floating-point numbers would refuse whole ones, and rows that lack a prompt which others have.
+# Typed float arrays would reject integers, and rows without a prompt that others have.
 _ANY: Any = AnyType()  # type: ignore[no-untyped-call]
 SIGNATURE = ModelSignature(
     inputs=Schema(
@@ -60,15 +60,15 @@ _PACKAGES = {
     "openvino": ("openvino",),
     "onnxruntime": ("onnxruntime",),
 }
-"""What serving needs, for every engine ("") and for one."""
+"""Packages that serving needs, for every engine ("") and per engine."""
 
 
 @contextmanager
 def as_default(uri: str) -> Iterator[None]:
-    """Make a store MLflow's default one, the only one that its calls for models know, and leave no trace of it.
+    """Make a store MLflow's default within the context, since its model calls use only the default.
 
-    MLflow writes the address into the environment: in a process that works in several places, later runs and child
-    processes would follow it into the wrong store.
+    MLflow writes the URI into the environment; it is restored, so that later runs and child processes do not use the
+    wrong store.
     """
     environment = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
     tracking = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None  # type: ignore[no-untyped-call]
@@ -87,29 +87,29 @@ def as_default(uri: str) -> Iterator[None]:
 
 @contextmanager
 def exclusive(uri: str, name: str) -> Iterator[None]:
-    """Change a registered model while no other process of this machine does.
+    """Lock a registered model against other processes of this machine.
 
     Raises:
-        InputError: The store cannot be reached, or refuses.
+        InputError: The store cannot be reached, or rejects a request.
     """
-    with database.held(uri, name):
+    with database.lock(uri, name):
         try:
             yield
         except MlflowException as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"MLflow at {uri} failed: {reason}. Run the command again when it works: what it has done is kept."
+                f"MLflow at {uri} failed: {reason}. Run the command again once it works; completed steps are kept."
             ) from error
 
 
 def version_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    """The version that has an alias; None where the store says that no version has it.
+    """The version with an alias; None if the store reports that there is none.
 
     Raises:
         MlflowException: The store cannot be reached, or refuses.
     """
     try:
-        # Of an alias that is not there MLflow's stores say INVALID_PARAMETER_VALUE, as of much else; a model lists all.
+        # For a missing alias MLflow's stores return the generic INVALID_PARAMETER_VALUE, so list all aliases instead.
         version = client.get_registered_model(name).aliases.get(alias)
     except MlflowException as error:
         if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
@@ -119,22 +119,22 @@ def version_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | No
 
 
 def move(client: MlflowClient, name: str, alias: str, old: str | None, new: str) -> None:
-    """Give ``alias`` to version ``new``, unless it is no longer that of ``old``.
+    """Move ``alias`` to version ``new``, unless it is no longer at ``old``.
 
-    MLflow's registry cannot compare and set in one step. Processes of one machine wait for each other (`exclusive`);
-    between machines a change is noticed that comes before this one writes, or right after, and not one in the
-    milliseconds between reading and writing.
+    MLflow's registry has no compare-and-set. Processes of one machine exclude each other (`exclusive`); a change by
+    another machine is detected if it comes before the write or right after it, but not in the milliseconds between
+    reading and writing.
 
     Args:
-        client: Of the store.
-        name: Of the registered model.
-        alias: What to move.
-        old: The version that had it when this was decided; None where none had.
-        new: The version to have it.
+        client: MLflow client.
+        name: Name of the registered model.
+        alias: Alias to move.
+        old: Expected current version; None for none.
+        new: New version.
 
     Raises:
-        InputError: Somebody else moved the alias meanwhile.
-        MlflowException: The store cannot be reached, or refuses.
+        InputError: Another process moved the alias meanwhile.
+        MlflowException: The store cannot be reached, or rejects the request.
     """
     _expect(client, name, alias, old)
     client.set_registered_model_alias(name, alias, new)
@@ -142,12 +142,12 @@ def move(client: MlflowClient, name: str, alias: str, old: str | None, new: str)
 
 
 def _expect(client: MlflowClient, name: str, alias: str, expected: str | None) -> None:
-    found = version_of(client, name, alias)
-    version = str(found.version) if found else None
+    current = version_of(client, name, alias)
+    version = str(current.version) if current else None
     if version != expected:
         raise InputError(
             f"{name}: another process moved alias {alias} meanwhile, from version {expected or 'none'} to "
-            f"{version or 'none'}. Look at the registry, and run the command again if it is still wanted."
+            f"{version or 'none'}. Check the registry, and run the command again if still needed."
         )
 
 
@@ -167,12 +167,12 @@ def log_model(name: str, engine: Path, metrics: Mapping[str, float]) -> str:
     Args:
         name: Name in the registry.
         engine: Directory of an engine artifact; it is copied into the model.
-        metrics: Numbers linked to the model.
+        metrics: Metrics linked to the model.
     """
     card = Card.read(engine)
     kind = str(card.load.get("engine", ""))
     with TemporaryDirectory() as directory:
-        # The bundled teacher's weights are no part of what is served.
+        # The bundled teacher's weights are not needed for serving.
         code = Path(directory) / "pipeline"
         shutil.copytree(Path(__file__).parents[1], code, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
         info = mlflow.pyfunc.log_model(
@@ -194,7 +194,7 @@ def log_model(name: str, engine: Path, metrics: Mapping[str, float]) -> str:
 
 
 def input_example() -> list[dict[str, Any]]:
-    """A bright disc on a dark ground, and a click on it."""
+    """An image of a bright disc on a dark background, with a click and a box."""
     image = np.zeros((96, 128, 3), np.uint8)
     cv2.circle(image, (64, 48), 30, (230, 200, 120), thickness=-1)
     raw = cv2.imencode(".png", image)[1].tobytes()

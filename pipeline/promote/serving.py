@@ -1,4 +1,4 @@
-"""The model that MLflow serves: an image and prompts in, masks out. MLflow runs this file to build it."""
+"""The model served by MLflow: image and prompts in, masks out. MLflow executes this file to build it."""
 
 import base64
 import binascii
@@ -15,15 +15,15 @@ from pipeline.core.errors import InputError
 
 
 class SegmentationModel(PythonModel):
-    """One row is one prompt.
+    """Segmentation model with one prompt per row.
 
     Columns: ``image`` (base64 of a JPEG or PNG), ``point_coords`` [[x, y], ...], ``point_labels``, ``box`` xyxy.
-    Coordinates are pixels of the image. The answer has a row for each: ``masks``, COCO RLE with text counts, and
-    ``iou_predictions``, the model's own estimate of each mask.
+    Coordinates are pixels of the image. The result has one row per prompt: ``masks``, COCO RLE with text counts, and
+    ``iou_predictions``, the model's predicted IoU of each mask.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the engine that was registered with the model."""
+        """Load the registered engine."""
         from pipeline.runtime import load
 
         self._segmenter = load(Path(context.artifacts["engine"]))
@@ -31,7 +31,7 @@ class SegmentationModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Masks for each row; rows with the same image encode it once.
+        """Predict masks for each row; consecutive rows with the same image encode it once.
 
         Raises:
             InputError: An image cannot be read, a row has neither points nor a box, or a prompt is malformed.
@@ -39,39 +39,39 @@ class SegmentationModel(PythonModel):
         from pipeline.ops.masks import encode
         from pipeline.runtime import Predictor
 
-        # MLflow's server answers requests in several threads, and a predictor keeps one image: each call has its own.
+        # One predictor per call, since it holds an image and MLflow's server uses several threads.
         predictor = Predictor(self._segmenter)
-        several = bool((params or {}).get("multimask_output", False))
-        shown, answers = None, []
+        multimask_output = bool((params or {}).get("multimask_output", False))
+        current, results = None, []
         for row in model_input.to_dict(orient="records"):
-            if row["image"] != shown:
+            if row["image"] != current:
                 predictor.set_image(_image(row["image"]))
-                shown = row["image"]
+                current = row["image"]
             points, labels, box = (_array(row.get(name), name) for name in ("point_coords", "point_labels", "box"))
             if box is None and points is None:
                 raise InputError("a row needs a box [x1, y1, x2, y2], or point_coords with one point_labels entry each")
             masks, scores, _ = predictor.predict(
-                point_coords=points, point_labels=labels, box=box, multimask_output=several
+                point_coords=points, point_labels=labels, box=box, multimask_output=multimask_output
             )
-            found = [encode(np.asarray(mask, dtype=bool)) for mask in masks]
-            answers.append({"masks": found, "iou_predictions": [float(score) for score in scores]})
-        return pd.DataFrame(answers)
+            rles = [encode(np.asarray(mask, dtype=bool)) for mask in masks]
+            results.append({"masks": rles, "iou_predictions": [float(score) for score in scores]})
+        return pd.DataFrame(results)
 
 
 def _image(text: str) -> np.ndarray:
-    """RGB pixels of a base64-encoded JPEG or PNG."""
+    """Decode a base64 JPEG or PNG to RGB pixels."""
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, TypeError) as error:
         raise InputError(f"`image` must be base64 of a JPEG or PNG: {error}") from None
     pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR) if raw else None
     if pixels is None:
-        raise InputError("`image` holds no JPEG or PNG that can be read")
+        raise InputError("`image` is not a readable JPEG or PNG")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _array(value: object, name: str) -> np.ndarray | None:
-    """A list of numbers, or None for what a data frame has in place of an absent one."""
+    """Convert a list of numbers; None for a missing value of a data frame."""
     if value is None or isinstance(value, float) or not np.size(np.asarray(value, dtype=object)):
         return None
     try:

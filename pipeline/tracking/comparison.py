@@ -1,4 +1,4 @@
-"""What MLflow shows of a comparison beside its files."""
+"""Logging of a comparison to MLflow."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 
-def log_comparison(client: MlflowClient, run: str, place: Path) -> None:
-    """Log the leaderboard in ``place`` as a table that MLflow shows, and the plots as pictures."""
-    rows = json.loads((place / "leaderboard.json").read_text())
+def log_comparison(client: MlflowClient, run: str, directory: Path) -> None:
+    """Log the leaderboard in ``directory`` as a table, and its plots as images."""
+    rows = json.loads((directory / "leaderboard.json").read_text())
     client.log_table(run, {name: [row.get(name) for row in rows] for name in rows[0]}, "table.json")
-    if (place / "plots").is_dir():
-        client.log_artifacts(run, str(place / "plots"), "plots")
+    if (directory / "plots").is_dir():
+        client.log_artifacts(run, str(directory / "plots"), "plots")

@@ -1,4 +1,4 @@
-"""The data set that a stage reads, as MLflow's dataset input of its run."""
+"""Logging of a stage's data set as an MLflow dataset input."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ CONTEXTS: Mapping[str, str] = {
     "evaluate": "validation",
     "compare": "validation",
 }
-"""What stages use the data set for, in MLflow's words."""
+"""Stage name to MLflow's dataset context."""
 _LONGEST_DIGEST = 36
 
 
@@ -35,30 +35,30 @@ def log_dataset(
     keys: Keys,
     parents: Mapping[str, str],
 ) -> None:
-    """Log the data set that one repetition reads; nothing where it reads none.
+    """Log the data set that a repetition of a stage reads, if any.
 
-    Its name and source are those of ``prepare.data`` in params.yaml, its digest that of the artifact `prepare` made of
-    it, its profile the counts of images and instances.
+    Its name and source come from ``prepare.data`` in params.yaml, its digest from the artifact of `prepare`, its profile
+    is the counts of images and instances.
 
     Args:
-        client: Of the store.
-        run: The run's id.
-        stage: The stage that reads.
+        client: MLflow client.
+        run: Run id.
+        stage: Stage that reads it.
         params: All of params.yaml.
-        keys: Of the repetition.
-        parents: Digests of the artifacts that it reads, by stage.
+        keys: Keys of the repetition.
+        parents: Digests of the artifacts it reads, by stage.
     """
     source = next((dep for dep in stage.deps if dep.name == DATASET), None)
     if source is None or DATASET not in parents:
         return
-    place, settings = source.path(keys), source.settings(params, keys)
-    data = str(settings.get("data", place)) if isinstance(settings, Mapping) else str(place)
+    directory, settings = source.path(keys), source.settings(params, keys)
+    data = str(settings.get("data", directory)) if isinstance(settings, Mapping) else str(directory)
     dataset = Dataset(
         Path(data).stem,
         parents[DATASET][:_LONGEST_DIGEST],
         "local",
         json.dumps({"uri": data}),
-        profile=json.dumps(read_metrics(place)),
+        profile=json.dumps(read_metrics(directory)),
     )
     context = InputTag("mlflow.data.context", CONTEXTS[stage.name])
     client.log_inputs(run, datasets=[DatasetInput(dataset, tags=[context])])

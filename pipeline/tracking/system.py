@@ -1,4 +1,4 @@
-"""MLflow's system metrics: use of processor, memory, disk, network and GPU while a run lasts."""
+"""MLflow's system metrics: CPU, memory, disk, network and GPU usage during a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,13 +8,13 @@ from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 
 @contextmanager
 def system_metrics(uri: str, run: str) -> Iterator[None]:
-    """Log them to a run where ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` is true.
+    """Log system metrics to a run if ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` is true.
 
-    MLflow itself does so for runs that its fluent calls start, and not for those of its client, which ours are.
+    MLflow does this only for runs started by its fluent API, not for runs of its client, which are used here.
 
     Args:
-        uri: The store's address.
-        run: The run's id; the run must be open until this ends.
+        uri: URI of the store.
+        run: Run id; the run must stay open within the context.
     """
     if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():  # type: ignore[no-untyped-call]
         yield

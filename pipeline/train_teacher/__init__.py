@@ -96,7 +96,7 @@ def held_out(sam: Sam) -> dict[str, float]:
             everything=None,
             latency=untimed,
         )
-        evaluate_teacher(config, prepare=data, teacher=teacher, out=out, log=silent).clear_away()
+        evaluate_teacher(config, prepare=data, teacher=teacher, out=out, log=silent).remove_scratch()
         metrics: dict[str, float] = json.loads((out / "metrics.json").read_text())
     return {name: value for name, value in metrics.items() if "miou" in name or name == "instances"}
 

@@ -1,8 +1,8 @@
-"""The command ``verify``: whether an engine gives on this machine what its student gave where it was built.
+"""The command ``verify``: check that an engine reproduces its student's outputs on this machine.
 
 Engines are compiled for the processor or GPU that loads them, and int8 arithmetic differs between processors. The
-engine's own self-check (`pipeline.runtime.self_check`) is repeated here, and its encoder is timed beside the fp32
-engine's of the same student: on some processors int8 is no faster.
+command repeats the engine's self-check (`pipeline.runtime.self_check`) and times its encoder against the fp32 engine of
+the same student, since on some processors int8 is no faster.
 """
 
 import json
@@ -33,31 +33,31 @@ def verify(*, directory: Path, against: Path | None, device: str | None, threads
 
     Args:
         directory: An engine artifact.
-        against: The fp32 engine of the same student, to time beside; None takes ``../fp32`` where that is one.
-        device: Where to run, as torch names it; None: where the engine runs by itself.
-        threads: Processor threads of one call; None leaves the choice to the runtime.
-        as_json: Give JSON instead of text.
+        against: The fp32 engine of the same student to compare timings with; None uses ``../fp32`` if it exists.
+        device: Device as torch names it; None for the engine's default.
+        threads: CPU threads per call; None leaves the choice to the runtime.
+        as_json: Return JSON instead of text.
 
     Returns:
-        The figures, the processor and the versions of libraries, as text or JSON.
+        The figures, the processor and library versions, as text or JSON.
 
     Raises:
-        GateError: The engine misses the gate it was built under; the text has the figures.
-        InputError: ``directory`` is no intact engine, or cannot run here.
+        GateError: The engine misses the gate it was built under; the message has the figures.
+        InputError: ``directory`` is not an intact engine, or cannot run on this machine.
     """
     card = Card.read(directory)
     if card.refusal:
         raise InputError(f"{directory} holds no engine: {card.refusal.stage} refused it by {card.refusal}.")
     if card.kind != "engine":
         raise InputError(
-            f"{directory} is an artifact of kind {card.kind!r}, not an engine: name one of build_engine's."
+            f"{directory} is an artifact of kind {card.kind!r}, not an engine: name an artifact of build_engine."
         )
     engine = load(directory, device, threads)
     agreement = repeat(engine, directory)
     report = _report(directory, card, agreement) | _times(directory, engine, card, against, device, threads)
     text = json.dumps(report, indent=2, allow_nan=False) if as_json else _text(report)
     if not agreement.passes:
-        sys.stdout.write(f"{text}\n")  # whoever reads the figures wants them all the more
+        sys.stdout.write(f"{text}\n")  # the figures are most useful in this case
         raise GateError(
             f"{directory} misses its gate on this machine ({report['processor']}): embedding cosine "
             f"{agreement.embedding_cosine:.4f} (at least {agreement.min_cosine:g}), mask IoU {agreement.mask_iou:.4f} "
@@ -86,15 +86,15 @@ def _report(directory: Path, card: Card, agreement: Agreement) -> dict[str, Any]
 def _times(
     directory: Path, engine: Segmenter, card: Card, against: Path | None, device: str | None, threads: int | None
 ) -> dict[str, Any]:
-    """Milliseconds of the encoder for one image, in turns with the fp32 engine's where there is one."""
+    """Encoder latency in milliseconds for one image, interleaved with the fp32 engine if there is one."""
     engines = {"encoder_ms": engine}
     if (other := _reference(directory, card, against)) is not None:
         engines["fp32_encoder_ms"] = load(other, device, threads)
     pixels = torch.zeros(1, 3, engine.input_size, engine.input_size)
     with torch.inference_mode():
         watches = {}
-        for name, each in engines.items():
-            encode = _Encode(each, pixels)
+        for name, segmenter in engines.items():
+            encode = _Encode(segmenter, pixels)
             for _ in range(WARMUP):
                 encode()
             watches[name] = Stopwatch(encode, max_foreign_load=_MAX_FOREIGN_LOAD)
@@ -107,12 +107,12 @@ def _times(
 
 
 def _reference(directory: Path, card: Card, against: Path | None) -> Path | None:
-    """The fp32 engine to time beside: the one that is named, else the one in ``../fp32``, if there is any."""
+    """The fp32 engine to compare with: ``against``, or ``../fp32`` if it exists."""
     other = against or directory.parent / "fp32"
     if against is None and (card.precision == "fp32" or not (other / CARD).is_file()):
         return None
-    found = Card.read(other)
-    if (found.kind, found.model, found.precision) == ("engine", card.model, "fp32"):
+    reference = Card.read(other)
+    if (reference.kind, reference.model, reference.precision) == ("engine", card.model, "fp32"):
         return other
     if against is None:
         return None
@@ -120,7 +120,7 @@ def _reference(directory: Path, card: Card, against: Path | None) -> Path | None
 
 
 class _Encode:
-    """One call of an encoder, to its end on a GPU too."""
+    """A synchronised call of an encoder."""
 
     def __init__(self, engine: Segmenter, pixels: torch.Tensor) -> None:
         self._engine, self._pixels = engine, pixels
@@ -130,15 +130,15 @@ class _Encode:
 
 
 def _text(report: dict[str, Any]) -> str:
-    """The report in lines."""
-    reach = report["weight_range"]
-    int8 = "int8 products are exact" if report["exact_int8"] else "no VNNI: int8 weights must keep to [-64, 64]"
+    """Format the report as text."""
+    weight_range = report["weight_range"]
+    int8 = "int8 products are exact" if report["exact_int8"] else "no VNNI: int8 weights must be within [-64, 64]"
     lines = [
         ("artifact", f"{report['artifact']}: {report['model']} {report['precision']} on {report['engine']}"),
         ("processor", f"{report['processor']} ({' '.join(report['instructions']) or 'unknown instructions'}); {int8}"),
         ("gpu", report["gpu"] or "none"),
         ("libraries", ", ".join(f"{name} {number}" for name, number in report["versions"].items())),
-        ("int8 weights", "none" if reach is None else f"within [-{reach}, {reach}]"),
+        ("int8 weights", "none" if weight_range is None else f"within [-{weight_range}, {weight_range}]"),
         (
             "embedding",
             f"cosine {_figure(report['embedding_cosine'])} to the student in fp32, the lowest of {report['images']} "
@@ -158,12 +158,12 @@ def _text(report: dict[str, Any]) -> str:
 def _speed(report: dict[str, Any]) -> str:
     own, fp32 = report["encoder_ms"], report.get("fp32_encoder_ms")
     if fp32 is None:
-        return f"{own:.1f} ms an image"
+        return f"{own:.1f} ms per image"
     if not report["guarded"]:
-        return f"{own:.1f} ms an image, fp32 {fp32:.1f} ms, upper bounds: the machine was busy with other work"
+        return f"{own:.1f} ms per image, fp32 {fp32:.1f} ms, upper bounds: the machine was busy with other work"
     ratio = fp32 / own
     verdict = "is" if ratio >= PAYS_FROM else "does not pay on this machine:"
-    return f"{own:.1f} ms an image, fp32 {fp32:.1f} ms: {report['precision']} {verdict} {ratio:.2f} times as fast"
+    return f"{own:.1f} ms per image, fp32 {fp32:.1f} ms: {report['precision']} {verdict} {ratio:.2f} times as fast"
 
 
 def _figure(value: float | None) -> str:

@@ -56,7 +56,7 @@ def run(tmp_path, inputs, monkeypatch):
         contents = align(config or recipe(), student=STUDENT, **inputs | changes, out=out, log=log)
         assert (contents.kind, contents.model) == ("checkpoint", STUDENT)
         Card.seal(out, contents, {})
-        contents.clear_away()
+        contents.remove_scratch()
         return out
 
     return go

@@ -76,7 +76,7 @@ def test_reading_what_is_no_artifact_says_what_to_do(tmp_path):
 @pytest.mark.parametrize("text", ["", "{}", "\xff", '{"kind": "checkpoint", "digest": "1", "parents": {}, "more": 1}'])
 def test_a_card_this_version_cannot_read_is_refused_in_one_line(tmp_path, text):
     (tmp_path / CARD).write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match="Make it anew") as refused:
+    with pytest.raises(InputError, match="Recreate it") as refused:
         Card.read(tmp_path)
     assert "\n" not in str(refused.value)
 

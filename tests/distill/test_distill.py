@@ -83,7 +83,7 @@ def run(tmp_path, inputs, monkeypatch):
         contents = distill(config or recipe(), student=student, **inputs, out=out, log=log)
         assert (contents.kind, contents.model) == ("checkpoint", student)
         Card.seal(out, contents, {})
-        contents.clear_away()
+        contents.remove_scratch()
         return out
 
     return go

@@ -269,7 +269,7 @@ def _config(runs=0):
 def _evaluate_teacher(dataset, checkpoint, out, runs=0):
     out.mkdir()
     contents = evaluate_teacher(_config(runs), prepare=dataset, teacher=checkpoint, out=out, log=silent)
-    contents.clear_away()
+    contents.remove_scratch()
     return contents
 
 

@@ -381,9 +381,9 @@ def test_the_gate_moves_the_champion_and_rollback_moves_it_back(built, monkeypat
         promote.rollback()
     assert promote_main() == 0
     assert capfd.readouterr().out == "tiny version 1 is champion (" + (
-        "box_miou_retained 0.9444 keeps to 0.9; click_miou_retained 0.9375 keeps to 0.9; "
-        "box_miou_above_trivial 0.85 keeps to 0.6; click_miou_above_trivial 0.75 keeps to 0.4; "
-        "latency_ms 10 keeps to 20)\n"
+        "box_miou_retained 0.9444 passes 0.9; click_miou_retained 0.9375 passes 0.9; "
+        "box_miou_above_trivial 0.85 passes 0.6; click_miou_above_trivial 0.75 passes 0.4; "
+        "latency_ms 10 passes 20)\n"
     )
     assert "already" in promote.promote()
 
@@ -409,7 +409,7 @@ def test_the_gate_moves_the_champion_and_rollback_moves_it_back(built, monkeypat
     built.edit("max_latency_ms: 20.0", "max_latency_ms: 30.0")
     assert "version 2 is champion" in promote.promote()
     assert int(built.client.get_model_version_by_alias("tiny", "previous").version) == 1
-    assert promote.rollback() == "tiny version 1 is champion again, in place of version 2"
+    assert promote.rollback() == "tiny version 1 is champion again, replacing version 2"
     assert int(champion()) == 1
     with pytest.raises(InputError, match="first champion"):
         promote.rollback()

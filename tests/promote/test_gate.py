@@ -76,4 +76,4 @@ def test_a_version_without_a_trivial_score_beside_it_is_refused():
     row = {key: value for key, value in student().items() if not key.startswith("trivial")}
     broken = [str(rule) for rule in check(CONFIG, row, TEACHER) if not rule.holds]
     assert len(broken) == 2
-    assert "nothing to be held against: run `dvc repro`" in broken[0]
+    assert "no reference to compare with: run `dvc repro`" in broken[0]

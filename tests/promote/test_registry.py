@@ -129,7 +129,7 @@ def test_a_refused_challenger_changes_nothing_and_its_run_tells_why(store):
 
 
 def test_a_promotion_waits_for_another_process_and_goes_by_what_that_one_left(store):
-    with database.held(store.uri, NAME):
+    with database.lock(store.uri, NAME):
         waiting = subprocess.Popen(
             [sys.executable, "-c", "from pipeline import promote; print(promote.promote())"],
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
@@ -155,7 +155,7 @@ def test_a_promotion_waits_for_another_process_and_goes_by_what_that_one_left(st
 def test_of_two_promotions_at_once_one_promotes_and_the_other_sees_it(store):
     with ThreadPoolExecutor(2) as pool:
         first, second = sorted(pool.map(lambda _: promote.promote(), range(2)), key=len)
-    assert first == "tiny version 2 is champion already"
+    assert first == "tiny version 2 is already champion"
     assert second.startswith("tiny version 2 is champion (")
     assert state(store) == ({CHAMPION: "2", CHALLENGER: "2", PREVIOUS: "1"}, {"2": "1"})
     assert len(runs(store, "promote")) == 1
@@ -180,7 +180,7 @@ def test_a_change_that_another_machine_made_meanwhile_stays(store, monkeypatch, 
 
 def test_the_lock_of_a_servers_model_is_among_the_users_files(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    with database.held("http://127.0.0.1:9", NAME), database.held("http://127.0.0.1:9", "another"):
+    with database.lock("http://127.0.0.1:9", NAME), database.lock("http://127.0.0.1:9", "another"):
         assert len(list((tmp_path / "state/sam-distillery").glob("*.lock"))) == 2
 
 
