@@ -1,4 +1,4 @@
-"""The clone that a worker works in: where it is, and how it comes to hold another machine's commit and parameters."""
+"""A worker's clone: its location, its lock, and check-out of another machine's commit and parameters."""
 
 import fcntl
 import os
@@ -13,15 +13,15 @@ from pipeline.core.stage import DVC_LOCK
 
 CLONE = "SAM_DISTILLERY_CLONE"
 """Environment variable of a worker: the clone it was started in."""
-_OURS = (str(PARAMS), str(DVC_LOCK))
-"""Files that runs change and that a hand-over brings along."""
+_HANDED_FILES = (str(PARAMS), str(DVC_LOCK))
+"""Files that runs change and that are handed over with a stage."""
 _LOCK = Path(".dvc/tmp/worker.lock")
 _HANDED = Path(".dvc/tmp/handed")
-"""There while a hand-over's files lie in the clone: what a killed one left may be thrown away, a person's may not."""
+"""Marks that handed-over files are checked out: leftovers of a killed run may be discarded, a person's changes not."""
 
 
 def enter() -> dict[str, str]:
-    """Step before a deployed flow: go to the worker's clone, which is where its code is and its results will be."""
+    """Pull step of a deployed flow: change to the worker's clone, which has its code and receives its results."""
     clone = os.environ.get(CLONE)
     if clone is None:
         raise InputError(f"{CLONE} is not set: start workers with `python -m flows.worker`.")
@@ -30,24 +30,24 @@ def enter() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit that another machine needs to have the code of this one.
+    """The commit that gives another machine this one's code.
 
     Raises:
-        InputError: Files under git differ from it, so that another machine could not have them.
+        InputError: The working tree has uncommitted changes, or the commit is not pushed.
     """
-    if changed := [name for name in _changed() if name not in _OURS]:
+    if changed := [name for name in _changed() if name not in _HANDED_FILES]:
         raise InputError(
-            f"{', '.join(changed)} differ from the last commit, and a worker elsewhere has only what is committed: "
+            f"{', '.join(changed)} differ from the last commit, but remote workers have only committed files: "
             "commit and push them."
         )
     if not _git("branch", "--remotes", "--contains", "HEAD"):
-        raise InputError("the last commit is in no remote branch, where workers could fetch it: push it.")
+        raise InputError("the last commit is in no remote branch, so workers cannot fetch it: push it.")
     return _git("rev-parse", "HEAD")
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Keep the clone for one release or one hand-over at a time.
+def lock() -> Iterator[None]:
+    """Lock the clone for one release or one handed-over stage at a time.
 
     Raises:
         InputError: It is in use.
@@ -64,18 +64,18 @@ def held() -> Iterator[None]:
 
 
 @contextmanager
-def at(wanted: str, params: str, lock: str) -> Iterator[None]:
-    """Hold the clone at a commit, with another machine's parameters and lock file, and clean up after.
+def check_out(revision: str, params: str, dvc_lock: str) -> Iterator[None]:
+    """Check out a commit with another machine's parameters and dvc.lock, and restore the clone afterwards.
 
     Args:
-        wanted: The commit, which the clone has or fetches.
+        revision: Commit hash; fetched if the clone lacks it.
         params: Text of params.yaml.
-        lock: Text of dvc.lock; empty where there is none.
+        dvc_lock: Text of dvc.lock; empty if there is none.
 
     Raises:
-        InputError: The clone is in use or has changes of its own, or no remote of it has the commit.
+        InputError: The clone is in use or has local changes, or no remote has the commit.
     """
-    with held():
+    with lock():
         if _HANDED.exists():
             _reset()
         if changed := _changed():
@@ -86,9 +86,9 @@ def at(wanted: str, params: str, lock: str) -> Iterator[None]:
         branch = _git("rev-parse", "--abbrev-ref", "HEAD")
         _HANDED.touch()
         try:
-            _check_out(wanted)
+            _switch_to(revision)
             PARAMS.write_text(params)
-            DVC_LOCK.write_text(lock) if lock else DVC_LOCK.unlink(missing_ok=True)
+            DVC_LOCK.write_text(dvc_lock) if dvc_lock else DVC_LOCK.unlink(missing_ok=True)
             yield
         finally:
             _reset()
@@ -96,30 +96,32 @@ def at(wanted: str, params: str, lock: str) -> Iterator[None]:
                 _git("checkout", "--quiet", branch)
 
 
-def _check_out(wanted: str) -> None:
-    if _git("rev-parse", "HEAD") == wanted:
+def _switch_to(revision: str) -> None:
+    if _git("rev-parse", "HEAD") == revision:
         return
-    if not _has(wanted):
+    if not _has(revision):
         _git("fetch", "--quiet", "--all")
-    if not _has(wanted):
-        raise InputError(f"no remote of the worker's clone {Path.cwd()} has commit {wanted}: push it.")
-    _git("checkout", "--quiet", "--detach", wanted)
+    if not _has(revision):
+        raise InputError(f"no remote of the worker's clone {Path.cwd()} has commit {revision}: push it.")
+    _git("checkout", "--quiet", "--detach", revision)
 
 
-def _has(wanted: str) -> bool:
-    return subprocess.run(["git", "cat-file", "-e", f"{wanted}^{{commit}}"], capture_output=True).returncode == 0
+def _has(revision: str) -> bool:
+    return subprocess.run(["git", "cat-file", "-e", f"{revision}^{{commit}}"], capture_output=True).returncode == 0
 
 
 def _changed() -> list[str]:
-    """Files that differ from the commit; of those that git does not know, the ones that DVC would count as code."""
+    """Files that differ from the commit, and untracked files that DVC would treat as code."""
     known = _git("status", "--porcelain", "--untracked-files=no").splitlines()
-    new = _git("status", "--porcelain", "--untracked-files=all", "--", "pipeline", "flows", "deps", *_OURS).splitlines()
+    new = _git(
+        "status", "--porcelain", "--untracked-files=all", "--", "pipeline", "flows", "deps", *_HANDED_FILES
+    ).splitlines()
     return list(dict.fromkeys(line.split(maxsplit=1)[1] for line in (*known, *new)))
 
 
 def _reset() -> None:
-    """Bring the files back that a hand-over writes over; what a worker that was killed left in them goes."""
-    for name in _OURS:
+    """Restore the files that a hand-over overwrites."""
+    for name in _HANDED_FILES:
         if _git("ls-files", name):
             _git("checkout", "--quiet", "--", name)
         else:

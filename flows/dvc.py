@@ -1,4 +1,4 @@
-"""Run DVC stages as processes of their own: their output goes on as it comes, and they never outlive the flow."""
+"""Run DVC commands as subprocesses that stream their output and never outlive the flow."""
 
 import fcntl
 import os
@@ -13,36 +13,36 @@ from threading import Lock
 from typing import Self
 
 from pipeline.core.process import die_with_parent
-from pipeline.core.stage import DVC_LOCK, kept_by_dvc
+from pipeline.core.stage import DVC_LOCK, has_cached_result
 
-_PATIENCE_S = (20.0, 5.0)
-"""How long a stage may clean up after Ctrl-C and after SIGTERM, before the next stronger signal."""
+_GRACE_S = (20.0, 5.0)
+"""Seconds a stage may clean up after SIGINT and after SIGTERM, before the next stronger signal."""
 _REPOSITORY_LOCK = Path(".dvc/tmp/lock")
-"""Held by each DVC command while it reads or writes what it keeps, but not while a stage works."""
+"""Held by each DVC command while it reads or writes its files, but not while a stage runs."""
 _HINT = re.compile(r"\s*(To track the changes|git add|To enable auto staging|dvc config core\.|Use `dvc push`)")
-"""What DVC says to a person at a prompt, which a flow's log need not repeat for each stage."""
-_DVCS_OWN = re.compile(r"ERROR: failed to reproduce")
-"""What DVC says below a stage's own last words, which are the reason."""
+"""DVC's hints for interactive use, omitted from the flow's log."""
+_DVC_SUMMARY = re.compile(r"ERROR: failed to reproduce")
+"""DVC's line after a failed stage's output; the stage's own last line is the reason."""
 
 
 class StageFailedError(RuntimeError):
-    """A stage failed; its text is the reason in one line. All its output was told as it came."""
+    """A stage failed; the message is the reason in one line. Its output has already been logged."""
 
 
 class BadInputError(StageFailedError):
-    """A stage refused its input; trying again would not help."""
+    """A stage rejected its input; a retry would not help."""
 
 
 class StoppedError(StageFailedError):
-    """The flow is to end, and took the stage with it."""
+    """The stage was stopped because the flow ended."""
 
 
 @contextmanager
 def lock_in_order(order: Sequence[str]) -> Iterator[None]:
-    """Leave the entries of dvc.lock in the order that plain `dvc repro` would.
+    """Keep the entries of dvc.lock in the order of plain `dvc repro`.
 
-    DVC appends new entries as stages end: those of stages that run beside each other come in any order. Another DVC
-    command, started by a person meanwhile, cannot write between our reading and writing: both hold DVC's own lock.
+    DVC appends entries as stages end, so concurrent stages would appear in any order. DVC's own lock is held for the
+    update, so that a concurrent DVC command cannot write in between.
 
     Args:
         order: All targets.
@@ -58,17 +58,17 @@ def lock_in_order(order: Sequence[str]) -> Iterator[None]:
                 (name for name in entries if name not in earlier),
                 key=lambda name: order.index(name) if name in order else -1,
             )
-            wanted = [name for name in earlier if name in entries] + later
-            if wanted != list(entries):
+            ordered = [name for name in earlier if name in entries] + later
+            if ordered != list(entries):
                 head = DVC_LOCK.read_text().partition("stages:\n")[0]
                 draft = DVC_LOCK.with_suffix(".part")
-                draft.write_text(f"{head}stages:\n" + "".join(entries[name] for name in wanted))
+                draft.write_text(f"{head}stages:\n" + "".join(entries[name] for name in ordered))
                 draft.replace(DVC_LOCK)
 
 
 @contextmanager
 def _repository() -> Iterator[None]:
-    """Hold DVC's lock of the repository, as zc.lockfile takes it for DVC; waits until no other command has it."""
+    """Hold DVC's repository lock, in the same way as DVC's zc.lockfile; waits until it is free."""
     _REPOSITORY_LOCK.parent.mkdir(parents=True, exist_ok=True)
     with _REPOSITORY_LOCK.open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -76,7 +76,7 @@ def _repository() -> Iterator[None]:
 
 
 def _entries() -> dict[str, str]:
-    """The text of each stage's entry in dvc.lock, in order."""
+    """Text of each stage's entry in dvc.lock, in order."""
     if not DVC_LOCK.is_file():
         return {}
     body = DVC_LOCK.read_text().partition("stages:\n")[2]
@@ -84,9 +84,9 @@ def _entries() -> dict[str, str]:
 
 
 class Stages:
-    """Stages that run beside each other, each in a thread of its own, and end together.
+    """Concurrently running stages, each started from its own thread, that end together.
 
-    As a context: when its body fails or is interrupted, those that run are stopped, and no more are started.
+    As a context manager: when the body fails or is interrupted, running stages are stopped and no more are started.
     """
 
     def __init__(self) -> None:
@@ -115,17 +115,17 @@ class Stages:
     def repro(
         self, target: str, environment: Mapping[str, str], say: Callable[[str], None], *, pull: bool = False
     ) -> None:
-        """Bring one stage up to date, without those it needs.
+        """Bring one stage up to date, without its dependencies.
 
         Args:
             target: DVC's name of the stage.
-            environment: Variables the stage gets beside the caller's.
+            environment: Environment variables added to the caller's.
             say: Called with each line of output.
-            pull: A result that DVC's remote has is taken from there.
+            pull: Use a result from DVC's remote if it has one.
 
         Raises:
-            BadInputError: The stage refused its input.
-            StoppedError: The others ended, and this one with them.
+            BadInputError: The stage rejected its input.
+            StoppedError: The flow ended.
             StageFailedError: The stage failed otherwise.
         """
         flags = ["--pull"] if pull else []
@@ -143,11 +143,11 @@ class Stages:
             raise _failure(target, lines)
 
     def is_up_to_date(self, target: str) -> bool:
-        """Whether `repro` would find nothing to do.
+        """Whether `repro` would have nothing to do.
 
         Raises:
-            StoppedError: The others ended.
-            StageFailedError: DVC cannot tell.
+            StoppedError: The flow ended.
+            StageFailedError: `dvc status` failed.
         """
         code, lines = self._run("dvc status", ["status", "--quiet", target], {}, lambda _: None)
         if code not in (0, 1):
@@ -155,29 +155,29 @@ class Stages:
         return code == 0
 
     def push(self, targets: Sequence[str], say: Callable[[str], None], *, run_cache: bool) -> None:
-        """Put results into DVC's remote.
+        """Push results to DVC's remote.
 
         Args:
-            targets: Whose.
+            targets: Stages whose results to push.
             say: Called with each line of output.
-            run_cache: Put there also what they were made from, so that `repro` with ``pull`` finds them elsewhere.
+            run_cache: Push the run cache too, so that `repro` with ``pull`` finds the results on another machine.
 
         Raises:
-            StoppedError: The others ended.
+            StoppedError: The flow ended.
             StageFailedError: The remote cannot be reached.
         """
-        self._move(["push", *(["--run-cache"] if run_cache else []), *targets], say)
+        self._transfer(["push", *(["--run-cache"] if run_cache else []), *targets], say)
 
     def fetch(self, targets: Sequence[str], say: Callable[[str], None]) -> None:
-        """Take the results that dvc.lock names from DVC's remote.
+        """Pull the results listed in dvc.lock from DVC's remote.
 
         Raises:
-            StoppedError: The others ended.
-            StageFailedError: The remote cannot be reached or lacks one.
+            StoppedError: The flow ended.
+            StageFailedError: The remote cannot be reached or lacks a result.
         """
-        self._move(["pull", "--force", *targets], say)
+        self._transfer(["pull", "--force", *targets], say)
 
-    def _move(self, arguments: list[str], say: Callable[[str], None]) -> None:
+    def _transfer(self, arguments: list[str], say: Callable[[str], None]) -> None:
         name = f"dvc {arguments[0]}"
         code, lines = self._run(name, arguments, {}, say)
         if code:
@@ -186,9 +186,9 @@ class Stages:
     def _run(
         self, name: str, arguments: list[str], environment: Mapping[str, str], say: Callable[[str], None]
     ) -> tuple[int, list[str]]:
-        """One DVC command to its end: exit code, and the lines that are worth telling."""
+        """Run a DVC command; returns its exit code and its output lines without hints."""
         lines: list[str] = []
-        with self._lock:  # no process may start unseen by __exit__
+        with self._lock:  # __exit__ must see every started process
             if self._ended:
                 raise StoppedError(f"{name}: not started, because the flow ended")
             process = _dvc(["--wait-for-lock", *arguments], environment)
@@ -208,16 +208,16 @@ class Stages:
 
 
 def remote() -> str:
-    """Name of DVC's default remote; empty where there is none."""
+    """Name of DVC's default remote; empty if there is none."""
     return _dvc(["config", "core.remote"], {}).communicate()[0].strip()
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """End a process group: first so that it can clean up, at last so that nothing of it is left."""
-    for number, patience in zip((signal.SIGINT, signal.SIGTERM), _PATIENCE_S, strict=True):
+    """End a process group: SIGINT and SIGTERM to let it clean up, then SIGKILL."""
+    for number, grace in zip((signal.SIGINT, signal.SIGTERM), _GRACE_S, strict=True):
         _signal(process, number)
         try:
-            process.wait(patience)
+            process.wait(grace)
         except subprocess.TimeoutExpired:
             continue
         break
@@ -226,19 +226,19 @@ def stop(process: subprocess.Popen[str]) -> None:
 
 
 def restore(target: str, say: Callable[[str], None]) -> None:
-    """Bring back an earlier result: DVC takes it away before it starts a stage."""
-    if not kept_by_dvc(target):
+    """Restore the previous result of a stage, which DVC removes before it runs the stage."""
+    if not has_cached_result(target):
         return
     process = _dvc(["--wait-for-lock", "checkout", target], {})
     output, _ = process.communicate()
     if process.returncode:
-        say(f"the earlier result of {target} could not be brought back: {' '.join(output.split())[-300:]}")
+        say(f"the previous result of {target} could not be restored: {' '.join(output.split())[-300:]}")
     else:
-        say(f"the earlier result of {target} is back in its place")
+        say(f"the previous result of {target} was restored")
 
 
 def _dvc(arguments: list[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    # dvc.yaml says `python`: it must be this one, whatever the worker's PATH is.
+    # dvc.yaml runs `python`, which must be this interpreter, whatever the worker's PATH is.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return subprocess.Popen(
         [sys.executable, "-m", "dvc", *arguments],
@@ -263,10 +263,10 @@ def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
 def _failure(target: str, lines: list[str]) -> StageFailedError:
     reasons = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     ends = [match for line in lines if (match := re.search(r"failed to run: .*, exited with (-?\d+)", line))]
-    own = [line for line in lines if not _DVCS_OWN.match(line)]
+    own = [line for line in lines if not _DVC_SUMMARY.match(line)]
     code = int(ends[-1].group(1)) if ends else 1
     reason = reasons[-1] if reasons else next(iter((own or lines)[-1:]), "no output")
     if code < 0:
-        reason = f"ended by {signal.Signals(-code).name} (too little memory?); the last it said: {reason.strip()}"
+        reason = f"ended by {signal.Signals(-code).name} (out of memory?); last output: {reason.strip()}"
     bad_input = bool(reasons) and code == 2
     return (BadInputError if bad_input else StageFailedError)(f"{target}: {reason.strip()}")

@@ -1,4 +1,4 @@
-"""What a release came to: which stages failed and which candidates were refused, in lines for a person."""
+"""Outcome of a release: failed stages and refused candidates, as readable lines."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,16 +10,16 @@ from flows.schedule import Step
 from pipeline.core.artifact import CARD, Card
 
 States = Mapping[str, State[Any] | None]
-"""Of all steps of a release by target, how they ended; None for those that were not run."""
+"""Final state of each step of a release, by target; None if it was not run."""
 
 
 class ReleaseFailedError(dvc.StageFailedError):
-    """Stages failed; its text has a line for each, and one for what was not run.
+    """Stages failed; the message has one line per failed stage, and one for stages that were not run.
 
     Attributes:
-        bad_input: Whether one of them refused its input that all students share.
-        rows: The leaderboard of what there is, None where nothing was compared.
-        refused: The candidates that gates refused, as `refused` tells them.
+        bad_input: Whether a stage shared by all students rejected its input.
+        rows: The leaderboard; None if nothing was compared.
+        refused: Refused candidates, as formatted by `refused`.
     """
 
     def __init__(
@@ -30,23 +30,23 @@ class ReleaseFailedError(dvc.StageFailedError):
 
 
 def has_result(state: State[Any] | None) -> bool:
-    """Whether a step has left an artifact, be it a refusal."""
+    """Whether a step produced an artifact, including a refusal."""
     return state is not None and state.is_completed()
 
 
 def refused(steps: Sequence[Step], states: States) -> str:
-    """Candidates by model and precision, each with the rule that it missed; empty where there are none."""
-    found = []
+    """Refused candidates by model and precision, each with the rule it missed; empty if there are none."""
+    candidates = []
     for step in steps:
         if _name(states[step.target]) == tasks.REFUSED:
             card = Card.read(step.stage.path(step.keys))
             if card.refusal and card.refusal.stage == step.stage.name:  # not those that pass it on
-                found.append(f"{' '.join(filter(None, (card.model, card.precision)))} ({card.refusal})")
-    return f"refused: {'; '.join(found)}" if found else ""
+                candidates.append(f"{' '.join(filter(None, (card.model, card.precision)))} ({card.refusal})")
+    return f"refused: {'; '.join(candidates)}" if candidates else ""
 
 
 def failures(steps: Sequence[Step], states: States) -> list[str]:
-    """A line for each stage that failed, then what was not run for want of it, and what is of an earlier release."""
+    """One line per failed stage, then the stages not run because of it and results reused from an earlier release."""
     lines = [
         str(state.message or f"{target}: {state.name}")
         for target, state in states.items()
@@ -54,22 +54,22 @@ def failures(steps: Sequence[Step], states: States) -> list[str]:
     ]
     missing = [step.target for step in steps if states[step.target] is None]
     if missing:
-        lines.append(f"not run, for want of what failed: {', '.join(missing)}")
+        lines.append(f"not run, because a dependency failed: {', '.join(missing)}")
     *others, last = steps
-    kept = [
+    outdated = [
         step.target
         for step in others
         if step.stage in last.stage.deps
         and not has_result(states[step.target])
         and (step.stage.path(step.keys) / CARD).is_file()
     ]
-    if kept and has_result(states[last.target]):
-        lines.append(f"compared as an earlier release left it: {', '.join(kept)}")
+    if outdated and has_result(states[last.target]):
+        lines.append(f"compared with the result of an earlier release: {', '.join(outdated)}")
     return lines
 
 
 def bad_input(steps: Sequence[Step], states: States) -> bool:
-    """Whether a stage that all students share refused its input."""
+    """Whether a stage shared by all students rejected its input."""
     return any(not step.stage.matrix and _name(states[step.target]) == tasks.BAD_INPUT for step in steps)
 
 

@@ -1,4 +1,4 @@
-"""Move the champion when the gate holds, as a flow, so that it can be scheduled and seen."""
+"""Promotion as a Prefect flow, so that it can be scheduled and monitored."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -8,17 +8,17 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from pipeline import promote as acts
+from pipeline import promote as commands
 from pipeline.core.errors import GateError, InputError
 
 _ENDS: Mapping[str, int] = {"Refused": 1, "BadInput": 2}
-"""How a flow run can end beside Prefect's own ways, as the name of its state; the exit code for each."""
+"""Names of the flow's failed states, and their exit codes."""
 
 
-def _answer(act: Callable[[], str]) -> tuple[str, str]:
-    """How an act ended, and its line. A refusal is what it found out, not a fault: Prefect shows no traceback."""
+def _outcome(command: Callable[[], str]) -> tuple[str, str]:
+    """State name and message of a command. Refusals are returned, not raised, so that Prefect logs no traceback."""
     try:
-        return "Completed", act()
+        return "Completed", command()
     except GateError as refusal:
         return "Refused", str(refusal)
     except InputError as error:
@@ -27,23 +27,23 @@ def _answer(act: Callable[[], str]) -> tuple[str, str]:
 
 @task(cache_policy=NO_CACHE)
 def register() -> tuple[str, str]:
-    """Register the best model as challenger; how that ended, and what to tell."""
-    return _answer(acts.register)
+    """Register the best model as challenger; returns state name and message."""
+    return _outcome(commands.register)
 
 
 @task(cache_policy=NO_CACHE)
 def gate() -> tuple[str, str]:
-    """Make the challenger champion if the rules in params.yaml hold; how that ended, and what to tell."""
-    return _answer(acts.promote)
+    """Make the challenger champion if the rules in params.yaml hold; returns state name and message."""
+    return _outcome(commands.promote)
 
 
 @flow
 def promote() -> State[str]:
-    """Register the best model of the leaderboard and make it champion if the gate holds.
+    """Register the best model of the leaderboard and make it champion if it passes the gate.
 
     Returns:
-        Completed; or failed by the name of Refused where a rule does not hold, and the champion stays, or of BadInput.
-        The message tells what was done or why not.
+        Completed, or a failed state named Refused (a rule does not hold, the champion stays) or BadInput. The message
+        says what was done or why not.
     """
     end, line = register()
     if end == "Completed":
@@ -52,7 +52,7 @@ def promote() -> State[str]:
 
 
 def main() -> int:
-    """Run the flow and say what came out."""
+    """Run the flow and print its outcome."""
     state = promote(return_state=True)
     if state.name and state.name in _ENDS:
         print(f"error: {state.message}", file=sys.stderr)

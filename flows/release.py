@@ -1,7 +1,7 @@
-"""Bring every stage up to date, those of different students at once where asked to, and register the best model.
+"""Bring every stage up to date, optionally several at once, and register the best model.
 
-One candidate takes no other down: where one is refused by a gate, the release goes on and completes with refusals;
-where one fails, what does not need it goes on, and the release fails at the end.
+Candidates are independent: if a gate refuses one, the release completes with refusals; if one fails, everything that
+does not depend on it still runs, and the release fails at the end.
 """
 
 import os
@@ -34,9 +34,9 @@ from pipeline.core.stage import ARTIFACTS, listed
 from pipeline.stages import STAGES
 
 WITH_REFUSALS = "CompletedWithRefusals"
-"""Name of the flow's last state where a gate refused some of the candidates."""
+"""Name of the flow's final state if gates refused candidates."""
 Verb = Literal["embed", "distill", "align", "build_engine", "evaluate"]
-"""What workers can be asked for: the stages that have ``gpu``."""
+"""Stages that workers can run: those with ``gpu``."""
 
 _COMPARISON = ARTIFACTS / "compare"
 
@@ -47,7 +47,7 @@ def register() -> str:
     return promote.register()
 
 
-# `schedule` starts no more than may run, those of workers aside.
+# Unlimited, since `schedule` limits the stages that run on this machine.
 _THREAD_EACH: Any = ThreadPoolTaskRunner()
 
 
@@ -60,14 +60,15 @@ def release(
     """Run all stages for ``students`` (default: all of params.yaml) and register the best of them.
 
     Args:
-        students: Some of those that params.yaml lists.
-        at_once: How many stages may run beside each other; they share the processors. Training rounds differently with
-            another number of threads, so results are those of plain `dvc repro` to the byte only with 1.
-        on_gpu: Verbs whose stages workers of the pool ``gpu`` run, for example ``build_engine``; the others run here.
+        students: A subset of the students in params.yaml.
+        at_once: Number of stages that may run concurrently; they share the processors. Training rounds differently with
+            another number of threads, so results equal those of plain `dvc repro` to the byte only with 1.
+        on_gpu: Verbs whose stages run on workers of the pool ``gpu``, for example ``build_engine``; the others run on
+            this machine.
 
     Returns:
-        The rows of the leaderboard, as the data of the last state, which is what a call gives. The state is called
-        `WITH_REFUSALS`, and its message names them, where gates refused candidates.
+        The leaderboard rows, as the final state's data. If gates refused candidates, the state is named
+        `WITH_REFUSALS` and its message lists them.
 
     Raises:
         InputError: params.yaml does not list one of ``students``, a verb cannot be handed over, or workers cannot be
@@ -77,7 +78,7 @@ def release(
     try:
         params = chosen(read_params(), students)
         check_engine(params, on_gpu)
-        with clone.held():
+        with clone.lock():
             check_handed(on_gpu)
             rows, refused = _release(params, at_once, on_gpu)
     except (InputError, dvc.StageFailedError) as error:
@@ -86,7 +87,7 @@ def release(
 
 
 def _release(params: dict[str, Any], at_once: int, on_gpu: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
-    """The leaderboard, and the candidates that were refused."""
+    """Run the stages; returns the leaderboard and the refused candidates."""
     steps = schedule.plan(STAGES, params)
     order = [step.target for step in steps]
     states = dict[str, State[Any] | None]()
@@ -100,7 +101,7 @@ def _release(params: dict[str, Any], at_once: int, on_gpu: Sequence[str]) -> tup
         # The last stage is the comparison.
         rows = promote.leaderboard() if outcome.has_result(states[order[-1]]) else None
         if rows is not None:
-            _show(rows, refused)
+            _publish(rows, refused)
         lines = outcome.failures(steps, states)
         if lines or rows is None:
             raise ReleaseFailedError(lines, bad_input=outcome.bad_input(steps, states), rows=rows, refused=refused)
@@ -111,9 +112,9 @@ def _release(params: dict[str, Any], at_once: int, on_gpu: Sequence[str]) -> tup
     return rows, refused
 
 
-def _show(rows: list[dict[str, Any]], refused: str) -> None:
-    """The leaderboard as an artifact on Prefect's pages."""
-    from pipeline.compare.table import leaderboard_table  # with it come plotting libraries; the tasks do without
+def _publish(rows: list[dict[str, Any]], refused: str) -> None:
+    """Publish the leaderboard as a Prefect artifact."""
+    from pipeline.compare.table import leaderboard_table  # imports plotting libraries, which the tasks do not need
 
     text = f"Teacher and students on the validation split. The report: {_COMPARISON / 'report.html'}"
     create_table_artifact(
@@ -124,13 +125,13 @@ def _show(rows: list[dict[str, Any]], refused: str) -> None:
 def _starter(
     params: Mapping[str, Any], parent: str, stages: dvc.Stages, at_once: int, on_gpu: Sequence[str]
 ) -> Callable[[schedule.Step], PrefectFuture[Any]]:
-    """What hands one step to Prefect."""
+    """Build the function that submits a step to Prefect."""
     environment = {tracking.PARENT_RUN: parent}
 
     def start(step: schedule.Step) -> PrefectFuture[Any]:
         stage, result = step.stage, step.stage.path(step.keys)
         if stage.name in on_gpu:
-            deps = [dep.target(found) for dep, found in stage.inputs(params, step.keys)]
+            deps = [dep.target(dep_keys) for dep, dep_keys in stage.inputs(params, step.keys)]
             return tasks.repro_elsewhere.submit(step.target, result, deps, environment, stages, parent)
         share = {} if stage.exclusive else _share(min(at_once, len(stage.repetitions(params))))
         return tasks.repro.submit(step.target, result, environment | share, stages)
@@ -139,14 +140,14 @@ def _starter(
 
 
 def _share(beside: int) -> dict[str, str]:
-    """What tells a stage its part of the processors, where as many as ``beside`` run at once."""
+    """Environment variables that limit a stage to its share of the processors when ``beside`` stages run at once."""
     if beside == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // beside))}
 
 
 def chosen(params: dict[str, Any], students: Sequence[str] | None) -> dict[str, Any]:
-    """``params`` with only some of its students.
+    """Restrict ``params`` to some of its students.
 
     Raises:
         InputError: params.yaml does not list one of them.
@@ -159,7 +160,7 @@ def chosen(params: dict[str, Any], students: Sequence[str] | None) -> dict[str, 
 
 
 def check_handed(verbs: Sequence[str]) -> None:
-    """See that stages of these verbs can be handed to workers; nothing to see where there are none.
+    """Check that stages of these verbs can be handed to workers; no-op if there are none.
 
     Raises:
         InputError: A verb cannot be handed over, or workers cannot be reached.
@@ -173,16 +174,16 @@ def check_handed(verbs: Sequence[str]) -> None:
 
 
 def check_engine(params: Mapping[str, Any], on_gpu: Sequence[str]) -> None:
-    """See that TensorRT is here where its engines are to be built here, before hours go into a student.
+    """Check that TensorRT is installed if engines are built on this machine, before hours of training.
 
     Raises:
         InputError: It is not.
     """
-    asked = params.get("build_engine", {}).get("engine") == "tensorrt"
-    if asked and not {"build_engine", "evaluate"} <= {*on_gpu} and find_spec("tensorrt") is None:
+    needed = params.get("build_engine", {}).get("engine") == "tensorrt"
+    if needed and not {"build_engine", "evaluate"} <= {*on_gpu} and find_spec("tensorrt") is None:
         raise InputError(
-            "build_engine.engine is tensorrt, which is not installed here: hand the stages that need it to a machine "
-            "that has it, with `--on-gpu build_engine,evaluate` and a worker there (docs/gpu.md), or choose openvino."
+            "build_engine.engine is tensorrt, which is not installed on this machine: run the stages that need it on "
+            "a GPU worker with `--on-gpu build_engine,evaluate` (docs/gpu.md), or choose openvino."
         )
 
 
@@ -216,11 +217,11 @@ def _run(students: list[str] | None, at_once: int, on_gpu: Sequence[str]) -> int
         rows = state.result()
     except ReleaseFailedError as failed:
         if failed.rows is not None:
-            _tell(failed.rows)
+            _print_leaderboard(failed.rows)
         for line in filter(None, (failed.refused, *(f"error: {line}" for line in str(failed).splitlines()))):
             print(line, file=sys.stderr)
         return BAD_INPUT if failed.bad_input else 1
-    _tell(rows)
+    _print_leaderboard(rows)
     if state.name == WITH_REFUSALS:
         print(state.message)
         return REFUSED
@@ -228,19 +229,19 @@ def _run(students: list[str] | None, at_once: int, on_gpu: Sequence[str]) -> int
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the flow, then print the leaderboard and where to look further.
+    """Run the flow, then print the leaderboard and where to find more.
 
     Returns:
-        0; 1 where stages failed; 2 for bad input; 3 where gates refused candidates and nothing else failed; 130 after
+        0; 1 if stages failed; 2 for bad input; 3 if gates refused candidates and nothing else failed; 130 after
         Ctrl-C, 143 after SIGTERM.
     """
     raise_on_signals()
     return command_line.run(app, arguments, "python -m flows.release")
 
 
-def _tell(rows: list[dict[str, Any]]) -> None:
-    """The leaderboard, and where more is to be seen."""
-    from pipeline.compare.table import leaderboard_text  # with it come plotting libraries, which a flow can do without
+def _print_leaderboard(rows: list[dict[str, Any]]) -> None:
+    """Print the leaderboard, and where to find more."""
+    from pipeline.compare.table import leaderboard_text  # imports plotting libraries, which the flow does not need
 
     print(f"\n{leaderboard_text(rows, read_refusals(_COMPARISON))}\n")
     print(f"report          {_COMPARISON / 'report.html'}")

@@ -1,4 +1,4 @@
-"""Hand a stage to a worker on another machine, wait for it, and try another worker when one dies."""
+"""Hand a stage to a worker on another machine, wait for it, and retry on another worker if one dies."""
 
 import os
 import re
@@ -23,52 +23,52 @@ from pipeline.core.stage import DVC_LOCK
 POOL = "gpu"
 DEPLOYMENT = f"stage/{POOL}"
 WORKERS = 3
-"""How many workers may die with one stage before it fails."""
+"""Number of workers a stage is tried on before it fails."""
 _POLL_S = 2.0
-_SERVER_MAY_BE_GONE_S = 300.0
+_SERVER_TIMEOUT_S = 300.0
 _FAILURE = re.compile(r"(?:Flow run encountered an exception: )?(\w+): (.*)", re.DOTALL)
-"""How Prefect tells a failed run's exception."""
+"""Prefect's message for a failed run's exception."""
 _LATE_S = 60.0
 
 
 def check_ready() -> None:
-    """See that stages can be handed over, before anything else runs.
+    """Check that stages can be handed over, before anything else runs.
 
     Raises:
-        InputError: There is no server, deployment or remote that both machines reach, or code is not committed.
+        InputError: There is no Prefect server, deployment or DVC remote, or code is not committed and pushed.
     """
     if not os.environ.get("PREFECT_API_URL"):
         raise InputError(
-            "stages can be handed to workers only through a Prefect server that both reach: start one and set "
+            "handing stages to workers needs a Prefect server that both machines reach: start one and set "
             "PREFECT_API_URL (docs/gpu.md)."
         )
     if not dvc.remote():
         raise InputError(
-            "stages are handed over through a DVC remote that both machines reach: `dvc remote add --default NAME URL`."
+            "handing stages to workers needs a DVC remote that both machines reach: `dvc remote add --default NAME URL`."
         )
     with get_client(sync_client=True) as client:
         try:
             client.read_deployment_by_name(DEPLOYMENT)
         except ObjectNotFound:
             raise InputError(
-                f"Prefect knows no deployment {DEPLOYMENT}: run `python -m flows.worker --deploy`."
+                f"Prefect has no deployment {DEPLOYMENT}: run `python -m flows.worker --deploy`."
             ) from None
     clone.commit()
 
 
 def hand_over(stages: dvc.Stages, target: str, deps: Sequence[str], parent: str, say: Callable[[str], None]) -> None:
-    """Run one stage on a worker, up to having its result in DVC's remote.
+    """Run one stage on a worker, which pushes its result to DVC's remote.
 
     Args:
-        stages: Of the flow; when they end, the worker's run is cancelled.
+        stages: The flow's stages; when they end, the worker's run is cancelled.
         target: DVC's name of the stage.
-        deps: Targets whose results it reads; they are up to date here.
+        deps: Targets whose results it reads; up to date on this machine.
         parent: The flow's MLflow run.
         say: Called with each line that the worker logs.
 
     Raises:
-        BadInputError: The stage refused its input, or the worker cannot work.
-        StageFailedError: It failed, or one worker after the other died.
+        BadInputError: The stage rejected its input, or the worker cannot run it.
+        StageFailedError: It failed, or `WORKERS` workers died.
         StoppedError: The flow ended.
     """
     stages.push(deps, say, run_cache=False)
@@ -93,31 +93,31 @@ def hand_over(stages: dvc.Stages, target: str, deps: Sequence[str], parent: str,
             return
         reason = str(state.message or state.name)
         if state.type is StateType.FAILED:
-            told = _FAILURE.match(reason)
-            kind, text = told.groups() if told else ("", reason)
+            match = _FAILURE.match(reason)
+            kind, text = match.groups() if match else ("", reason)
             raise (dvc.BadInputError if kind in ("BadInputError", "InputError") else dvc.StageFailedError)(text)
         if state.type is StateType.CANCELLED:
-            raise dvc.StoppedError(f"{target}: somebody cancelled it on the worker")
-        say(f"the worker that had {target} is lost ({reason}); it goes to another")
-    raise dvc.StageFailedError(f"{target}: {WORKERS} workers died with it")
+            raise dvc.StoppedError(f"{target}: cancelled on the worker")
+        say(f"the worker running {target} is lost ({reason}); retrying on another")
+    raise dvc.StageFailedError(f"{target}: {WORKERS} workers died while running it")
 
 
 def _wait(
     client: SyncPrefectClient, run: UUID, target: str, stages: dvc.Stages, say: Callable[[str], None]
 ) -> State[object]:
-    """Follow a run to its end, whatever end it is; cancel it when this ends before."""
-    chosen, seen = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])), 0
-    late, heard = time.monotonic() + _LATE_S, time.monotonic()
+    """Follow a run until it ends and return its final state; cancel it if this function exits earlier."""
+    log_filter, offset = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])), 0
+    late, last_contact = time.monotonic() + _LATE_S, time.monotonic()
     try:
         while True:
             try:
                 state = client.read_flow_run(run).state
-                for entry in client.read_logs(chosen, offset=seen, limit=200):
+                for entry in client.read_logs(log_filter, offset=offset, limit=200):
                     say(f"worker: {entry.message}")
-                    seen += 1
-                heard = time.monotonic()
+                    offset += 1
+                last_contact = time.monotonic()
             except httpx.HTTPError:
-                if time.monotonic() > heard + _SERVER_MAY_BE_GONE_S:
+                if time.monotonic() > last_contact + _SERVER_TIMEOUT_S:
                     raise
                 state = None
             if state is not None and state.is_final():
@@ -125,7 +125,7 @@ def _wait(
             if stages.ended:
                 raise dvc.StoppedError(f"{target}: stopped, because the flow ended")
             if state is not None and state.is_scheduled() and time.monotonic() > late:
-                say(f"no worker has taken {target} yet: start one with `python -m flows.worker {POOL}` on its machine")
+                say(f"no worker has started {target} yet: run `python -m flows.worker {POOL}` on a worker machine")
                 late = time.monotonic() + _LATE_S
             time.sleep(_POLL_S)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Which stage may start when, and what is not run because another has failed. Knows neither DVC nor what stages do."""
+"""Scheduling of stages by their dependencies, independent of DVC and of what stages do."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,26 +18,26 @@ class Step:
     stage: Stage
     keys: Keys
     after: frozenset[str]
-    """Targets that must have ended, well or not."""
+    """Targets that must have ended, successfully or not."""
     deps: tuple[frozenset[str], ...]
-    """Of each of these sets, one target must have a result: a stage that reads all repetitions takes what there is."""
+    """At least one target of each set must have a result: a stage that reads all repetitions uses those available."""
 
     @property
     def target(self) -> str:
-        """DVC's name of it."""
+        """DVC's name of the step."""
         return self.stage.target(self.keys)
 
 
 def plan(stages: Sequence[Stage], params: Mapping[str, Any]) -> list[Step]:
-    """All repetitions in an order in which they could run; one that measures time comes after all before it."""
+    """All repetitions in topological order; exclusive ones, which measure time, run after all before them."""
     steps = list[Step]()
     for stage in stages:
         before = frozenset(step.target for step in steps)
         for keys in stage.repetitions(params):
-            upstream = frozenset(dep.target(found) for dep, found in stage.upstream(params, keys))
+            upstream = frozenset(dep.target(dep_keys) for dep, dep_keys in stage.upstream(params, keys))
             read: dict[str, set[str]] = {}
-            for dep, found in stage.inputs(params, keys):
-                read.setdefault(dep.name, set()).add(dep.target(found))
+            for dep, dep_keys in stage.inputs(params, keys):
+                read.setdefault(dep.name, set()).add(dep.target(dep_keys))
             deps = tuple(frozenset(targets) for targets in read.values())
             step = Step(stage=stage, keys=keys, after=before if stage.exclusive else upstream, deps=deps)
             steps.append(step)
@@ -49,17 +49,16 @@ def plan(stages: Sequence[Stage], params: Mapping[str, Any]) -> list[Step]:
 def run(
     steps: Sequence[Step], at_once: int, start: Callable[[Step], PrefectFuture[Any]], elsewhere: Sequence[str] = ()
 ) -> Iterator[tuple[Step, State[Any] | None]]:
-    """Start every step when what it waits for has ended and a slot is free; the first in order go first.
+    """Start each step when its predecessors have ended and a slot is free, in order.
 
     Args:
-        steps: In an order in which they could run.
-        at_once: How many run here at the same time.
-        start: Hands a step to Prefect.
-        elsewhere: Verbs whose steps take no slot, because another machine has their work.
+        steps: Steps in topological order.
+        at_once: Number of steps that run on this machine at the same time.
+        start: Submits a step to Prefect.
+        elsewhere: Verbs whose steps take no slot, because they run on another machine.
 
     Yields:
-        Each step that has ended and its final state; None for one that was not started, because what it reads is
-        not there.
+        Each ended step and its final state; None if it was not started because an input is missing.
     """
     waiting, running, results = list(steps), dict[PrefectFuture[Any], Step](), dict[str, bool]()
     ended = SimpleQueue[PrefectFuture[Any]]()
@@ -80,7 +79,7 @@ def run(
                 future.add_done_callback(ended.put)
         if running:
             future = ended.get()
-            future.wait()  # it has ended; this fetches its state
+            future.wait()  # fetches the final state
             step = running.pop(future)
             results[step.target] = future.state.is_completed()
             yield step, future.state

@@ -1,4 +1,4 @@
-"""One stage on a worker's machine: code by git, parameters by the caller, inputs and result through DVC's remote."""
+"""One stage on a worker: code from git, parameters from the caller, inputs and result through DVC's remote."""
 
 import os
 import platform
@@ -16,24 +16,24 @@ from pipeline.tracking import PARENT_RUN
 
 @flow(name="stage")
 def stage(target: str, deps: list[str], commit: str, params: str, lock: str, parent: str) -> None:
-    """Run one stage for another machine, and put its result where that machine finds it.
+    """Run one stage for another machine and push its result to DVC's remote.
 
     Args:
         target: DVC's name of the stage.
         deps: Targets whose results it reads; they are in the remote.
-        commit: Of the code.
+        commit: Commit hash of the code.
         params: Text of params.yaml.
-        lock: Text of dvc.lock, which says what the needed results are.
-        parent: MLflow run to become a child of, where both machines use one MLflow server.
+        lock: Text of dvc.lock, which identifies the results it reads.
+        parent: Parent MLflow run, used if both machines share an MLflow server.
 
     Raises:
-        InputError: The clone cannot be brought to the commit.
-        BadInputError: The stage refused its input.
-        StageFailedError: It failed otherwise, or inputs or result could not be moved.
+        InputError: The commit cannot be checked out.
+        BadInputError: The stage rejected its input.
+        StageFailedError: It failed otherwise, or inputs or result could not be transferred.
     """
     say = get_run_logger().info
     shared = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
-    with clone.at(commit, params, lock), dvc.Stages() as stages:
+    with clone.check_out(commit, params, lock), dvc.Stages() as stages:
         if deps:
             stages.fetch(deps, say)
         stages.repro(target, {PARENT_RUN: parent} if shared else {}, say)
@@ -42,7 +42,7 @@ def stage(target: str, deps: list[str], commit: str, params: str, lock: str, par
 
 @flow(name="check")
 def check() -> State[None]:
-    """What the machine of a worker has, as the message of the last state: a person sees that one answers, and which."""
+    """Report a worker's host, GPU and package versions as the message of the final state."""
     facts = {"host": platform.node(), "python": platform.python_version(), "gpu": _gpu()}
     for package in ("torch", "tensorrt", "openvino", "flash-attn"):
         try:
@@ -54,8 +54,8 @@ def check() -> State[None]:
 
 
 def _gpu() -> str:
-    """Name and driver, as the driver's own tool tells them."""
+    """Name, driver and memory, as reported by nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
-        return "none (nvidia-smi is not there)"
+        return "none (nvidia-smi is not installed)"
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True).stdout.strip() or "none that answers"
+    return subprocess.run(query, capture_output=True, text=True).stdout.strip() or "none responding"

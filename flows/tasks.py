@@ -1,4 +1,4 @@
-"""A stage as a task of Prefect: run here, or by a worker elsewhere. Its last state tells in one line how it ended."""
+"""A stage as a Prefect task, on this machine or on a worker; the final state's message is a one-line outcome."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -17,22 +17,22 @@ from pipeline.core.errors import InputError
 from pipeline.core.stage import RESTORE_ONLY
 
 RETRIES = 1
-"""A stage that fails by a fault, not by bad input, is tried once more."""
+"""Retries of a stage that fails other than by bad input."""
 BAD_INPUT, REFUSED = "BadInput", "Refused"
-"""Names of last states: of a failed one, and of a completed one whose result is a refusal."""
+"""Names of final states: a failed one, and a completed one whose result is a refusal."""
 
 
-def _may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again may help: not with the same bad input. What was stopped is cancelled and not tried again."""
+def _should_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether to retry: not with the same bad input. Stopped stages are cancelled and not retried either."""
     return state.name != BAD_INPUT
 
 
-def _tells_something(record: logging.LogRecord) -> bool:
-    """Whether a line is not Prefect's traceback of nothing, which comes before the line that says why a task failed."""
+def _not_empty_traceback(record: logging.LogRecord) -> bool:
+    """Filter out the empty traceback that Prefect logs before the reason of a failed task."""
     return record.exc_info != (None, None, None)
 
 
-logging.getLogger("prefect.task_runs").addFilter(_tells_something)
+logging.getLogger("prefect.task_runs").addFilter(_not_empty_traceback)
 
 
 @task(
@@ -40,12 +40,12 @@ logging.getLogger("prefect.task_runs").addFilter(_tells_something)
     cache_policy=NO_CACHE,
     retries=RETRIES,
     retry_delay_seconds=5,
-    retry_condition_fn=_may_help,
+    retry_condition_fn=_should_retry,
 )
-def repro(target: str, place: Path, environment: Mapping[str, str], stages: dvc.Stages) -> State[None]:
-    """Run one DVC stage, whose result is at ``place``, unless it is up to date. DVC decides what is stale."""
+def repro(target: str, result: Path, environment: Mapping[str, str], stages: dvc.Stages) -> State[None]:
+    """Run one DVC stage, which writes to ``result``, unless it is up to date. DVC decides what is stale."""
     say = get_run_logger().info
-    return _ended(target, place, lambda: stages.repro(target, environment, say))
+    return _final_state(target, result, lambda: stages.repro(target, environment, say))
 
 
 @task(
@@ -53,28 +53,28 @@ def repro(target: str, place: Path, environment: Mapping[str, str], stages: dvc.
     cache_policy=NO_CACHE,
     retries=RETRIES,
     retry_delay_seconds=5,
-    retry_condition_fn=_may_help,
+    retry_condition_fn=_should_retry,
 )
 def repro_elsewhere(
-    target: str, place: Path, deps: Sequence[str], environment: Mapping[str, str], stages: dvc.Stages, parent: str
+    target: str, result: Path, deps: Sequence[str], environment: Mapping[str, str], stages: dvc.Stages, parent: str
 ) -> State[None]:
-    """Have a worker run one DVC stage, unless it is up to date, and take its result from DVC's remote."""
+    """Run one DVC stage on a worker, unless it is up to date, and pull its result from DVC's remote."""
     say = get_run_logger().info
 
-    def act() -> None:
+    def run() -> None:
         if not stages.is_up_to_date(target):
             remote.hand_over(stages, target, deps, parent, say)
-        # Should the result not have come back after all, it must not be made here unasked.
+        # If the remote lacks the result, the stage must fail instead of running on this machine.
         stages.repro(target, {**environment, RESTORE_ONLY: "1"}, say, pull=True)
 
-    return _ended(target, place, act)
+    return _final_state(target, result, run)
 
 
-def _ended(target: str, place: Path, act: Callable[[], None]) -> State[None]:
-    """The last state of a task; an exception would be told with a traceback through Prefect, which helps nobody."""
+def _final_state(target: str, result: Path, run: Callable[[], None]) -> State[None]:
+    """Final state of a task. Failures are returned, since Prefect would log raised exceptions with a traceback."""
     try:
-        act()
-        refusal = Card.read(place).refusal
+        run()
+        refusal = Card.read(result).refusal
     except dvc.StoppedError as error:
         return Cancelled(message=str(error))
     except (dvc.BadInputError, InputError) as error:

@@ -1,4 +1,4 @@
-"""Start a worker in this clone, see whether one answers, and tell Prefect what workers can be asked for."""
+"""Start a worker in this clone, check whether one responds, and create Prefect's pools and deployments."""
 
 import os
 import subprocess
@@ -27,17 +27,17 @@ from pipeline.core.failures import OK, guarded
 Pool = Literal["cpu", "gpu"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
 HEARTBEAT_S = 30
-"""How often a run on a worker says that it lives: the least that Prefect takes."""
+"""Heartbeat interval of runs on workers, the smallest that Prefect accepts."""
 SILENCE_S = 90
-"""After how much silence it counts as crashed."""
+"""Seconds without a heartbeat after which a run counts as crashed."""
 _AUTOMATION = "SAM Distillery: runs that fell silent have crashed"
 
 
 def deploy() -> None:
-    """Make the work pools, the deployments of prefect.yaml, and the automation that notices their dead workers.
+    """Create the work pools, the deployments of prefect.yaml, and the automation that detects dead workers.
 
     Raises:
-        InputError: There is no server, or the deployments cannot be made.
+        InputError: There is no server, or the deployments cannot be created.
     """
     _require_server()
     with get_client(sync_client=True) as client:
@@ -48,12 +48,12 @@ def deploy() -> None:
                 continue
     done = subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], env=_environment())
     if done.returncode:
-        raise InputError("the deployments of prefect.yaml could not be made; Prefect says why above.")
-    _notice_silence()
+        raise InputError("the deployments of prefect.yaml could not be created; see Prefect's output above.")
+    _create_automation()
 
 
-def _notice_silence() -> None:
-    """Make the automation by which runs of our deployments crash when they fall silent, or bring it up to date."""
+def _create_automation() -> None:
+    """Create or update the automation that marks runs of our deployments as crashed when heartbeats stop."""
     with get_client(sync_client=True) as client:
         deployments = [client.read_deployment_by_name(name).id for name in _deployments()]
         known = client.read_automations_by_name(_AUTOMATION)
@@ -61,13 +61,13 @@ def _notice_silence() -> None:
         name=_AUTOMATION,
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.*"},  # another heartbeat, or an end, which has the name of the run's last state
+            expect={"prefect.flow-run.*"},  # another heartbeat, or an event named after the run's final state
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            # The server may have runs of other people's, with another idea of how often they say that they live.
+            # The server may have runs of other projects with other heartbeat intervals.
             match_related=ResourceSpecification(
                 {
                     "prefect.resource.role": ["deployment"],
-                    "prefect.resource.id": [f"prefect.deployment.{each}" for each in deployments],
+                    "prefect.resource.id": [f"prefect.deployment.{deployment}" for deployment in deployments],
                 }
             ),
             for_each={"prefect.resource.id"},
@@ -77,31 +77,31 @@ def _notice_silence() -> None:
         ),
         actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, message="its worker fell silent", force=False)],
     )
-    for each in known:
-        automation.id, automation.enabled = each.id, each.enabled
+    for existing in known:
+        automation.id, automation.enabled = existing.id, existing.enabled
         automation.update()
     if not known:
         automation.create()
 
 
 def _deployments() -> list[str]:
-    """The names that Prefect gives the deployments of prefect.yaml: of the flow and of its own."""
+    """Full names of the deployments of prefect.yaml, ``<flow>/<deployment>``."""
     entries = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]
     return [f"{entry['entrypoint'].rpartition(':')[2]}/{entry['name']}" for entry in entries]
 
 
 def start(pool: str) -> int:
-    """Serve a work pool from this clone until stopped, one run at a time: one clone and one GPU for each worker."""
+    """Serve a work pool from this clone until stopped, one run at a time, since each worker has one clone and GPU."""
     _require_server()
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", "1"]
-    os.execve(sys.executable, command, _environment())  # Prefect's own signals and exit codes, unchanged
+    os.execve(sys.executable, command, _environment())  # preserves Prefect's signal handling and exit codes
 
 
 def attempt(pool: str, timeout_s: float) -> int:
-    """Ask a worker of a pool what its machine has.
+    """Query a worker of a pool for its machine's configuration.
 
     Raises:
-        InputError: No worker answered in time.
+        InputError: No worker responded in time.
     """
     _require_server()
     run: FlowRun = run_deployment(  # type: ignore[assignment]  # its annotation allows for callers that await it
@@ -109,7 +109,7 @@ def attempt(pool: str, timeout_s: float) -> int:
     )
     if run.state is None or not run.state.is_completed():
         raise InputError(
-            f"no worker of pool {pool} answered within {timeout_s:.0f} s: "
+            f"no worker of pool {pool} responded within {timeout_s:.0f} s: "
             f"start one with `python -m flows.worker {pool}`."
         )
     print(run.state.message)
@@ -118,11 +118,11 @@ def attempt(pool: str, timeout_s: float) -> int:
 
 def _require_server() -> None:
     if not os.environ.get("PREFECT_API_URL"):
-        raise InputError("PREFECT_API_URL is not set: say where the Prefect server is (docs/gpu.md).")
+        raise InputError("PREFECT_API_URL is not set: set it to the Prefect server's address (docs/gpu.md).")
 
 
 def _environment() -> dict[str, str]:
-    """For Prefect's own commands: our packages can be imported, and runs tell that they live."""
+    """Environment of Prefect's commands: makes this clone importable and enables heartbeats."""
     clone = str(Path.cwd())
     path = os.pathsep.join(filter(None, [clone, os.environ.get("PYTHONPATH", "")]))
     return os.environ | {CLONE: clone, "PYTHONPATH": path, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
@@ -134,13 +134,13 @@ app = typer.Typer(**PLAIN)
 @app.command()
 def _command(
     pool: Annotated[Pool | None, typer.Argument(help="The work pool to serve.")] = None,
-    make: Annotated[bool, typer.Option("--deploy", help="Make pools and deployments, once for each server.")] = False,
-    test: Annotated[bool, typer.Option("--try", help="Ask a running worker what its machine has.")] = False,
+    make: Annotated[bool, typer.Option("--deploy", help="Create pools and deployments, once per server.")] = False,
+    test: Annotated[bool, typer.Option("--try", help="Print a running worker's configuration.")] = False,
     timeout: Annotated[float, typer.Option(metavar="S", help="For --try, in seconds.")] = 60,
 ) -> int:
     """Serve a work pool from this clone: stages handed over by `flows.release --on-gpu`, or whole releases.
 
-    PREFECT_API_URL says where the Prefect server is.
+    PREFECT_API_URL is the address of the Prefect server.
     """
     if pool is None and (test or not make):
         raise typer.BadParameter("name a pool, or give --deploy")

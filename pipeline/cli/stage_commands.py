@@ -18,7 +18,7 @@ from pipeline.core.config import read_params
 from pipeline.core.errors import InputError
 from pipeline.core.failures import OK, REFUSED, guarded
 from pipeline.core.log import silent
-from pipeline.core.stage import RESTORE_ONLY, Keys, Stage, kept_by_dvc, refuse_unknown_sections
+from pipeline.core.stage import RESTORE_ONLY, Keys, Stage, has_cached_result, refuse_unknown_sections
 from pipeline.stages import STAGES
 
 WITHOUT = ("pandas", "pyarrow", "sklearn")
@@ -52,7 +52,7 @@ def help_of(stage: Stage) -> str:
     reads = ", ".join(str(dep.path({})) for dep in stage.deps) or "nothing of other stages"
     names = {key: key.upper() for key in stage.matrix}
     section = (stage.section or stage.name).format(**names)
-    return f"{stage.says}.\n\nReads {reads} and section {section} of params.yaml; writes {stage.path(names)}."
+    return f"{stage.summary}.\n\nReads {reads} and section {section} of params.yaml; writes {stage.path(names)}."
 
 
 def _run_stage(stage: Stage, keys: Keys, as_json: bool) -> int:
@@ -104,6 +104,6 @@ def _completion(key: str) -> Callable[[], list[str]]:
 
 def _hint(stage: Stage, target: str) -> str:
     """Where the earlier result is that DVC removed before it started the stage."""
-    if "DVC_STAGE" in os.environ and kept_by_dvc(target):
+    if "DVC_STAGE" in os.environ and has_cached_result(target):
         return f" The earlier result is in DVC's cache: `dvc checkout {target}` restores it."
     return ""

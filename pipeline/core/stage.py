@@ -41,7 +41,7 @@ class Stage:
         run: Where the function is, ``package:function``; the function's name is the stage's name. It is called as
             ``function(config, *, <deps>, <keys>, out, log) -> Contents``, and imported only when that happens, so
             that declarations cost nothing.
-        says: What the stage does, in one line, for help and ``dvc stage list``.
+        summary: What the stage does, in one line, for help and ``dvc stage list``.
         deps: Stages whose artifact this one reads, handed over by name. One that is repeated over more keys
             than this stage is handed over as the directory that holds all its repetitions.
         matrix: Keys the stage is repeated over; each has a list in params.yaml (``students``, ``precisions``).
@@ -58,7 +58,7 @@ class Stage:
     """
 
     run: str
-    says: str
+    summary: str
     deps: tuple["Stage", ...] = ()
     matrix: tuple[str, ...] = ()
     section: str = ""
@@ -225,7 +225,7 @@ class Stage:
         keys = {k: f"${{item.{k}}}" for k in self.matrix}
         matrix = {"matrix": {k: f"${{{k}s}}" for k in self.matrix}} if self.matrix else {}
         out = str(self.path(keys))
-        return {"desc": self.says} | matrix | {
+        return {"desc": self.summary} | matrix | {
             # `exec`: DVC's shell gives its place to the stage, which then sees when DVC is killed.
             "cmd": " ".join(["exec python -m pipeline", self.name, *(f"--{k} {v}" for k, v in keys.items())]),
             "deps": [*self.sources(keys), *self.data, *(str(dep.path(keys)) for dep in self.deps)],
@@ -289,7 +289,7 @@ def _dvc_plots(stage: Stage) -> list[str | dict[str, Any]]:
     return [*drawn, str(stage.path({}) / "plots")] if drawn else []
 
 
-def kept_by_dvc(target: str) -> bool:
+def has_cached_result(target: str) -> bool:
     """Whether dvc.lock remembers an earlier result of ``target``, which `dvc checkout` can bring back."""
     if not DVC_LOCK.is_file():
         return False

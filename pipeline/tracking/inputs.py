@@ -37,8 +37,8 @@ def log_dataset(
 ) -> None:
     """Log the data set that a repetition of a stage reads, if any.
 
-    Its name and source come from ``prepare.data`` in params.yaml, its digest from the artifact of `prepare`, its profile
-    is the counts of images and instances.
+    Its name and source come from ``prepare.data`` in params.yaml, its digest from the artifact of `prepare`. Its
+    profile is the counts of images and instances.
 
     Args:
         client: MLflow client.

@@ -9,7 +9,7 @@ from pipeline.core.artifact import Card, Contents, digest
 from pipeline.core.config import Config
 from pipeline.core.errors import InputError, Refused
 from pipeline.core.log import Log, silent
-from pipeline.core.stage import DRAFTS, Stage, dvc_yaml, kept_by_dvc, listed
+from pipeline.core.stage import DRAFTS, Stage, dvc_yaml, has_cached_result, listed
 
 
 class MakeConfig(Config):
@@ -38,9 +38,9 @@ def join(config: MakeConfig, *, use: Path, out: Path, log: Log) -> Contents:
     return Contents(kind="comparison")
 
 
-MAKE = Stage(run="verbs_of_this_test:make", says="Make")
-USE = Stage(run="verbs_of_this_test:use", says="Use", deps=(MAKE,), matrix=("student",), section="use.{student}")
-JOIN = Stage(run="verbs_of_this_test:join", says="Join", deps=(USE,), cached=False)
+MAKE = Stage(run="verbs_of_this_test:make", summary="Make")
+USE = Stage(run="verbs_of_this_test:use", summary="Use", deps=(MAKE,), matrix=("student",), section="use.{student}")
+JOIN = Stage(run="verbs_of_this_test:join", summary="Join", deps=(USE,), cached=False)
 PARAMS = {
     "students": ["a", "b"],
     "make": {"text": "x"},
@@ -189,7 +189,7 @@ def test_dvc_yaml_has_repetitions_dependencies_and_the_one_metrics_file():
 
 
 def test_only_what_dvc_lock_holds_can_be_brought_back():
-    assert not kept_by_dvc("make")
+    assert not has_cached_result("make")
     Path("dvc.lock").write_text("stages: {make: {outs: [{path: artifacts/make, md5: 1.dir}]}, use@a: {cmd: x}}")
-    assert kept_by_dvc("make")
-    assert not kept_by_dvc("use@a")
+    assert has_cached_result("make")
+    assert not has_cached_result("use@a")

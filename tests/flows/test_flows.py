@@ -153,7 +153,7 @@ def test_ctrl_c_ends_all_stages_that_run_at_once(world):
     os.kill(flow.pid, signal.SIGINT)
     _, err = flow.communicate(timeout=60)
     assert flow.returncode == 130
-    assert err.rstrip().endswith("error: the flow was stopped; `python -m flows.release` goes on where it was.")
+    assert err.rstrip().endswith("error: the flow was stopped; `python -m flows.release` resumes it.")
     assert not psutil.wait_procs(children, timeout=5)[1]
     assert {run.info.status for run in world.runs() if run.info.run_name != "prepare"} == {"KILLED"}
 
@@ -208,7 +208,7 @@ def test_a_candidate_that_crashes_leaves_the_others_running_and_the_release_fail
     assert any(row.startswith("small ") for row in out)
     assert [row for row in err if row.startswith("error: ")] == [
         "error: distill@broken: RuntimeError: the weights went to infinity",
-        "error: not run, for want of what failed: evaluate@broken-fp32",
+        "error: not run, because a dependency failed: evaluate@broken-fp32",
     ]
     # It was tried twice, and Prefect says once that it failed; what waits for it says nothing.
     assert [run.info.status for run in world.runs("distill@broken")] == ["FAILED", "FAILED"]
@@ -228,8 +228,8 @@ def test_an_earlier_result_of_what_failed_is_compared_and_named(built, here):
         release()
     space, missing, kept = str(failed.value).splitlines()
     assert re.match(r"distill@small: .*model\.txt: no space left on the device", space)
-    assert missing == "not run, for want of what failed: evaluate@small-fp32"
-    assert kept == "compared as an earlier release left it: evaluate@small-fp32"
+    assert missing == "not run, because a dependency failed: evaluate@small-fp32"
+    assert kept == "compared with the result of an earlier release: evaluate@small-fp32"
     assert not failed.value.bad_input
     assert [row["model"] for row in failed.value.rows] == ["bundled", "other", "small"]
     assert (built.root / "artifacts/distill/small/card.json").read_text() == earlier
@@ -243,7 +243,9 @@ def test_bad_input_of_what_all_share_ends_the_release(world, here, capsys):
     assert main([]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert re.match(r"error: prepare: params\.yaml, section 'prepare': .*images", errors[0])
-    assert errors[1].startswith("error: not run, for want of what failed: distill@small, evaluate_teacher, evaluate@")
+    assert errors[1].startswith(
+        "error: not run, because a dependency failed: distill@small, evaluate_teacher, evaluate@"
+    )
     assert len(errors) == 2
     assert not world.runs("distill@small")
 

@@ -47,15 +47,18 @@ def test_a_clone_is_brought_to_a_commit_with_the_callers_parameters_and_cleaned_
     git(caller, "add", "--all")
     git(caller, "commit", "--quiet", "--message", "later")
     wanted = git(caller, "rev-parse", "HEAD")
-    with pytest.raises(InputError, match="no remote of the worker's clone .* has commit"), clone.at(wanted, "", ""):
+    with (
+        pytest.raises(InputError, match="no remote of the worker's clone .* has commit"),
+        clone.check_out(wanted, "", ""),
+    ):
         pass
     git(caller, "push", "--quiet", "origin", "HEAD:refs/heads/later")
     before = (alone.root / "params.yaml").read_text()
-    with clone.at(wanted, "students: []\n", "schema: '2.0'\n"):
+    with clone.check_out(wanted, "students: []\n", "schema: '2.0'\n"):
         assert (alone.root / "note.txt").read_text() == "new"
         assert (alone.root / "params.yaml").read_text() == "students: []\n"
         assert (alone.root / "dvc.lock").read_text() == "schema: '2.0'\n"
-        with pytest.raises(InputError, match="in use by another release or worker"), clone.at(wanted, "", ""):
+        with pytest.raises(InputError, match="in use by another release or worker"), clone.check_out(wanted, "", ""):
             pass
     assert (alone.root / "params.yaml").read_text() == before
     assert not (alone.root / "dvc.lock").exists()
@@ -67,19 +70,22 @@ def test_what_a_killed_run_left_in_the_parameters_goes_but_a_persons_changes_sta
     params.write_text("left behind")
     (alone.root / ".dvc/tmp").mkdir(exist_ok=True)
     (alone.root / ".dvc/tmp/handed").touch()
-    with clone.at(head, "students: []\n", ""):
+    with clone.check_out(head, "students: []\n", ""):
         pass
     assert "left behind" not in params.read_text()
     assert git(alone.root, "rev-parse", "--abbrev-ref", "HEAD") != "HEAD"  # on its branch, not beside it
     before = params.read_text()
     params.write_text("mine")
-    with pytest.raises(InputError, match=r"changes in params\.yaml"), clone.at(head, "students: []\n", ""):
+    with pytest.raises(InputError, match=r"changes in params\.yaml"), clone.check_out(head, "students: []\n", ""):
         pass
     assert params.read_text() == "mine"
     params.write_text(before)
     code = alone.root / "pipeline/core/log.py"
     code.write_text("mine")
-    with pytest.raises(InputError, match=r"changes in pipeline/core/log\.py"), clone.at(head, "students: []\n", ""):
+    with (
+        pytest.raises(InputError, match=r"changes in pipeline/core/log\.py"),
+        clone.check_out(head, "students: []\n", ""),
+    ):
         pass
     assert code.read_text() == "mine"
     with pytest.raises(InputError, match=r"pipeline/core/log\.py differ from the last commit"):
@@ -93,7 +99,7 @@ def test_a_worker_could_not_have_what_is_new_or_not_pushed(alone):
         clone.commit()
     git(alone.root, "add", "--all")
     git(alone.root, "commit", "--quiet", "--message", "new")
-    with pytest.raises(InputError, match="in no remote branch, where workers could fetch it: push it"):
+    with pytest.raises(InputError, match="in no remote branch, so workers cannot fetch it: push it"):
         clone.commit()
     git(alone.root, "push", "--quiet", "origin", "HEAD:refs/heads/new")
     assert clone.commit() == git(alone.root, "rev-parse", "HEAD")
@@ -109,7 +115,7 @@ def test_what_cannot_be_handed_over_is_refused_before_anything_runs(alone, monke
     with pytest.raises(InputError, match="'prepare' cannot be handed to a GPU worker; those of .*build_engine"):
         check_handed(["prepare"])
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    with pytest.raises(InputError, match="only through a Prefect server"):
+    with pytest.raises(InputError, match="needs a Prefect server"):
         check_handed(["build_engine"])
     check_handed([])
 
@@ -117,7 +123,9 @@ def test_what_cannot_be_handed_over_is_refused_before_anything_runs(alone, monke
 def test_tensorrt_that_is_not_here_is_refused_before_anything_runs(monkeypatch):
     monkeypatch.setattr("flows.release.find_spec", lambda name: None)
     params = {"build_engine": {"engine": "tensorrt"}}
-    with pytest.raises(InputError, match="tensorrt, which is not installed here: hand the stages that need it"):
+    with pytest.raises(
+        InputError, match="tensorrt, which is not installed on this machine: run the stages that need it"
+    ):
         check_engine(params, [])
     with pytest.raises(InputError, match="--on-gpu build_engine,evaluate"):
         check_engine(params, ["build_engine"])
@@ -209,7 +217,7 @@ automation = Automation.read(name=worker._AUTOMATION)
 automation.trigger.match_related = ResourceSpecification({})  # as earlier versions made it
 automation.update()
 worker.SILENCE_S = 10  # the least that Prefect takes
-worker._notice_silence()
+worker._create_automation()
 with get_client(sync_client=True) as client:
     assert [each.id for each in client.read_automations_by_name(worker._AUTOMATION)] == [automation.id]
     ours = client.read_deployment_by_name("check/gpu")

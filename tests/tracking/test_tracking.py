@@ -18,10 +18,10 @@ from pipeline.stages import STAGES
 from pipeline.tracking import EXPERIMENT, PARENT_RUN, Curves, Store, parent_run, tracked
 from pipeline.tracking.inputs import CONTEXTS, DATASET, log_dataset
 
-A = Stage(run="m:a", says="")
-B = Stage(run="m:b", says="", needs=(A,), over=("student",))
-C = Stage(run="m:c", says="", needs=(A, B), over=("student", "precision"))
-D = Stage(run="m:d", says="", needs=(C,))
+A = Stage(run="m:a", summary="")
+B = Stage(run="m:b", summary="", deps=(A,), matrix=("student",))
+C = Stage(run="m:c", summary="", deps=(A, B), matrix=("student", "precision"))
+D = Stage(run="m:d", summary="", deps=(C,))
 PARAMS = {"students": ["s", "t"], "precisions": ["fp32", "int8"]}
 
 
@@ -146,8 +146,8 @@ def test_what_reads_the_data_set_has_it_as_its_input_and_nothing_else(built):
 
 
 def test_a_data_set_is_named_after_its_source(store):
-    prepare = Stage(run="m:prepare", says="")
-    distill = Stage(run="m:distill", says="", needs=(prepare,))
+    prepare = Stage(run="m:prepare", summary="")
+    distill = Stage(run="m:distill", summary="", deps=(prepare,))
     run = store.start("x", {})
     params = {"prepare": {"data": "/data/coco_free"}}
     log_dataset(store.client, run, distill, params, {}, {"prepare": "0" * 64})
@@ -157,7 +157,7 @@ def test_a_data_set_is_named_after_its_source(store):
 
 
 def test_every_stage_that_reads_the_data_set_says_what_for():
-    assert {stage.name for stage in STAGES if DATASET in {need.name for need in stage.needs}} == {*CONTEXTS}
+    assert {stage.name for stage in STAGES if DATASET in {dep.name for dep in stage.deps}} == {*CONTEXTS}
 
 
 def test_several_processes_can_make_a_fresh_store_at_once(tmp_path):

@@ -2,24 +2,24 @@
 
 from pipeline.core.stage import Stage
 
-PREPARE = Stage(run="pipeline.verbs:prepare", says="Make data")
+PREPARE = Stage(run="pipeline.verbs:prepare", summary="Make data")
 DISTILL = Stage(
     run="pipeline.verbs:distill",
-    says="Train",
+    summary="Train",
     deps=(PREPARE,),
     matrix=("student",),
     section="distill.{student}",
     gpu=True,
 )
 EVALUATE_TEACHER = Stage(
-    run="pipeline.verbs:evaluate_teacher", says="Measure", deps=(PREPARE,), section="evaluate", exclusive=True
+    run="pipeline.verbs:evaluate_teacher", summary="Measure", deps=(PREPARE,), section="evaluate", exclusive=True
 )
 EVALUATE = Stage(
-    run="pipeline.verbs:evaluate", says="Measure", deps=(DISTILL,), matrix=("student", "precision"), exclusive=True
+    run="pipeline.verbs:evaluate", summary="Measure", deps=(DISTILL,), matrix=("student", "precision"), exclusive=True
 )
 COMPARE = Stage(
     run="pipeline.verbs:compare",
-    says="Compare",
+    summary="Compare",
     deps=(EVALUATE_TEACHER, EVALUATE),
     plots={"Accuracy": ("latency_ms", "box_miou", "scatter")},
     cached=False,
