@@ -44,7 +44,7 @@ def check_ready() -> None:
         )
     if not dvc.remote():
         raise InputError(
-            "handing stages to workers needs a DVC remote that both machines reach: `dvc remote add --default NAME URL`."
+            "handing stages to workers needs a DVC remote that both reach: `dvc remote add --default NAME URL`."
         )
     with get_client(sync_client=True) as client:
         try:
