@@ -52,6 +52,7 @@ check: setup  ## Lint, format, types, import rules, dvc.yaml
 	ruff format --check .
 	mypy
 	lint-imports
+	hadolint Dockerfile Dockerfile.cuda
 	python -m pipeline dvc | diff dvc.yaml -
 	python -m pipeline params --schema | diff presets/schema.json -
 

@@ -4,6 +4,7 @@ The preset is edited by ruamel.yaml's round trip, so that its comments and layou
 """
 
 import copy
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -37,9 +38,9 @@ def activate(name: str, changes: Sequence[str] = (), check: Check = lambda param
     Raises:
         InputError: There is no such preset, a change is not ``key=value``, or `check` refuses it.
     """
-    source = PRESETS / f"{name}.yaml"
+    source = folder() / f"{name}.yaml"
     if not source.is_file():
-        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml"))) or "none"
+        known = ", ".join(sorted(path.stem for path in folder().glob("*.yaml"))) or "none"
         raise InputError(f"{source} does not exist; there is {known}.")
     read_params(source)
     text = _changed(source, changes) if changes else source.read_text()
@@ -51,9 +52,15 @@ def activate(name: str, changes: Sequence[str] = (), check: Check = lambda param
     return f"{PARAMS} is now {source}" + (f" with {', '.join(changes)}" if changes else "") + kept
 
 
+def folder() -> Path:
+    """The checkout's presets; outside of one, those that were installed with the package."""
+    installed = Path(sysconfig.get_path("data"), "share/sam-distillery/presets")
+    return PRESETS if PRESETS.is_dir() or not installed.is_dir() else installed
+
+
 def _keep_own(text: str) -> str:
     """Keep a params.yaml that somebody edited; an unedited preset can be made again."""
-    if not PARAMS.is_file() or PARAMS.read_text() in (text, *(path.read_text() for path in PRESETS.glob("*.yaml"))):
+    if not PARAMS.is_file() or PARAMS.read_text() in (text, *(path.read_text() for path in folder().glob("*.yaml"))):
         return ""
     PARAMS.replace(KEPT)
     return f"; the file before it is {KEPT}"
