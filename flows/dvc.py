@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Self
 
+from pipeline.core import atomic
 from pipeline.core.process import die_with_parent
 from pipeline.core.stage import DVC_LOCK, has_cached_result
 
@@ -61,9 +62,8 @@ def lock_in_order(order: Sequence[str]) -> Iterator[None]:
             ordered = [name for name in earlier if name in entries] + later
             if ordered != list(entries):
                 head = DVC_LOCK.read_text().partition("stages:\n")[0]
-                draft = DVC_LOCK.with_suffix(".part")
-                draft.write_text(f"{head}stages:\n" + "".join(entries[name] for name in ordered))
-                draft.replace(DVC_LOCK)
+                with atomic.replacing(DVC_LOCK) as draft:
+                    draft.write_text(f"{head}stages:\n" + "".join(entries[name] for name in ordered))
 
 
 @contextmanager

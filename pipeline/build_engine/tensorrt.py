@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.build_engine.config import BuildEngineConfig, TensorRtConfig
+from pipeline.core import atomic
 from pipeline.core.artifact import write_json
 from pipeline.core.errors import InputError
 from pipeline.runtime.tensorrt import SIDECAR, bindings, machine
@@ -89,9 +90,8 @@ def build(trt: Any, path: Path, config: TensorRtConfig, here: dict[str, str]) ->
     data = bytes(plan)
     if cache:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        draft = cache.with_suffix(".part")
-        draft.write_bytes(bytes(timings.serialize()))
-        draft.replace(cache)
+        with atomic.replacing(cache) as draft:
+            draft.write_bytes(bytes(timings.serialize()))
     return data, _precisions(trt, logger, data)
 
 

@@ -14,6 +14,7 @@ import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
+from pipeline.core import atomic
 from pipeline.core.config import PARAMS, read_params
 from pipeline.core.errors import InputError
 
@@ -46,9 +47,8 @@ def activate(name: str, changes: Sequence[str] = (), check: Check = lambda param
     text = _changed(source, changes) if changes else source.read_text()
     check(yaml.safe_load(text), {change.partition("=")[0].strip().partition(".")[0] for change in changes})
     kept = _keep_own(text)
-    draft = PARAMS.with_name(f".{PARAMS.name}.part")
-    draft.write_text(text)
-    draft.replace(PARAMS)
+    with atomic.replacing(PARAMS) as draft:
+        draft.write_text(text)
     return f"{PARAMS} is now {source}" + (f" with {', '.join(changes)}" if changes else "") + kept
 
 

@@ -7,7 +7,6 @@ of other shards' data, or a switch between teachers. A small json beside it, wri
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.core import atomic
 from pipeline.core.artifact import file_sha256, write_json
 from pipeline.core.errors import InputError
 from pipeline.data.encoding import TENSOR
@@ -118,10 +118,5 @@ def locate(store: Path, name: str, origin: Mapping[str, object]) -> StoreFile:
 
 
 def _into(path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside ``path`` and rename, so that no reader sees a partial file."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with atomic.replacing(path, per_process=True) as draft:
         write(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """Official ``.pth`` checkpoints: fetched once, checked against a pinned hash, read without running any code in them."""
 
 import http.client
-import os
 import pickle
 import struct
 import urllib.error
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.core import atomic
 from pipeline.core.artifact import file_sha256
 from pipeline.core.errors import InputError
 from pipeline.core.progress import counter
@@ -56,20 +56,20 @@ def fetch(source: str, sha256: str, store: Path) -> Path:
 
 def _download(url: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
     try:
-        with urllib.request.urlopen(url, timeout=60) as response, draft.open("wb") as stream:
+        with (
+            atomic.replacing(path) as draft,
+            urllib.request.urlopen(url, timeout=60) as response,
+            draft.open("wb") as stream,
+        ):
             total = int(response.headers.get("Content-Length", 0)) or None
             with counter("download", "byte", total, scale=True) as bar:
                 while chunk := response.read(CHUNK_BYTES):
                     bar.update(stream.write(chunk))
             if total and stream.tell() != total:
                 raise ConnectionError(f"cut short after {stream.tell()} of {total} bytes")
-        os.replace(draft, path)
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         raise InputError(f"checkpoint {url} cannot be downloaded ({error}): try again, or give a local path.") from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Tensor]:

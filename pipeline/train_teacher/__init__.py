@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from pipeline.core import code
+from pipeline.core import atomic, code
 from pipeline.core.artifact import Card, Contents, write_json
 from pipeline.core.config import section
 from pipeline.core.errors import InputError
@@ -64,9 +64,8 @@ def train_teacher(device: str, install: bool) -> str:
     checkpoint.unlink(missing_ok=True)
     if install:
         for name in (WEIGHTS, MODEL_CARD):
-            draft = BUNDLED / f".{name}.part"
-            shutil.copyfile(out / name, draft)
-            draft.replace(BUNDLED / name)
+            with atomic.replacing(BUNDLED / name) as draft:
+                shutil.copyfile(out / name, draft)
     place = BUNDLED if install else out
     box, click = metrics["box_miou"], metrics["click_miou"]
     return f"{place}: box mIoU {box:.3f}, click mIoU {click:.3f} on {HELD_OUT_SCENES} scenes"

@@ -7,7 +7,6 @@ result, so a run never resumes from another run's state.
 """
 
 import hashlib
-import os
 import pickle
 import struct
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from pipeline.core import atomic
 from pipeline.core.errors import InputError
 from pipeline.core.progress import notice
 
@@ -58,16 +58,10 @@ def warn_of_others(path: Path) -> None:
 def save(path: Path, done: int, parts: Mapping[str, Stateful]) -> None:
     """Save the state after ``done`` steps, replacing an earlier checkpoint atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
     state = {"done": done} | {name: part.state_dict() for name, part in parts.items()}
-    try:
-        with draft.open("wb") as stream:  # given a path, torch does not report a full disk
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    # Given a path, torch does not report a full disk.
+    with atomic.replacing(path, fsync=True) as draft, draft.open("wb") as stream:
+        torch.save(state, stream)
 
 
 def restore(path: Path, parts: Mapping[str, Stateful]) -> int:
@@ -79,7 +73,7 @@ def restore(path: Path, parts: Mapping[str, Stateful]) -> int:
     Raises:
         InputError: The file is damaged or from another version.
     """
-    path.with_suffix(".part").unlink(missing_ok=True)
+    atomic.draft_of(path).unlink(missing_ok=True)
     if not path.exists():
         return 0
     try:

@@ -41,7 +41,7 @@ def test_a_process_killed_in_a_step_goes_on_and_ends_with_the_same_weights_to_th
     died = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600)
     assert died.returncode == -signal.SIGKILL
     assert torch.load(checkpoint)["done"] == 8
-    (tmp_path / "run-0.part").write_bytes(b"what it was writing")
+    (tmp_path / ".run-0.pt.part").write_bytes(b"what it was writing")
     steps = []
     assert equal(train(checkpoint, on_step=steps.append), train())
     assert steps == [8, 9, 10, 11]
