@@ -6,13 +6,14 @@ from pipeline.align.config import AlignConfig
 from pipeline.align.masks import align_masks
 from pipeline.core import code
 from pipeline.core.artifact import Card, Contents, write_metrics
+from pipeline.core.device import device_of
 from pipeline.core.distributed import joined
 from pipeline.core.errors import InputError
 from pipeline.core.log import Log
 from pipeline.data.shards import Shards
 from pipeline.models.sam import save_checkpoint
 from pipeline.models.students import load_checkpoint, module_of
-from pipeline.training import checkpoint_of, device_of, precision_of
+from pipeline.training import checkpoint_of, precision_of
 
 __all__ = ["AlignConfig", "align"]
 

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.core import code
 from pipeline.core.artifact import Card, Contents, write_metrics
+from pipeline.core.device import device_of
 from pipeline.core.distributed import joined
 from pipeline.core.errors import InputError
 from pipeline.core.log import Log
@@ -23,7 +24,7 @@ from pipeline.distill.task import Task
 from pipeline.models import build
 from pipeline.models.sam import WEIGHTS, Sam, load_weights, save_checkpoint
 from pipeline.models.students import module_of
-from pipeline.training import checkpoint_of, device_of, precision_of
+from pipeline.training import checkpoint_of, precision_of
 
 __all__ = ["RECIPES", "DistillConfig", "Task", "distill", "learn", "student_of"]
 

@@ -9,13 +9,12 @@ import math
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from pydantic import Field
 
 from pipeline.core.artifact import Card, Contents, write_json, write_metrics
 from pipeline.core.checkout import store_path
 from pipeline.core.config import Config
-from pipeline.core.errors import InputError
+from pipeline.core.device import device_of
 from pipeline.core.log import Log
 from pipeline.core.progress import counter
 from pipeline.data.embeddings import EmbeddingsManifest, StoredShard
@@ -55,7 +54,7 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
         InputError: The store cannot be written, an input is damaged, or the teacher gives no finite numbers.
     """
     card = Card.read(teacher)
-    sam = load_checkpoint(teacher).to(_device(config.device)).eval()
+    sam = load_checkpoint(teacher).to(device_of(config.device, "embed.device")).eval()
     feature_layers = sorted(set(config.feature_layers))
     decided = origin(sam, card, feature_layers)
     listed, seals = [], []
@@ -84,22 +83,6 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
     write_metrics(out, metrics)
     log(metrics)
     return Contents(kind="embeddings", model=card.model)
-
-
-def _device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        InputError: There is none.
-    """
-    try:
-        device = torch.empty(0, device=name).device
-        if device.type == "meta":
-            raise RuntimeError("it holds no numbers")
-        return device
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"embed.device is {name!r}, which is not to be had here ({reason}): set it to cpu.") from None
 
 
 def _describe(target: StoreFile, seal: Seal, shard: Shard, split: str) -> StoredShard:

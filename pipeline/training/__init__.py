@@ -2,7 +2,7 @@
 
 from pipeline.training.checkpoint import CHECKPOINTS, checkpoint_of
 from pipeline.training.config import OptimizerConfig, rate
-from pipeline.training.device import autocast, device_of, has_bf16, precision_of
+from pipeline.training.device import autocast, has_bf16, precision_of
 from pipeline.training.loop import LOG_EVERY, Step, fit
 from pipeline.training.samples import Draw, cut, epoch_indices
 
@@ -15,7 +15,6 @@ __all__ = [
     "autocast",
     "checkpoint_of",
     "cut",
-    "device_of",
     "epoch_indices",
     "fit",
     "has_bf16",

@@ -1,4 +1,4 @@
-"""Where a training runs and in which precision."""
+"""The precision a training runs in, and what feeds its device."""
 
 import os
 from collections.abc import Callable
@@ -8,30 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.core.errors import InputError
-
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def device_of(name: str, where: str) -> torch.device:
-    """The device of that name; of ``cuda`` each of ``torchrun``'s processes takes another one.
-
-    Args:
-        name: As torch names it: ``cpu``, ``cuda``, ``cuda:1``.
-        where: What of params.yaml named it, for the error.
-
-    Raises:
-        InputError: There is none on this machine.
-    """
-    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" and "WORLD_SIZE" in os.environ else name
-    try:
-        device = torch.empty(0, device=own).device
-        if device.type == "meta":
-            raise RuntimeError("it holds no numbers")
-        return device
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{where} is {own!r}, which is not to be had here ({reason}): set it to cpu.") from None
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -17,6 +17,7 @@ from pipeline.bench import results_file
 from pipeline.bench.ablations.settings import RecipesSettings
 from pipeline.core.artifact import Card
 from pipeline.core.config import find, read_params, section
+from pipeline.core.device import device_of
 from pipeline.core.errors import InputError
 from pipeline.core.log import silent
 from pipeline.core.progress import progress
@@ -28,7 +29,6 @@ from pipeline.embed import EmbedConfig, embed
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
 from pipeline.runtime.pytorch import TorchSegmenter
-from pipeline.training import device_of
 
 _EMBEDDING = {
     "kind": "full_stage", "train": "encoder", "decoder_lr_share": 0.2, "alpha": 1.0, "beta": 0.0, "gamma": 0.0,
