@@ -21,13 +21,11 @@ from pipeline.core.log import Log
 from pipeline.core.progress import progress
 from pipeline.data.shards import MANIFEST, Manifest, Packed, write_split
 from pipeline.data.workers import in_processes
+from pipeline.ops.metrics import BANDS, bands
 from pipeline.prepare import procedural
 from pipeline.prepare.files import Plan, plan
 from pipeline.prepare.sample import Prepared
 from pipeline.prepare.sources import Procedural, Source
-
-SMALL_PX, LARGE_PX = 32**2, 96**2
-"""COCO's area bands: small below the first, large from the second on."""
 
 
 class PrepareConfig(Config):
@@ -78,7 +76,7 @@ def prepare(config: PrepareConfig, *, out: Path, log: Log) -> Contents:
 
 def _count(samples: Iterable[Prepared], split: str, counts: Counter[str]) -> Iterator[Prepared]:
     """Pass samples on and count what is in them."""
-    counts.update({f"{split}_{band}_instances": 0 for band in ("small", "medium", "large")})
+    counts.update({f"{split}_{band}_instances": 0 for band in BANDS})
     for sample in samples:
         areas = [annotation["area"] for annotation in sample.packed.record["annotations"]]
         counts[f"{split}_images"] += 1
@@ -86,8 +84,7 @@ def _count(samples: Iterable[Prepared], split: str, counts: Counter[str]) -> Ite
         counts[f"{split}_images_without_objects"] += not areas
         counts["left_out_tiny_masks"] += sample.tiny
         for area in areas:
-            band = "small" if area < SMALL_PX else "medium" if area < LARGE_PX else "large"
-            counts[f"{split}_{band}_instances"] += 1
+            counts.update(f"{split}_{band}_instances" for band in bands(area))
         yield sample
 
 
