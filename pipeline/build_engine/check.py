@@ -19,6 +19,7 @@ from pipeline.core.errors import InputError, Refused
 from pipeline.data.shards import Sample
 from pipeline.ops import masks
 from pipeline.ops.geometry import boxes_to_frame, to_input
+from pipeline.ops.point_labels import BOX_CORNERS
 from pipeline.runtime.exported import decoder_feeds
 from pipeline.runtime.segmenter import Segmenter
 
@@ -26,7 +27,6 @@ BOXES = 16
 """Instances of an image that are asked for, the largest first."""
 SMALLEST_CELLS = 16
 """A mask of fewer cells of the low-resolution raster may vanish; one of more may not."""
-_CORNERS = (2.0, 3.0)
 
 
 def check(
@@ -85,7 +85,7 @@ def _masks(
     exported: Path,
 ) -> Float[Tensor, " p"]:
     """IoU of the masks that the student would choose."""
-    labels = torch.tensor([_CORNERS]).expand(len(corners), 2).contiguous()
+    labels = torch.tensor([BOX_CORNERS], dtype=torch.float32).expand(len(corners), 2).contiguous()
     logits, ious = (tensor.cpu() for tensor in engine.decode(found, corners, labels))
     true_logits, true_ious = (tensor.cpu() for tensor in reference.decode(expected, corners, labels))
     for name, tensor in (("low_res_logits", logits), ("iou_predictions", ious)):

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pipeline.ops.point_labels import BACKGROUND, BOX_CORNERS, FOREGROUND, PADDING
+
 BOX_NOISE, BOX_NOISE_CAP = 0.1, 20 / 1024
-FOREGROUND, BACKGROUND, PADDING, CORNERS = 1, 0, -1, (2, 3)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _drawn(
         for j, k in enumerate(_pick(rng, len(instances), count)):
             targets[i, j] = instances[k]
             if n == 0 or (n == 1 and rng.random() < 0.5):
-                coords[i, j], labels[i, j] = noisy_box(rng, corners[k], side).reshape(2, 2), CORNERS
+                coords[i, j], labels[i, j] = noisy_box(rng, corners[k], side).reshape(2, 2), BOX_CORNERS
             else:
                 coords[i, j, :n], labels[i, j, :n] = [click(rng, instances[k], side) for _ in range(n)], FOREGROUND
     return Prompts(*(torch.from_numpy(a) for a in (coords, labels, targets, present)))

@@ -11,9 +11,8 @@ from pydantic import Field
 from pipeline.core.config import Config
 from pipeline.evaluate.timing import Clock, Timing, cuda_events, measure, wall
 from pipeline.ops import geometry
+from pipeline.ops.point_labels import BOX_CORNERS
 from pipeline.runtime import Predictor, Segmenter
-
-BOX_LABELS = (2.0, 3.0)
 
 
 class LatencyConfig(Config):
@@ -54,7 +53,7 @@ def measure_latency(
     side, frame = segmenter.input_size, segmenter.image_size
     pixels = geometry.to_input(image, side)[None]
     corners = geometry.boxes_to_frame(box[None], (image.shape[0], image.shape[1]), frame)
-    coords, labels = torch.from_numpy(corners.reshape(1, 2, 2)), torch.tensor([BOX_LABELS])
+    coords, labels = torch.from_numpy(corners.reshape(1, 2, 2)), torch.tensor([BOX_CORNERS], dtype=torch.float32)
 
     def end_to_end() -> None:
         predictor.set_image(image)

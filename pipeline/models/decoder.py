@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from pipeline.models.precision import fp32
 from pipeline.models.published import Attention, PromptEncoder, TwoWayAttentionBlock
 from pipeline.models.sam import Sam
+from pipeline.ops.point_labels import LABELS
 
 
 def decode(
@@ -122,7 +123,7 @@ def _embed_points(sam: Sam, coords: Tensor, labels: Tensor) -> Tensor:
         encoding = prompt.pe_layer._pe_encoding((coords + 0.5) / sam.image_size)
     # A product instead of segment-anything's in-place writes by boolean mask, which export to NonZero and ScatterND.
     label_embeddings = torch.cat([prompt.not_a_point_embed.weight, *(e.weight for e in prompt.point_embeddings)])
-    one_hot = torch.stack([(labels == label).to(encoding.dtype) for label in (-1, 0, 1, 2, 3)], dim=-1)
+    one_hot = torch.stack([(labels == label).to(encoding.dtype) for label in LABELS], dim=-1)
     return encoding * (1 - one_hot[..., :1]) + one_hot @ label_embeddings
 
 

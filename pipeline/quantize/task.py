@@ -21,6 +21,7 @@ from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
 from pipeline.ops import masks
 from pipeline.ops.geometry import boxes_to_frame, points_to_frame
+from pipeline.ops.point_labels import BOX_CORNERS, FOREGROUND, PADDING
 
 PROMPTS = 8
 """Instances of an image that are asked for, by box and by click."""
@@ -32,11 +33,11 @@ def prompts(sample: Sample, side: int) -> tuple[Float[Tensor, "p 2 2"], Float[Te
     found = [masks.decode(a["segmentation"]) for a in sample.annotations[:PROMPTS]]
     clicks = np.array([masks.center(mask) for mask in found] or [(size[1] / 2, size[0] / 2)], np.float32)
     coords = [np.stack([points_to_frame(clicks, size, side), np.zeros_like(clicks)], axis=1)]
-    labels = [np.tile(np.array([[1, -1]], np.float32), (len(clicks), 1))]
+    labels = [np.tile(np.array([[FOREGROUND, PADDING]], np.float32), (len(clicks), 1))]
     if found:
         boxes = boxes_to_frame(np.array([masks.box(mask) for mask in found], np.float32), size, side)
         coords.append(boxes.reshape(-1, 2, 2))
-        labels.append(np.tile(np.array([[2, 3]], np.float32), (len(found), 1)))
+        labels.append(np.tile(np.array([BOX_CORNERS], np.float32), (len(found), 1)))
     return torch.from_numpy(np.concatenate(coords).astype(np.float32)), torch.from_numpy(np.concatenate(labels))
 
 

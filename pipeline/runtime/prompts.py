@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pipeline.core.errors import InputError
 from pipeline.ops.geometry import Size, boxes_to_frame, points_to_frame
+from pipeline.ops.point_labels import BACKGROUND, BOX_CORNERS, FOREGROUND, PADDING
 from pipeline.runtime.segmenter import Segmenter
 
-PADDING, UPPER_LEFT, LOWER_RIGHT = -1, 2, 3
-LABELS = (1, 0, PADDING)
+_CLICK_LABELS = (FOREGROUND, BACKGROUND, PADDING)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _clicks(coords: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndar
             f"point_coords must have shape (N, 2) or (P, N, 2) and point_labels the same without the 2; "
             f"they have {coords.shape} and {labels.shape}."
         )
-    unknown = labels[~np.isin(labels, LABELS)]
+    unknown = labels[~np.isin(labels, _CLICK_LABELS)]
     if len(unknown):
         raise InputError(
             f"point_labels must be 1 (foreground), 0 (background) or -1 (ignored), not {unknown[0]:g}; "
@@ -152,5 +152,5 @@ def _join(
             all_labels.append(np.full((count, 1), PADDING, np.float32))
     if boxes is not None:
         all_coords.append(boxes_to_frame(boxes, size, side).reshape(count, 2, 2))
-        all_labels.append(np.tile(np.array([UPPER_LEFT, LOWER_RIGHT], np.float32), (count, 1)))
+        all_labels.append(np.tile(np.array(BOX_CORNERS, np.float32), (count, 1)))
     return np.concatenate(all_coords, axis=1), np.concatenate(all_labels, axis=1)

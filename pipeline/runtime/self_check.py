@@ -19,13 +19,13 @@ from torch.nn import functional as F
 
 from pipeline.core.errors import InputError
 from pipeline.ops.geometry import resize_image, to_input
+from pipeline.ops.point_labels import BOX_CORNERS
 from pipeline.runtime.segmenter import Segmenter
 
 SELF_CHECK = "self_check.safetensors"
 _SIDE_PX = 224
 _CELLS = 384
 _BOXES = 4
-_CORNERS = (2.0, 3.0)
 _GATE = "gate"
 _FIELDS = ("image", "point_coords", "cells", "embedding", "token", "masks")
 
@@ -113,7 +113,7 @@ def repeat(engine: Segmenter, directory: Path) -> Agreement:
 
 
 def _labels(corners: Float[Tensor, "p 2 2"]) -> Float[Tensor, "p 2"]:
-    return torch.tensor([_CORNERS]).expand(len(corners), 2).contiguous()
+    return torch.tensor([BOX_CORNERS], dtype=torch.float32).expand(len(corners), 2).contiguous()
 
 
 def _read(path: Path) -> tuple[list[Case], tuple[float, float]]:
