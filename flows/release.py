@@ -79,7 +79,8 @@ def release(
         params = chosen(read_params(), students)
         check_engine(params, on_gpu)
         with clone.lock():
-            check_handed(on_gpu)
+            if on_gpu:
+                remote.check_ready()
             rows, refused = _release(params, at_once, on_gpu)
     except (InputError, dvc.StageFailedError) as error:
         return Failed(message=str(error), data=error)
@@ -157,20 +158,6 @@ def chosen(params: dict[str, Any], students: Sequence[str] | None) -> dict[str, 
         if student not in known:
             raise InputError(f"unknown student {student!r}: `students` of params.yaml lists {', '.join(known)}.")
     return params | {"students": list(students or known)}
-
-
-def check_handed(verbs: Sequence[str]) -> None:
-    """Check that stages of these verbs can be handed to workers; no-op if there are none.
-
-    Raises:
-        InputError: A verb cannot be handed over, or workers cannot be reached.
-    """
-    known = [stage.name for stage in STAGES if stage.gpu]
-    for verb in verbs:
-        if verb not in known:
-            raise InputError(f"stages of {verb!r} cannot be handed to a GPU worker; those of {', '.join(known)} can.")
-    if verbs:
-        remote.check_ready()
 
 
 def check_engine(params: Mapping[str, Any], on_gpu: Sequence[str]) -> None:

@@ -7,13 +7,16 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
+from typing import get_args
 
 import psutil
 import pytest
+from prefect.exceptions import ParameterTypeError
 
-from flows import clone
-from flows.release import check_engine, check_handed
+from flows import clone, remote
+from flows.release import Verb, check_engine, release
 from pipeline.core.errors import InputError
+from pipeline.stages import STAGES
 
 IDENTITY = ["-c", "user.name=A Person", "-c", "user.email=person@example.org"]
 
@@ -112,12 +115,15 @@ def test_a_stage_whose_result_was_to_come_back_is_not_run_instead(built):
 
 
 def test_what_cannot_be_handed_over_is_refused_before_anything_runs(alone, monkeypatch):
-    with pytest.raises(InputError, match="'prepare' cannot be handed to a GPU worker; those of .*build_engine"):
-        check_handed(["prepare"])
+    with pytest.raises(ParameterTypeError, match="on_gpu"):
+        release.validate_parameters({"students": None, "at_once": 1, "on_gpu": ("prepare",)})
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with pytest.raises(InputError, match="needs a Prefect server"):
-        check_handed(["build_engine"])
-    check_handed([])
+        remote.check_ready()
+
+
+def test_the_verbs_that_can_be_handed_over_are_the_stages_for_a_gpu():
+    assert set(get_args(Verb)) == {stage.name for stage in STAGES if stage.gpu}
 
 
 def test_tensorrt_that_is_not_here_is_refused_before_anything_runs(monkeypatch):
