@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifact import CARD, METRICS, Card, Refusal
+from pipeline.core.artifact import BASELINES, CARD, METRICS, Card, Refusal
 from pipeline.core.errors import InputError
 from pipeline.core.stage import ARTIFACTS
 
@@ -135,7 +135,7 @@ def read_all(
 
 def read_baselines(evaluate_teacher: Path) -> Mapping[str, Mapping[str, float]]:
     """What trivial masks score on the same instances, by predictor; empty where an older version did not measure it."""
-    return _read_json_if_there(evaluate_teacher / "baselines.json") or {}
+    return _read_json_if_there(evaluate_teacher / BASELINES) or {}
 
 
 def _read_json_if_there(path: Path) -> Any:

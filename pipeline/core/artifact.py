@@ -21,6 +21,8 @@ CARD = "card.json"
 METRICS = "metrics.json"
 REFUSAL = "refusal.json"
 """The only payload file of a refusal, a copy of its card's entry, so that different refusals have different digests."""
+BASELINES = "baselines.json"
+"""In the teacher's evaluation: what trivial masks score."""
 REFUSALS = "refusals.json"
 """File of a comparison that lists the refused candidates, with model and precision."""
 

@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from pydantic import Field
 
 from pipeline.core import code
-from pipeline.core.artifact import CARD, METRICS, Card, Contents, file_sha256, write_json, write_metrics
+from pipeline.core.artifact import BASELINES, CARD, METRICS, Card, Contents, file_sha256, write_json, write_metrics
 from pipeline.core.config import Config
 from pipeline.core.distributed import Ranks, joined
 from pipeline.core.errors import InputError
@@ -198,7 +198,7 @@ def _evaluate(
     metrics |= _everything(config, segmenter, prepare, validation, out)
     if subject.role == "teacher":
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            write_json(out / baselines.FILE, baselines.trivial_masks(validation, pool))
+            write_json(out / BASELINES, baselines.trivial_masks(validation, pool))
     _write(out, scores, subject, card, validation, config.pictures)
     write_metrics(out, metrics | measured)
     return contents

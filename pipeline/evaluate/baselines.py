@@ -15,7 +15,6 @@ from pipeline.ops import masks
 from pipeline.ops.clicks import next_click
 from pipeline.ops.metrics import band_means, iou
 
-FILE = "baselines.json"
 RADII = np.arange(1, 51) / 100
 """Tried for the disc, as shares of the image's longer side."""
 _BOX, _CLICK = ("filled_box", "ellipse"), "disc"
