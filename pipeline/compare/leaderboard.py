@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.compare.evaluations import Evaluation
-from pipeline.ops.metrics import BANDS, TRIVIAL, retained
+from pipeline.ops.metrics import BANDS, TRIVIAL, goodness, retained
 
 Row = dict[str, Any]
 
@@ -30,7 +30,8 @@ BASELINES = {"filled_box": "filled box", "ellipse": "ellipse in the box", "disc"
 """Trivial predictors, as people say them."""
 _ABOUT = ("model", "precision", "runtime", "role", "guarded", "processor", "artifact", "digest", *TRIVIAL.values())
 """What a row says of its model, beside numbers."""
-_LESS_IS_BETTER = ("latency_ms", "size_mib", "memory_mib")
+_COMPARED = ("box_miou", "click_miou", "latency_ms", "size_mib", "memory_mib")
+"""What students are compared by."""
 
 
 def leaderboard(evaluations: Sequence[Evaluation], baselines: Mapping[str, Mapping[str, float]]) -> list[Row]:
@@ -116,9 +117,10 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
 def best(rows: Sequence[Row]) -> Mapping[str, int]:
     """Which student is best in each column that people compare, as an index into ``rows``."""
     found = {}
-    for name in ("box_miou", "click_miou", *_LESS_IS_BETTER):
-        sign = -1 if name in _LESS_IS_BETTER else 1
-        values = {i: sign * r[name] for i, r in enumerate(rows) if r["role"] == "student" and r[name] is not None}
+    for name in _COMPARED:
+        values = {
+            i: goodness(name, r[name]) for i, r in enumerate(rows) if r["role"] == "student" and r[name] is not None
+        }
         if values:
             found[name] = max(values, key=lambda i: (values[i], -i))
     return found

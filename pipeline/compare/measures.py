@@ -8,7 +8,7 @@ from pipeline.compare import table
 from pipeline.compare.evaluations import Refusals
 from pipeline.compare.grid import Cell, Column, Grid, Line, Section, Tone, Write, model_cell, number, of_models
 from pipeline.compare.leaderboard import Row, best, measures
-from pipeline.ops.metrics import BANDS, PAYS_FROM, below_trivial
+from pipeline.ops.metrics import BANDS, PAYS_FROM, below_trivial, lower_is_better
 
 _SAYS = {"box": "box", "click": "1 click", "click3": "3 clicks", "click5": "5 clicks"} | {
     "click3_fed": "3 clicks, mask fed back",
@@ -19,7 +19,6 @@ _WORDS = {"miou": "mIoU", "iou": "IoU", "ms": "ms", "mib": "MiB", "ap": "AP", "m
     "ar100": "AR@100",
     "ar1000": "AR@1000",
 }
-_LESS_IS_BETTER = re.compile(r"_(ms|mib|macs|s|error)$|^parameters$|macs_per_prompt$")
 _DETECTOR = re.compile(r"^(?P<name>.+)_ap(?P<part>(_small|_medium|_large|_rare|_common|_frequent|50|75|_r|_c|_f)?)$")
 _WRITE: Mapping[str, Write] = {"ms": table.amount, "mib": table.amount, "s": table.amount, "macs": table.large}
 
@@ -212,7 +211,7 @@ def _change(name: str, before: Row, after: Row) -> Cell:
     shown = write(abs(b - a))
     if write(a) == write(b):
         return Cell(text="0", value=b - a, below=write(a))
-    tone: Tone = "better" if (b > a) != bool(_LESS_IS_BETTER.search(name)) else "worse"
+    tone: Tone = "better" if (b > a) != lower_is_better(name) else "worse"
     sign = "+" if b > a else "\u2212"
     return Cell(text=f"{sign}{shown}", value=b - a, below=f"{write(a)} \u2192 {write(b)}", tone=tone)
 

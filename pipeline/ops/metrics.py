@@ -6,6 +6,7 @@ Source of the bands: COCO's detection evaluation. As in EfficientViT-SAM's evalu
 by zero.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
@@ -102,6 +103,19 @@ def calibration_error(bins: Sequence[Bin]) -> float:
         raise ValueError("without instances there is no calibration error")
     gaps = ((found["predicted"], found["iou"], found["count"]) for found in bins)
     return sum(abs(p - v) * n for p, v, n in gaps if p is not None and v is not None) / count
+
+
+_LOWER_IS_BETTER = re.compile(r"_(ms|mib|macs|s|error)$|^parameters$|macs_per_prompt$")
+
+
+def lower_is_better(name: str) -> bool:
+    """The direction of a metric, by its name: latencies, sizes, costs and errors are better low, all others high."""
+    return bool(_LOWER_IS_BETTER.search(name))
+
+
+def goodness(name: str, value: float) -> float:
+    """``value`` with the sign that makes the higher one the better one."""
+    return -value if lower_is_better(name) else value
 
 
 def retained(value: float | None, whole: float | None) -> float | None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pipeline.core.config import Config
 from pipeline.core.errors import InputError
-from pipeline.ops.metrics import TRIVIAL, retained
+from pipeline.ops.metrics import TRIVIAL, goodness, retained
 
 
 class PromoteConfig(Config):
@@ -94,7 +94,7 @@ def best(config: PromoteConfig, rows: Sequence[Mapping[str, Any]]) -> tuple[dict
         value = row.get(config.prefer)
         if value is None:
             return broken, float("inf")
-        return broken, float(value) if config.prefer == "latency_ms" else -float(value)
+        return broken, -goodness(config.prefer, float(value))
 
     first: Mapping[str, Any] = min(students, key=order)
     return dict(first), dict(teacher)
