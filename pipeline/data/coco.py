@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -52,11 +52,15 @@ class CocoFile:
     """Masks below the least area left out."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
+class Record(BaseModel):
+    """A record of a COCO-format json; keys that nobody reads are ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
 
-class _Image(_Record):
+class ImageRecord(Record):
+    """An entry of ``images``."""
+
     id: int
     height: int = Field(ge=1)
     width: int = Field(ge=1)
@@ -64,24 +68,77 @@ class _Image(_Record):
     coco_url: str | None = None
 
 
-class _Annotation(_Record):
+class AnnotationRecord(Record):
+    """An entry of ``annotations``."""
+
     id: int
     image_id: int
-    segmentation: Any
-    category_id: int = NO_CATEGORY
     iscrowd: int | bool = 0
 
 
-class _Category(_Record):
+class CategoryRecord(Record):
+    """An entry of ``categories``."""
+
     id: int
+
+
+class _Annotation(AnnotationRecord):
+    segmentation: Any
+    category_id: int = NO_CATEGORY
+
+
+class _Category(CategoryRecord):
     name: str
     supercategory: str = ""
 
 
-class _File(_Record):
-    images: list[_Image]
+class _File(Record):
+    images: list[ImageRecord]
     annotations: list[_Annotation]
     categories: list[_Category] = []
+
+
+FileT = TypeVar("FileT", bound=Record)
+RecordT = TypeVar("RecordT", bound=ImageRecord | AnnotationRecord | CategoryRecord)
+
+
+def parse(path: Path, model: type[FileT]) -> FileT:
+    """Read and check a COCO-format json.
+
+    Args:
+        path: The json.
+        model: Its records and which of their keys are required.
+
+    Raises:
+        InputError: The file is absent, not JSON, or lacks what ``model`` requires.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{refusal(path, error)} Give annotations in COCO format.") from None
+
+
+def refusal(path: Path, error: OSError | ValidationError) -> str:
+    """What is wrong with a json file, in one sentence that names the record."""
+    if isinstance(error, OSError):
+        return f"{path} cannot be read ({error.strerror})."
+    fault = error.errors(include_url=False)[0]
+    if fault["type"] == "json_invalid":
+        return f"{path} is not JSON ({fault['ctx']['error']})."
+    where = ".".join(str(part) for part in fault["loc"]) or "the top level"
+    more = f", and {error.error_count() - 1} more faults" if error.error_count() > 1 else ""
+    return f"{path}: {where}: {fault['msg']}, not {fault['input']!r:.60}{more}."
+
+
+def by_id(path: Path, what: str, records: Iterable[RecordT]) -> dict[int, RecordT]:
+    """Records by their ids.
+
+    Raises:
+        InputError: An id occurs twice.
+    """
+    records = list(records)
+    _refuse_duplicates(path, f"{what} id", (record.id for record in records))
+    return {record.id: record for record in records}
 
 
 def read(path: Path, min_area_px: int) -> CocoFile:
@@ -98,10 +155,10 @@ def read(path: Path, min_area_px: int) -> CocoFile:
         InputError: The file is absent or no such json; an id or a file name occurs twice; an annotation's image is not
             in the json; a segmentation is malformed. The text names the file and the record.
     """
-    content = _parse(path)
-    _refuse_duplicates(path, "image id", (image.id for image in content.images))
-    _refuse_duplicates(path, "annotation id", (annotation.id for annotation in content.annotations))
-    _refuse_duplicates(path, "category id", (category.id for category in content.categories))
+    content = parse(path, _File)
+    by_id(path, "image", content.images)
+    by_id(path, "annotation", content.annotations)
+    by_id(path, "category", content.categories)
     photographs = {
         image.id: Photograph(image.id, _file_name(path, image), image.height, image.width)
         for image in sorted(content.images, key=lambda image: image.id)
@@ -136,25 +193,7 @@ def unnamed(number: int = NO_CATEGORY) -> dict[str, Any]:
     return {"id": number, "name": "object", "supercategory": ""}
 
 
-def _parse(path: Path) -> _File:
-    try:
-        return _File.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}): correct the path in params.yaml or put the file there."
-        ) from None
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        if fault["type"] == "json_invalid":
-            raise InputError(f"{path} is not JSON ({fault['msg']}): export the annotations again.") from None
-        where = ".".join(str(part) for part in fault["loc"]) or "the top level"
-        more = f", and {error.error_count() - 1} more faults" if error.error_count() > 1 else ""
-        raise InputError(
-            f"{path} is not in COCO format: {where}: {fault['msg']}{more}. Export instance masks as COCO json."
-        ) from None
-
-
-def _file_name(path: Path, image: _Image) -> str:
+def _file_name(path: Path, image: ImageRecord) -> str:
     name = image.file_name or "/".join((image.coco_url or "").split("/")[-2:])
     if not name:
         raise InputError(f"{path}: image {image.id} has neither file_name nor coco_url: add its file_name.")

@@ -93,7 +93,7 @@ def test_a_json_without_categories_gets_one(tmp_path):
 
 MALFORMED = {
     "not json": ("{]", "is not JSON"),
-    "a list": ([], "not in COCO format: the top level"),
+    "a list": ([], r"instances\.json: the top level: .*Give annotations in COCO format"),
     "no images": ({"annotations": []}, "images: Field required"),
     "no masks": (content(annotations=[{"id": 1, "image_id": 1}]), r"annotations\.0\.segmentation: Field required"),
     "id as text": (content(images=[image(id="1")]), r"images\.0\.id"),

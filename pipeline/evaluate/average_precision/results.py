@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.core.errors import InputError
-from pipeline.evaluate.average_precision.truth import Box, Record, Truth, refusal
+from pipeline.data.coco import refusal
+from pipeline.evaluate.average_precision.truth import Box, Record, Truth
 from pipeline.ops import masks
 
 DetectionT = TypeVar("DetectionT")

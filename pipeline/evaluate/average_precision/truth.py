@@ -1,15 +1,15 @@
 """Annotations that detections are scored against, read whole and checked whole."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pycocotools import mask as coco_mask
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from pipeline.core.errors import InputError
+from pipeline.data import coco
 from pipeline.ops import masks
 
 IouType = Literal["segm", "bbox"]
@@ -33,43 +33,27 @@ class Truth:
     lvis: bool
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
-
-
 Box = Annotated[list[float], Field(min_length=4, max_length=4)]
 """x, y, width, height in pixels."""
 
 
-class _Image(_Record):
-    id: int
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
-    file_name: str | None = None
-    coco_url: str | None = None
-    neg_category_ids: list[int] = []
-    not_exhaustive_category_ids: list[int] = []
+class _Image(coco.ImageRecord):
+    neg_category_ids: list[int] = Field(default_factory=list)
+    not_exhaustive_category_ids: list[int] = Field(default_factory=list)
 
 
-class _Annotation(_Record):
-    id: int
-    image_id: int
+class _Annotation(coco.AnnotationRecord):
     category_id: int
-    iscrowd: int | bool = 0
     area: float | None = None
     bbox: Box | None = None
     segmentation: Any = None
 
 
-class _Category(_Record):
-    id: int
+class _Category(coco.CategoryRecord):
     frequency: str | None = None
 
 
-RecordT = TypeVar("RecordT", _Image, _Annotation, _Category)
-
-
-class _File(_Record):
+class _File(coco.Record):
     images: list[_Image]
     annotations: list[_Annotation]
     categories: list[_Category]
@@ -87,10 +71,10 @@ def read_truth(path: Path, *, iou_type: IouType, lvis: bool) -> Truth:
         InputError: The file is absent or no such json, an id occurs twice, an annotation's image or category is not in
             the json, or a segmentation is malformed.
     """
-    content = _parse(path)
-    images = _by_id(path, "image", content.images)
-    categories = _by_id(path, "category", content.categories)
-    _by_id(path, "annotation", content.annotations)
+    content = coco.parse(path, _File)
+    images = coco.by_id(path, "image", content.images)
+    categories = coco.by_id(path, "category", content.categories)
+    coco.by_id(path, "annotation", content.annotations)
     if not categories:
         raise InputError(f"{path} lists no categories: average precision is a mean over them; add them.")
     if lvis:
@@ -144,29 +128,3 @@ def _check_lvis(path: Path, categories: Iterable[_Category]) -> None:
                 f"{path}: category {category.id} has frequency {category.frequency!r}, and LVIS's is r, c or f: "
                 "give LVIS's annotations, or score by COCO's rules (without --lvis)."
             )
-
-
-def _parse(path: Path) -> _File:
-    try:
-        return _File.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(f"{refusal(path, error)} Give annotations in COCO's format.") from None
-
-
-def refusal(path: Path, error: OSError | ValidationError) -> str:
-    """What is wrong with a file, in one sentence with the place in it."""
-    if isinstance(error, OSError):
-        return f"{path} cannot be read ({error.strerror})."
-    fault = error.errors(include_url=False)[0]
-    if fault["type"] == "json_invalid":
-        return f"{path} is not JSON ({fault['ctx']['error']})."
-    where = ".".join(str(part) for part in fault["loc"]) or "the top level"
-    more = f", and {error.error_count() - 1} more faults" if error.error_count() > 1 else ""
-    return f"{path}: {where}: {fault['msg']}, not {fault['input']!r:.60}{more}."
-
-
-def _by_id(path: Path, what: str, records: list[RecordT]) -> dict[int, RecordT]:
-    value, count = next(iter(Counter(record.id for record in records).most_common(1)), (None, 0))
-    if count > 1:
-        raise InputError(f"{path}: {what} id {value} occurs {count} times: each must be unique; remove the repetition.")
-    return {record.id: record for record in records}
