@@ -41,7 +41,7 @@ test: setup  ## The default test suite
 test-slow: setup  ## The tests that take minutes
 	python -m pytest -m slow
 
-test-gpu: setup  ## The tests that need a GPU, TensorRT among them (docs/gpu.md says what to install)
+test-gpu: setup  ## The tests that need a GPU, TensorRT among them (docs/how-to/gpu-workers.md says what to install)
 	python -m pytest -m gpu
 
 test-browser: setup  ## The report in a real browser: needs chromium and chromium-driver (Debian's names)

@@ -170,7 +170,7 @@ def check_engine(params: Mapping[str, Any], on_gpu: Sequence[str]) -> None:
     if needed and not {"build_engine", "evaluate"} <= {*on_gpu} and find_spec("tensorrt") is None:
         raise InputError(
             "build_engine.engine is tensorrt, which is not installed on this machine: run the stages that need it on "
-            "a GPU worker with `--on-gpu build_engine,evaluate` (docs/gpu.md), or choose openvino."
+            "a GPU worker with `--on-gpu build_engine,evaluate` (docs/how-to/gpu-workers.md), or choose openvino."
         )
 
 
@@ -182,7 +182,8 @@ def _command(
     students: Annotated[Names | None, names("Some of those in params.yaml; default: all.")] = None,
     at_once: Annotated[int, typer.Option(min=1, help="Stages that may run at the same time.")] = 1,
     on_gpu: Annotated[
-        Names | None, names("Stages that workers of the pool gpu run: build_engine, distill ... (docs/gpu.md)")
+        Names | None,
+        names("Stages that workers of the pool gpu run: build_engine, distill ... (docs/how-to/gpu-workers.md)"),
     ] = None,
 ) -> int:
     """Run all stages as one Prefect flow, and register the best model."""

@@ -40,7 +40,7 @@ def check_ready() -> None:
     if not os.environ.get("PREFECT_API_URL"):
         raise InputError(
             "handing stages to workers needs a Prefect server that both machines reach: start one and set "
-            "PREFECT_API_URL (docs/gpu.md)."
+            "PREFECT_API_URL (docs/how-to/gpu-workers.md)."
         )
     if not dvc.remote():
         raise InputError(

@@ -118,7 +118,9 @@ def attempt(pool: str, timeout_s: float) -> int:
 
 def _require_server() -> None:
     if not os.environ.get("PREFECT_API_URL"):
-        raise InputError("PREFECT_API_URL is not set: set it to the Prefect server's address (docs/gpu.md).")
+        raise InputError(
+            "PREFECT_API_URL is not set: set it to the Prefect server's address (docs/how-to/gpu-workers.md)."
+        )
 
 
 def _environment() -> dict[str, str]:

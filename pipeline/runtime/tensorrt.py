@@ -46,7 +46,8 @@ def machine(trt: Any, device: torch.device) -> dict[str, str]:
     """
     if not torch.cuda.is_available():
         raise InputError(
-            "TensorRT needs an NVIDIA GPU, and PyTorch finds none: start this on a GPU worker (docs/gpu.md)."
+            "TensorRT needs an NVIDIA GPU, and PyTorch finds none: start this on a GPU worker "
+            "(docs/how-to/gpu-workers.md)."
         )
     properties = torch.cuda.get_device_properties(device)
     return {

@@ -215,7 +215,7 @@ def test_without_the_package_or_a_gpu_it_says_what_to_do(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"TensorRT 9.3.0 is not supported: install 10.16 or 11"):
         bindings()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(InputError, match=r"start this on a GPU worker \(docs/gpu.md\)"):
+    with pytest.raises(InputError, match=r"start this on a GPU worker \(docs/how-to/gpu-workers.md\)"):
         machine(fake([]), torch.device("cuda"))
     with pytest.raises(InputError, match="build_engine.tensorrt is null"):
         tensorrt(CONFIG.model_copy(update={"tensorrt": None}), tmp_path, tmp_path)
