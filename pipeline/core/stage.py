@@ -1,4 +1,4 @@
-"""A stage is declared once; dvc.yaml, the CLI, the flow and the MLflow run are all read off it."""
+"""Declaration of a stage, from which dvc.yaml, the CLI, the flow and the MLflow run are derived."""
 
 import fcntl
 import inspect
@@ -23,38 +23,38 @@ from pipeline.core.log import Log
 
 ARTIFACTS = Path("artifacts")
 DRAFTS = ARTIFACTS / ".drafts"
-"""Where stages write before they rename: outside every directory that is an input of another stage."""
+"""Where stages write before renaming: outside every directory that is an input of another stage."""
 DVC_LOCK = Path("dvc.lock")
 
 RESTORE_ONLY = "PIPELINE_RESTORE_ONLY"
-"""Environment variable: a stage that is started refuses, as its result was to come from DVC's remote."""
+"""Environment variable that makes stages refuse to run, because their results must come from DVC's remote."""
 
 Keys = Mapping[str, str]
-"""Which one of a repeated stage: ``{"student": "efficientvit_sam_nano", "precision": "int8"}``."""
+"""Keys of one repetition of a stage: ``{"student": "efficientvit_sam_nano", "precision": "int8"}``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One verb of the pipeline. Texts in braces are filled with the keys.
+    """One stage of the pipeline. Strings in braces are formatted with the keys.
 
     Args:
-        run: Where the function is, ``package:function``; the function's name is the stage's name. It is called as
-            ``function(config, *, <deps>, <keys>, out, log) -> Contents``, and imported only when that happens, so
-            that declarations cost nothing.
+        run: Function of the stage, ``package:function``; its name is the stage's name. It is called as
+            ``function(config, *, <deps>, <keys>, out, log) -> Contents``, and imported only then, so that declarations
+            are cheap.
         summary: What the stage does, in one line, for help and ``dvc stage list``.
-        deps: Stages whose artifact this one reads, handed over by name. One that is repeated over more keys
-            than this stage is handed over as the directory that holds all its repetitions.
+        deps: Stages whose artifacts this one reads, passed by name. A stage repeated over more keys than this one is
+            passed as the directory of all its repetitions.
         matrix: Keys the stage is repeated over; each has a list in params.yaml (``students``, ``precisions``).
-        section: Section of params.yaml the config is read from. Default: the name.
-        code: What decides the result and the stage does not import: files, folders, modules with what they import.
+        section: Section of params.yaml with the config. Default: the name.
+        code: Code that decides the result but is not imported: files, folders, modules with their imports.
         data: More DVC dependencies, for example a path in params.yaml (``${prepare.data}``).
-        plots: What `dvc plots` draws of ``plots.json``, beside ``plots/``: by title, fields across and up, template.
-        lists: Lists of params.yaml (``students``) that the config has as fields beside its section's.
-        libraries: Packages whose version, as deps/versions.yaml has it, decides the result.
-        cached: DVC keeps the result in its cache. Without, the stage runs whenever its result is not in place.
-        gpu: The flow may hand the stage to a GPU worker.
-        exclusive: It measures time: the flow runs nothing beside it.
-        distributed: Several processes, started by ``torchrun``, may share the work; the first writes the artifact.
+        plots: Plots of ``plots.json`` for `dvc plots`, in addition to ``plots/``: title to x field, y field, template.
+        lists: Lists of params.yaml (``students``) that the config has as additional fields.
+        libraries: Packages whose version in deps/versions.yaml decides the result.
+        cached: Whether DVC caches the result. If not, the stage runs whenever its result is missing.
+        gpu: Whether the flow may hand the stage to a GPU worker.
+        exclusive: Whether the flow runs nothing beside it, because it measures time.
+        distributed: Whether processes started by ``torchrun`` may share the work; rank 0 writes the artifact.
     """
 
     run: str
@@ -79,33 +79,33 @@ class Stage:
 
     @property
     def module(self) -> str:
-        """The package the verb lives in, dotted."""
+        """Dotted name of the stage's package."""
         return self.run.partition(":")[0]
 
     @property
     def function(self) -> Callable[..., Contents]:
-        """The verb itself; importing it may take seconds."""
-        found: Callable[..., Contents] = getattr(import_module(self.module), self.name)
-        return found
+        """The stage's function; importing it may take seconds."""
+        function: Callable[..., Contents] = getattr(import_module(self.module), self.name)
+        return function
 
     def target(self, keys: Keys) -> str:
         """DVC's name of one repetition, e.g. ``quantize@efficientvit_sam_nano-int8``."""
         return "@".join(filter(None, (self.name, "-".join(keys[k] for k in self.matrix))))
 
     def path(self, keys: Keys) -> Path:
-        """Where one repetition leaves its artifact; with too few keys, the directory that holds the repetitions."""
+        """Directory of one repetition's artifact; with fewer keys, the directory of the repetitions."""
         return ARTIFACTS.joinpath(self.name, *(keys[k] for k in self.matrix if k in keys))
 
     def repetitions(self, params: Mapping[str, Any]) -> list[dict[str, str]]:
-        """All combinations of keys that params.yaml asks for, in order."""
+        """All combinations of keys in params.yaml, in order."""
         values = [listed(params, f"{key}s") for key in self.matrix]
         return [dict(zip(self.matrix, combination, strict=True)) for combination in product(*values)]
 
     def settings(self, params: Mapping[str, Any], keys: Keys) -> Any:
-        """This repetition's section of params.yaml as it is written, unchecked.
+        """This repetition's section of params.yaml, unvalidated.
 
         Raises:
-            InputError: The section is absent.
+            InputError: The section is missing.
         """
         return find(params, self._section(keys))
 
@@ -116,10 +116,10 @@ class Stage:
         return model
 
     def config(self, params: Mapping[str, Any], keys: Keys) -> Config:
-        """Read and check this stage's section of params.yaml.
+        """Read and validate this stage's section of params.yaml.
 
         Raises:
-            InputError: The section is absent or wrong, or params.yaml does not list one of ``keys``.
+            InputError: The section is missing or invalid, or params.yaml does not list one of ``keys``.
         """
         for key in self.matrix:
             if keys[key] not in (known := listed(params, f"{key}s")):
@@ -129,47 +129,47 @@ class Stage:
         )
 
     def parents(self, keys: Keys) -> dict[str, str]:
-        """Digests of the artifacts in place that this repetition reads, by stage and repetition.
+        """Digests of the artifacts that this repetition reads, by stage and repetition.
 
         Raises:
-            InputError: One of them is not there.
+            InputError: An artifact is missing.
         """
         digests = {}
         for dep in self.deps:
-            place = dep.path(keys)
-            for card in sorted(place.rglob(CARD)) or [place / CARD]:
-                name = Path(dep.name) / card.parent.relative_to(place)
+            directory = dep.path(keys)
+            for card in sorted(directory.rglob(CARD)) or [directory / CARD]:
+                name = Path(dep.name) / card.parent.relative_to(directory)
                 digests[name.as_posix()] = Card.read(card.parent).digest
         return digests
 
     def inputs(self, params: Mapping[str, Any], keys: Keys) -> Iterator[tuple["Stage", dict[str, str]]]:
-        """The repetitions of other stages whose artifacts one of this stage reads."""
+        """Repetitions of other stages whose artifacts a repetition of this stage reads."""
         for dep in self.deps:
-            for found in dep.repetitions(params):
-                if all(keys.get(key, value) == value for key, value in found.items()):
-                    yield dep, found
+            for dep_keys in dep.repetitions(params):
+                if all(keys.get(key, value) == value for key, value in dep_keys.items()):
+                    yield dep, dep_keys
 
     def upstream(self, params: Mapping[str, Any], keys: Keys) -> Iterator[tuple["Stage", dict[str, str]]]:
-        """All repetitions of other stages that one of this stage builds on, each once, nearest last."""
-        seen: set[str] = set()
+        """All repetitions that a repetition of this stage depends on, transitively, each once, nearest last."""
+        visited: set[str] = set()
 
-        def visit(below: Stage, below_keys: Keys) -> Iterator[tuple[Stage, dict[str, str]]]:
-            for dep, found in below.inputs(params, below_keys):
-                yield from visit(dep, found)
-                if dep.target(found) not in seen:
-                    seen.add(dep.target(found))
-                    yield dep, found
+        def visit(stage: Stage, stage_keys: Keys) -> Iterator[tuple[Stage, dict[str, str]]]:
+            for dep, dep_keys in stage.inputs(params, stage_keys):
+                yield from visit(dep, dep_keys)
+                if dep.target(dep_keys) not in visited:
+                    visited.add(dep.target(dep_keys))
+                    yield dep, dep_keys
 
         return visit(self, keys)
 
     def __call__(self, config: Config, keys: Keys, log: Log) -> Card:
-        """Run one repetition beside its place, and put the finished artifact there in one step.
+        """Run one repetition in a draft directory and rename the finished artifact to its path.
 
-        A candidate that misses a gate leaves a refusal. So does one whose input is a refusal: the same, passed on
-        without a call of the verb.
+        A candidate that misses a gate produces a refusal. If an input is a refusal, it is passed on without calling the
+        stage's function.
 
         Raises:
-            InputError: An input is wrong, or another process is making the same artifact.
+            InputError: An input is invalid, or another process is making the same artifact.
         """
         out, draft = self.path(keys), DRAFTS / self.target(keys)
         with _only_writer(self.target(keys)):
@@ -179,19 +179,19 @@ class Stage:
             try:
                 contents = self._fill(draft, config, keys, log)
                 card = Card.seal(draft, contents, parents)
-                _put(draft, out)
+                _replace(draft, out)
                 contents.remove_scratch()
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         return card
 
     def _fill(self, draft: Path, config: Config, keys: Keys, log: Log) -> Contents:
-        """Call the verb, unless its candidate is refused already or is refused by it."""
-        refusal = self._passed_on(keys)
+        """Call the stage's function, or write a refusal if the candidate was refused before or is refused now."""
+        refusal = self._inherited_refusal(keys)
         if refusal is None:
-            places = {dep.name: dep.path(keys) for dep in self.deps}
+            inputs = {dep.name: dep.path(keys) for dep in self.deps}
             try:
-                return self.function(config, **places, **keys, out=draft, log=log)
+                return self.function(config, **inputs, **keys, out=draft, log=log)
             except Refused as refused:
                 refusal = Refusal.of(self.name, refused)
                 shutil.rmtree(draft)
@@ -199,34 +199,34 @@ class Stage:
         write_json(draft / REFUSAL, refusal.model_dump())
         return Contents(kind="refusal", model=keys.get("student"), precision=keys.get("precision"), refusal=refusal)
 
-    def _passed_on(self, keys: Keys) -> Refusal | None:
-        """The refusal among the artifacts that this repetition reads; those below a directory count for themselves."""
+    def _inherited_refusal(self, keys: Keys) -> Refusal | None:
+        """A refusal among the single artifacts that this repetition reads; directories of repetitions do not count."""
         single = [dep for dep in self.deps if set(dep.matrix) <= keys.keys()]
         return next(filter(None, (Card.read(dep.path(keys)).refusal for dep in single)), None)
 
     def follow(self, config: Config, keys: Keys, log: Log) -> None:
-        """Do this process's share of a repetition whose artifact another process of ``torchrun``'s writes.
+        """Compute this process's share of a repetition whose artifact rank 0 of ``torchrun`` writes.
 
         Raises:
-            InputError: An input is wrong.
+            InputError: An input is invalid.
         """
-        if self._passed_on(keys):
+        if self._inherited_refusal(keys):
             return
-        places = {dep.name: dep.path(keys) for dep in self.deps}
+        inputs = {dep.name: dep.path(keys) for dep in self.deps}
         with TemporaryDirectory() as scratch:
-            self.function(config, **places, **keys, out=Path(scratch), log=log)
+            self.function(config, **inputs, **keys, out=Path(scratch), log=log)
 
     def sources(self, keys: Keys) -> list[str]:
-        """The code that decides one repetition's result: files, and folders all of whose files do."""
+        """Files and whole folders of code that decide one repetition's result."""
         return code.sources(self.module, {path.format(**keys) for path in self.code})
 
     def to_dvc(self) -> dict[str, Any]:
-        """This stage as DVC writes it."""
+        """This stage's entry in dvc.yaml."""
         keys = {k: f"${{item.{k}}}" for k in self.matrix}
         matrix = {"matrix": {k: f"${{{k}s}}" for k in self.matrix}} if self.matrix else {}
         out = str(self.path(keys))
         return {"desc": self.summary} | matrix | {
-            # `exec`: DVC's shell gives its place to the stage, which then sees when DVC is killed.
+            # `exec` replaces DVC's shell, so that the stage notices when DVC is killed.
             "cmd": " ".join(["exec python -m pipeline", self.name, *(f"--{k} {v}" for k, v in keys.items())]),
             "deps": [*self.sources(keys), *self.data, *(str(dep.path(keys)) for dep in self.deps)],
             "params": [self._section(keys), *self.lists, *code.versions(self.libraries)],
@@ -241,7 +241,7 @@ def listed(params: Mapping[str, Any], key: str) -> list[str]:
     """A list of names in params.yaml, such as ``students``.
 
     Raises:
-        InputError: There is no such list, or it repeats a name.
+        InputError: The list is missing, or repeats a name.
     """
     values = params.get(key)
     if not isinstance(values, list) or not values or not all(isinstance(v, str) for v in values):
@@ -252,10 +252,10 @@ def listed(params: Mapping[str, Any], key: str) -> list[str]:
 
 
 def refuse_unknown_sections(stages: tuple[Stage, ...], params: Mapping[str, Any]) -> None:
-    """Refuse a top-level key of params.yaml that nothing reads: it is a spelling mistake.
+    """Reject unknown top-level keys of params.yaml, which are spelling mistakes.
 
     Raises:
-        InputError: There is one.
+        InputError: There is an unknown key.
     """
     read = {(stage.section or stage.name).partition(".")[0] for stage in stages}
     read |= {f"{key}s" for stage in stages for key in stage.matrix} | {"promote"}
@@ -263,14 +263,14 @@ def refuse_unknown_sections(stages: tuple[Stage, ...], params: Mapping[str, Any]
     if unknown:
         raise InputError(
             f"params.yaml has unknown key {unknown[0]!r}: remove it or correct its spelling; "
-            f"there is {', '.join(sorted(read))}."
+            f"known keys are {', '.join(sorted(read))}."
         )
 
 
 def dvc_yaml(stages: tuple[Stage, ...]) -> str:
-    """The whole dvc.yaml."""
+    """The text of dvc.yaml."""
     top: dict[str, Any] = {"stages": {stage.name: stage.to_dvc() for stage in stages}}
-    # DVC fills in the repetitions of stages, not of metrics: the comparison has the numbers of all of them.
+    # DVC expands a matrix for stages, but not for metrics; the comparison has the metrics of all repetitions.
     metrics = [str(stage.path({}) / METRICS) for stage in stages if not stage.cached and not stage.matrix]
     plots = [plot for stage in stages for plot in _dvc_plots(stage)]
     top |= ({"metrics": metrics} if metrics else {}) | ({"plots": plots} if plots else {})
@@ -280,17 +280,17 @@ def dvc_yaml(stages: tuple[Stage, ...]) -> str:
 
 
 def _dvc_plots(stage: Stage) -> list[str | dict[str, Any]]:
-    """A stage's plots as DVC writes them."""
-    place = str(stage.path({}) / "plots.json")
-    drawn: list[str | dict[str, Any]] = [
-        {title: {"x": {place: across}, "y": {place: up}, "template": template}}
-        for title, (across, up, template) in stage.plots.items()
+    """A stage's plots in dvc.yaml."""
+    source = str(stage.path({}) / "plots.json")
+    plots: list[str | dict[str, Any]] = [
+        {title: {"x": {source: x}, "y": {source: y}, "template": template}}
+        for title, (x, y, template) in stage.plots.items()
     ]
-    return [*drawn, str(stage.path({}) / "plots")] if drawn else []
+    return [*plots, str(stage.path({}) / "plots")] if plots else []
 
 
 def has_cached_result(target: str) -> bool:
-    """Whether dvc.lock remembers an earlier result of ``target``, which `dvc checkout` can bring back."""
+    """Whether dvc.lock has an earlier result of ``target``, which `dvc checkout` can restore."""
     if not DVC_LOCK.is_file():
         return False
     entry = (yaml.safe_load(DVC_LOCK.read_text()) or {}).get("stages", {}).get(target, {})
@@ -299,7 +299,7 @@ def has_cached_result(target: str) -> bool:
 
 @contextmanager
 def _only_writer(target: str) -> Iterator[None]:
-    """Hold the artifact's lock; the system drops it when the process ends, however it ends."""
+    """Hold the artifact's lock, which the system releases when the process ends."""
     DRAFTS.mkdir(parents=True, exist_ok=True)
     with (DRAFTS / f"{target}.lock").open("a+") as stream:
         try:
@@ -314,8 +314,8 @@ def _only_writer(target: str) -> Iterator[None]:
         yield
 
 
-def _put(draft: Path, out: Path) -> None:
-    """Move ``draft`` to ``out``; an earlier artifact goes only when the new one is in its place."""
+def _replace(draft: Path, out: Path) -> None:
+    """Move ``draft`` to ``out``; an earlier artifact is deleted only afterwards."""
     out.parent.mkdir(parents=True, exist_ok=True)
     earlier = draft.with_name(f"{draft.name}.earlier")
     shutil.rmtree(earlier, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""What MLflow remembers of stages: one run per repetition, found again by the digest of what it made.
+"""MLflow tracking of stages: one run per repetition, identified by the digest of its artifact.
 
-With `pipeline.promote` the only module that knows MLflow. Runs go to ``MLFLOW_TRACKING_URI``, or to ``mlflow.db`` in
-the repository. A stage that DVC restored from its cache did not run, so it has no run in a new database; then one is
-written from its card and metrics, with the tag ``origin: cache``.
+Only this package and `pipeline.promote` use MLflow. Runs go to ``MLFLOW_TRACKING_URI``, or to ``mlflow.db`` in the
+repository. A stage restored from DVC's cache has no run in a new database; one is then created from its card and
+metrics, with the tag ``origin: cache``.
 """
 
 import os
@@ -30,7 +30,7 @@ from pipeline.tracking.system import system_metrics
 
 EXPERIMENT = "sam-distillery"
 PARENT_RUN = "PIPELINE_PARENT_RUN"
-"""Environment variable: the run that stages become children of. Ours, as MLflow would resume its own."""
+"""Environment variable: id of the parent run of stages. Not MLflow's variable, since MLflow would resume that run."""
 FLUSH_EVERY_S = 2.0
 _LONGEST_VALUE = 6000
 _LARGEST_BATCH = 500
@@ -39,7 +39,7 @@ _LARGEST_FILE = 1 << 20
 
 @dataclass(frozen=True)
 class Store:
-    """An open MLflow store and the experiment in it that all runs belong to."""
+    """An open MLflow store and the experiment of all runs."""
 
     client: MlflowClient
     experiment: str
@@ -47,7 +47,7 @@ class Store:
 
     @classmethod
     def open(cls) -> "Store":
-        """Open the store, make database and experiment where they are missing, and close runs of dead processes.
+        """Open the store, create database and experiment if missing, and close runs of dead processes.
 
         Raises:
             InputError: The store cannot be reached.
@@ -69,7 +69,7 @@ class Store:
     def start(self, name: str, tags: Mapping[str, str]) -> str:
         """Start a run under the current parent run and return its id."""
         parent = os.environ.get(PARENT_RUN)
-        about = {
+        all_tags = {
             **provenance.git(),
             **provenance.host(),
             "pid": str(os.getpid()),
@@ -78,12 +78,12 @@ class Store:
             **({"mlflow.parentRunId": parent} if parent else {}),
             **tags,
         }
-        return str(self.client.create_run(self.experiment, run_name=name, tags=about).info.run_id)
+        return str(self.client.create_run(self.experiment, run_name=name, tags=all_tags).info.run_id)
 
     def find(self, target: str, digest: str) -> str | None:
-        """The latest finished run that made ``target`` with this ``digest``."""
-        wanted = f"attributes.status = 'FINISHED' and tags.target = '{target}' and tags.digest = '{digest}'"
-        runs = self.client.search_runs([self.experiment], wanted, max_results=1, order_by=["start_time DESC"])
+        """Id of the latest finished run that made ``target`` with this ``digest``."""
+        query = f"attributes.status = 'FINISHED' and tags.target = '{target}' and tags.digest = '{digest}'"
+        runs = self.client.search_runs([self.experiment], query, max_results=1, order_by=["start_time DESC"])
         return str(runs[0].info.run_id) if runs else None
 
     def log_params(self, run: str, params: Mapping[str, Any]) -> None:
@@ -97,7 +97,7 @@ class Store:
         self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _sweep(self) -> None:
-        """Close runs that say they run although their process, one of this machine, is gone: it was killed."""
+        """Mark runs as killed whose process on this machine no longer exists."""
         for run in self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'"):
             if provenance.gone(run.data.tags, run.info.start_time / 1000, local=self.uri.startswith("sqlite:")):
                 self.client.set_terminated(run.info.run_id, "KILLED")
@@ -105,45 +105,45 @@ class Store:
 
 @dataclass
 class Curves:
-    """Collects the metrics of a running stage and sends them in batches, so that a step costs no round trip."""
+    """Buffers a running stage's metrics and sends them in batches, so that steps need no round trip."""
 
     store: Store
     run: str
-    waiting: list[Metric] = field(default_factory=list)
+    pending: list[Metric] = field(default_factory=list)
     last_step: dict[str, int] = field(default_factory=dict)
     sent_at: float = field(default_factory=time.monotonic)
     reported_ms: int = 0
 
     def __call__(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Report ``metrics`` measured at ``step``; without a step, at the last one each was reported at."""
-        # Of two values at one step MLflow shows the later one, so no two reports may have the same millisecond.
+        """Report ``metrics`` measured at ``step``; by default, at each metric's last step."""
+        # Of two values at one step MLflow shows the later one, so timestamps must be unique.
         now = self.reported_ms = max(int(time.time() * 1000), self.reported_ms + 1)
         for name, value in metrics.items():
-            at = self.last_step.get(name, 0) if step is None else step
-            self.last_step[name] = max(at, self.last_step.get(name, 0))
-            self.waiting.append(Metric(name, float(value), now, at))
-        if len(self.waiting) >= _LARGEST_BATCH or time.monotonic() - self.sent_at > FLUSH_EVERY_S:
+            metric_step = self.last_step.get(name, 0) if step is None else step
+            self.last_step[name] = max(metric_step, self.last_step.get(name, 0))
+            self.pending.append(Metric(name, float(value), now, metric_step))
+        if len(self.pending) >= _LARGEST_BATCH or time.monotonic() - self.sent_at > FLUSH_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
-        """Send what waits."""
-        while self.waiting:
-            self.store.client.log_batch(self.run, metrics=self.waiting[:_LARGEST_BATCH])
-            del self.waiting[:_LARGEST_BATCH]
+        """Send all pending metrics."""
+        while self.pending:
+            self.store.client.log_batch(self.run, metrics=self.pending[:_LARGEST_BATCH])
+            del self.pending[:_LARGEST_BATCH]
         self.sent_at = time.monotonic()
 
 
 def run_tracked(stage: Stage, params: Mapping[str, Any], keys: Keys) -> Card:
-    """Run one repetition of a stage inside its MLflow run; everything it builds on is recorded first.
+    """Run one repetition of a stage inside its MLflow run, after recording everything it depends on.
 
     Raises:
-        InputError: An input or a section of params.yaml is wrong.
+        InputError: An input or a section of params.yaml is invalid.
     """
     config = stage.config(params, keys)
-    with process.starting():  # MLflow imports the kind of store that the address asks for
+    with process.starting():  # MLflow imports the store's backend
         store = Store.open()
-    for dep, need_keys in stage.upstream(params, keys):
-        record(store, dep, params, need_keys)
+    for dep, dep_keys in stage.upstream(params, keys):
+        record(store, dep, params, dep_keys)
     run = store.start(stage.target(keys), _identity(stage, keys))
     curves = Curves(store, run)
     with _closing(curves), system_metrics(store.uri, run):
@@ -155,28 +155,28 @@ def run_tracked(stage: Stage, params: Mapping[str, Any], keys: Keys) -> Card:
 
 
 def record(store: Store, stage: Stage, params: Mapping[str, Any], keys: Keys) -> str | None:
-    """The finished run of the artifact in place; made from its card and metrics where the store has none.
+    """Find the run of a finished artifact, or create one from its card and metrics.
 
     Returns:
-        The run's id, or None where no finished artifact is in place.
+        The run's id, or None if there is no finished artifact.
     """
-    place = stage.path(keys)
-    if not (place / CARD).is_file():
+    directory = stage.path(keys)
+    if not (directory / CARD).is_file():
         return None
-    card = Card.read(place)
-    found = store.find(stage.target(keys), card.digest)
-    if found:
-        return found
+    card = Card.read(directory)
+    existing = store.find(stage.target(keys), card.digest)
+    if existing:
+        return existing
     run = store.start(stage.target(keys), _identity(stage, keys) | {"origin": "cache"})
     with _closing(curves := Curves(store, run)):
         store.log_params(run, {**keys, **stage.config(params, keys).model_dump(mode="json")})
         log_dataset(store.client, run, stage, params, keys, card.parents)
-        _log_result(store, run, place, card, curves)
+        _log_result(store, run, directory, card, curves)
     return run
 
 
 def record_all(stages: Sequence[Stage], params: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Make sure that every artifact in place has its run; pairs of target and run id."""
+    """Ensure that every finished artifact has a run; returns pairs of target and run id."""
     store = Store.open()
     runs = [(s.target(keys), record(store, s, params, keys)) for s in stages for keys in s.repetitions(params)]
     return [(target, run) for target, run in runs if run]
@@ -184,7 +184,7 @@ def record_all(stages: Sequence[Stage], params: Mapping[str, Any]) -> list[tuple
 
 @contextmanager
 def tracked(name: str, params: Mapping[str, Any]) -> Iterator[Curves]:
-    """A run of an act that is no stage; gives what logs its metrics."""
+    """Track a command that is not a stage in a new run; yields its metrics logger."""
     store = Store.open()
     with running(store, name, {"stage": name}) as curves:
         store.log_params(curves.run, params)
@@ -193,7 +193,7 @@ def tracked(name: str, params: Mapping[str, Any]) -> Iterator[Curves]:
 
 @contextmanager
 def running(store: Store, name: str, tags: Mapping[str, str]) -> Iterator[Curves]:
-    """A run in an open store, ended as its body ends; gives what logs its metrics."""
+    """Start a run in an open store and end it with the context; yields its metrics logger."""
     curves = Curves(store, store.start(name, tags))
     with _closing(curves), system_metrics(store.uri, curves.run):
         yield curves
@@ -201,10 +201,7 @@ def running(store: Store, name: str, tags: Mapping[str, str]) -> Iterator[Curves
 
 @contextmanager
 def parent_run(name: str) -> Iterator["Parent"]:
-    """A run that holds the runs of all stages, with params.yaml and dvc.yaml from its start.
-
-    It gets the dvc.lock they led to at its end, however it ends.
-    """
+    """Start the parent run of all stages. Logs params.yaml and dvc.yaml at its start, dvc.lock at its end."""
     store = Store.open()
     with running(store, name, {"stage": name}) as curves:
         _log_files(curves, PARAMS, Path("dvc.yaml"))
@@ -219,26 +216,26 @@ def parent_run(name: str) -> Iterator["Parent"]:
 
 @dataclass(frozen=True)
 class Parent:
-    """The run over a whole pipeline."""
+    """The parent run of a whole pipeline."""
 
     store: Store
     run: str
 
     def adopt(self, stage: Stage, params: Mapping[str, Any], keys: Keys) -> None:
-        """Name the run that made the artifact in place, whenever that was, and copy its metrics here."""
+        """Link the run that made a stage's artifact and copy its metrics to the parent."""
         run = record(self.store, stage, params, keys)
         if run is None:
             return
-        place = Path(stage.name, *(keys[key] for key in stage.matrix)).as_posix()
-        self.store.set_tags(self.run, {f"run/{place}": run})
-        copied = Curves(self.store, self.run)
-        copied({f"{place}/{name}": value for name, value in read_metrics(stage.path(keys)).items()})
-        copied.flush()
+        name = Path(stage.name, *(keys[key] for key in stage.matrix)).as_posix()
+        self.store.set_tags(self.run, {f"run/{name}": run})
+        curves = Curves(self.store, self.run)
+        curves({f"{name}/{metric}": value for metric, value in read_metrics(stage.path(keys)).items()})
+        curves.flush()
 
 
 @contextmanager
 def _closing(curves: Curves) -> Iterator[None]:
-    """Send what waits and end the run, with the status that tells how its body ended."""
+    """Flush metrics and end the run with a status that reflects how the body ended."""
     end = curves.store.client.set_terminated
     try:
         yield
@@ -253,39 +250,39 @@ def _closing(curves: Curves) -> Iterator[None]:
     end(curves.run, "FINISHED")
 
 
-def _log_result(store: Store, run: str, place: Path, card: Card, curves: Curves) -> None:
-    """What a finished artifact says of itself: metrics, card, lineage, and small files that people open."""
-    curves(read_metrics(place))
+def _log_result(store: Store, run: str, directory: Path, card: Card, curves: Curves) -> None:
+    """Log a finished artifact's metrics, card, lineage, and small files."""
+    curves(read_metrics(directory))
     curves.flush()
-    for path in sorted(place.iterdir()):
-        shown = path.name in (CARD, METRICS) or card.kind == "comparison"
-        if path.is_file() and shown and (path.stat().st_size <= _LARGEST_FILE or path.suffix == ".html"):
+    for path in sorted(directory.iterdir()):
+        logged = path.name in (CARD, METRICS) or card.kind == "comparison"
+        if path.is_file() and logged and (path.stat().st_size <= _LARGEST_FILE or path.suffix == ".html"):
             store.client.log_artifact(run, str(path))
     if card.kind == "comparison":
-        log_comparison(store.client, run, place)
+        log_comparison(store.client, run, directory)
     store.set_tags(run, {f"parent/{name}": digest for name, digest in card.parents.items()} | {"digest": card.digest})
     if card.refusal:
         store.set_tags(run, {f"refusal.{name}": str(value) for name, value in card.refusal if value is not None})
 
 
 def _log_files(curves: Curves, *paths: Path) -> None:
-    """Those of the files that there are."""
+    """Log the files that exist."""
     for path in filter(Path.is_file, paths):
         curves.store.client.log_artifact(curves.run, str(path))
 
 
 def _experiment(uri: str) -> str:
-    """The id of our experiment, made where it is missing; another process may make it at the same moment."""
+    """Id of the experiment, created if missing; another process may create it concurrently."""
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is None:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
         try:
             return str(client.create_experiment(EXPERIMENT))
         except MlflowException:
-            found = client.get_experiment_by_name(EXPERIMENT)
-            if found is None:
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
                 raise
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _identity(stage: Stage, keys: Keys) -> dict[str, str]:
