@@ -7,18 +7,18 @@ from pathlib import Path
 
 
 def draft_of(path: Path) -> Path:
-    """The file that `replacing` writes before it takes the name of ``path``; a killed process leaves it behind."""
+    """Temporary file that `replacing` renames to ``path``; a killed process leaves it behind."""
     return path.with_name(f".{path.name}.part")
 
 
 @contextmanager
 def replacing(path: Path, *, per_process: bool = False, fsync: bool = False) -> Iterator[Path]:
-    """Give a file beside ``path`` to write to, and rename it to ``path`` at the end unless the body raises.
+    """Yield a temporary file beside ``path`` to write to, and rename it to ``path`` unless the body raises.
 
     Args:
-        path: The file to create or replace; its directory exists.
-        per_process: Add the process id to the name of the draft, for files that several processes write at once.
-        fsync: Flush the file to disk before it is renamed, so that a power failure leaves the old or the new one.
+        path: The file to create or replace; its directory must exist.
+        per_process: Add the process id to the temporary name, for files that several processes write concurrently.
+        fsync: Flush the file to disk before renaming, so that a power failure leaves the old or the new one.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.part") if per_process else draft_of(path)
     try:

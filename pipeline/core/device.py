@@ -1,4 +1,4 @@
-"""Look-up of the torch device that a configuration names."""
+"""Resolution of configured device names."""
 
 import os
 
@@ -8,20 +8,20 @@ from pipeline.core.errors import InputError
 
 
 def device_of(name: str, where: str) -> torch.device:
-    """The device of that name; of ``cuda`` each of ``torchrun``'s processes takes another one.
+    """Resolve a device name; for ``cuda``, each process of ``torchrun`` gets its own GPU.
 
     Args:
-        name: As torch names it: ``cpu``, ``cuda``, ``cuda:1``.
-        where: What of params.yaml named it, for the error.
+        name: Device name of torch: ``cpu``, ``cuda``, ``cuda:1``.
+        where: Key of params.yaml that set it, for the error.
 
     Raises:
-        InputError: There is none on this machine.
+        InputError: The device is not available on this machine.
     """
     own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" and "WORLD_SIZE" in os.environ else name
     try:
         device = torch.empty(0, device=own).device
         if device.type == "meta":
-            raise RuntimeError("it holds no numbers")
+            raise RuntimeError("it has no data")
         return device
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]

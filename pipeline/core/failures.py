@@ -1,4 +1,4 @@
-"""Exit codes of commands, and one line on stderr for everything that is not a fault of the program."""
+"""Exit codes of commands, and one-line reports of everything that is not a program fault."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from pipeline.core.errors import GateError, InputError, Refused
 
 OK = 0
 GATE = 1
-"""`promote` or `verify` turned a model down."""
+"""`promote` or `verify` rejected a model."""
 BAD_INPUT = 2
 REFUSED = 3
 """A candidate missed a gate of its stage: nothing is broken, and other candidates continue."""
@@ -24,18 +24,18 @@ _SAY_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate mem
 
 
 def guarded(command: Callable[[], int], name: str, hint: Callable[[], str] = str) -> int:
-    """Run a command; report bad input, refusals, signals and what the machine denies in one line.
+    """Run a command; report bad input, refusals, signals and system errors in one line.
 
     Args:
         command: Returns its exit code.
-        name: For messages, for example ``distill@tinysam``.
-        hint: Gives text to append to a failure's line.
+        name: Name used in messages, for example ``distill@tinysam``.
+        hint: Returns text to append to a failure's line.
 
     Returns:
         The exit code: the command's, `GATE`, `BAD_INPUT`, `REFUSED`, 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
-        Exception: A fault of the program, with its traceback.
+        Exception: A program fault, with its traceback.
     """
     try:
         return command()
@@ -61,7 +61,7 @@ def report(reason: str, code: int) -> int:
 
 
 def from_system(error: BaseException) -> str | None:
-    """What the machine denied (disk, memory, permissions), with a remedy; None for a fault of the program."""
+    """Describe a system error (disk, memory, permissions) with a remedy; None for a program fault."""
     file = getattr(error, "filename", None)
     where = f"{file}: " if file else ""
     number = getattr(error, "errno", None)
@@ -81,7 +81,7 @@ def from_system(error: BaseException) -> str | None:
 
 
 def _says(error: BaseException | None, numbers: Sequence[int], words: Sequence[str]) -> bool:
-    """Whether an error or one of its causes has such an errno or text: not every library passes errno on."""
+    """Whether an error or one of its causes has such an errno or text, since not every library sets errno."""
     while error is not None:
         if getattr(error, "errno", None) in numbers or any(word in str(error).lower() for word in words):
             return True

@@ -1,8 +1,8 @@
-"""COCO-format json (COCO, LVIS and what annotation programs export under that name): read whole, checked whole.
+"""Reading and full validation of COCO-format json: COCO, LVIS, and exports of annotation programs.
 
-Crowd regions are no instances and are left out and counted, as are masks below a least area. ``area`` and ``bbox``
-are measured on the mask, whatever the json says. LVIS v1 names no ``file_name``; its ``coco_url`` ends in
-``train2017/<name>`` or ``val2017/<name>``, so its image folder is the one that holds those two.
+Crowd regions and masks below a minimum area are omitted and counted. ``area`` and ``bbox`` are computed from the mask,
+whatever the json says. LVIS v1 has no ``file_name``; its ``coco_url`` ends in ``train2017/<name>`` or
+``val2017/<name>``, so its image folder is the one that contains these two.
 """
 
 from collections import Counter
@@ -17,12 +17,12 @@ from pipeline.core.errors import InputError
 from pipeline.ops import masks
 
 NO_CATEGORY = 1
-"""The category of masks that have none."""
+"""Category id of masks without a category."""
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One mask with its identity in the json."""
+    """One mask with its ids in the json."""
 
     id: int
     category_id: int
@@ -31,7 +31,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Photograph:
-    """One image of the json with its instances, largest ids last."""
+    """One image of the json with its instances, sorted by id."""
 
     id: int
     file_name: str
@@ -42,18 +42,18 @@ class Photograph:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """What a json holds, and what was left out of it."""
+    """Contents of a json, and the number of omitted annotations."""
 
     photographs: list[Photograph]
     categories: list[dict[str, Any]]
     crowd: int
-    """Crowd regions left out."""
+    """Number of omitted crowd regions."""
     tiny: int
-    """Masks below the least area left out."""
+    """Number of omitted masks below the minimum area."""
 
 
 class Record(BaseModel):
-    """A record of a COCO-format json; keys that nobody reads are ignored."""
+    """A record of a COCO-format json; unknown keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -103,14 +103,14 @@ RecordT = TypeVar("RecordT", bound=ImageRecord | AnnotationRecord | CategoryReco
 
 
 def parse(path: Path, model: type[FileT]) -> FileT:
-    """Read and check a COCO-format json.
+    """Read and validate a COCO-format json.
 
     Args:
         path: The json.
-        model: Its records and which of their keys are required.
+        model: Schema of its records.
 
     Raises:
-        InputError: The file is absent, not JSON, or lacks what ``model`` requires.
+        InputError: The file is missing, not JSON, or does not match ``model``.
     """
     try:
         return model.model_validate_json(path.read_bytes())
@@ -119,7 +119,7 @@ def parse(path: Path, model: type[FileT]) -> FileT:
 
 
 def refusal(path: Path, error: OSError | ValidationError) -> str:
-    """What is wrong with a json file, in one sentence that names the record."""
+    """Describe the first fault of a json file in one sentence that names the record."""
     if isinstance(error, OSError):
         return f"{path} cannot be read ({error.strerror})."
     fault = error.errors(include_url=False)[0]
@@ -131,7 +131,7 @@ def refusal(path: Path, error: OSError | ValidationError) -> str:
 
 
 def by_id(path: Path, what: str, records: Iterable[RecordT]) -> dict[int, RecordT]:
-    """Records by their ids.
+    """Records by id.
 
     Raises:
         InputError: An id occurs twice.
@@ -146,14 +146,14 @@ def read(path: Path, min_area_px: int) -> CocoFile:
 
     Args:
         path: The json.
-        min_area_px: Masks of fewer pixels are left out; at least 1.
+        min_area_px: Masks with fewer pixels are omitted; at least 1.
 
     Returns:
-        All images, sorted by id, also those without instances.
+        All images, sorted by id, including those without instances.
 
     Raises:
-        InputError: The file is absent or no such json; an id or a file name occurs twice; an annotation's image is not
-            in the json; a segmentation is malformed. The text names the file and the record.
+        InputError: The file is missing or not such a json; an id or a file name occurs twice; an annotation's image is
+            not in the json; a segmentation is malformed. The message names the file and the record.
     """
     content = parse(path, _File)
     by_id(path, "image", content.images)
@@ -189,7 +189,7 @@ def read(path: Path, min_area_px: int) -> CocoFile:
 
 
 def unnamed(number: int = NO_CATEGORY) -> dict[str, Any]:
-    """A category for masks of which nobody said what they are."""
+    """A category for masks without one."""
     return {"id": number, "name": "object", "supercategory": ""}
 
 
@@ -204,7 +204,7 @@ def _file_name(path: Path, image: ImageRecord) -> str:
 
 
 def _categories(path: Path, content: _File) -> list[dict[str, Any]]:
-    """The json's categories; where it lists none, a nameless one for each id in use."""
+    """The json's categories; if it lists none, an unnamed one for each id in use."""
     used = {annotation.category_id for annotation in content.annotations}
     if not content.categories:
         return [unnamed(number) for number in sorted(used | {NO_CATEGORY})]

@@ -19,32 +19,31 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def precision_of(device: torch.device, name: str) -> str:
-    """What a forward pass under `autocast` is computed in: ``name``, or fp32 where the device only imitates it.
+    """Effective precision of a forward pass under `autocast`: ``name``, or fp32 if the device only emulates it.
 
-    A processor that imitates bf16 takes longer than with float32, and fp16 is for GPUs.
+    Emulated bf16 is slower than float32 on a CPU, and fp16 is for GPUs.
     """
     known = {"bf16": has_bf16(device), "fp16": device.type == "cuda"}
     return name if known.get(name) else "fp32"
 
 
 def autocast(device: torch.device, name: str) -> torch.autocast:
-    """Mixed precision for a forward pass, as `precision_of` finds it: ``name`` is none, bf16 or fp16."""
+    """Autocast context for a forward pass in `precision_of` ``name``: none, bf16 or fp16."""
     dtype = _DTYPES.get(precision_of(device, name))
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def drawing_threads(device: torch.device) -> int:
-    """How many threads draw batches ahead.
+    """Number of prefetching threads.
 
-    On a processor one, since the step's arithmetic takes all cores anyway; beside a GPU what the cores give, shared by
-    the processes of this machine.
+    One on a CPU, since the step itself uses all cores; with a GPU, the cores divided among this machine's processes.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if device.type == "cpu" else min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def pinned(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """``draw`` with its batches in memory that a GPU fetches from by itself, at several times the speed."""
+    """Wrap ``draw`` to return batches in pinned memory, from which copies to a GPU are several times faster."""
 
     def drawn(*arguments: Any) -> Any:
         return _pin(draw(*arguments))
