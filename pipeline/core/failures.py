@@ -47,6 +47,12 @@ def guarded(command: Callable[[], int], name: str, hint: Callable[[], str] = str
         return report(f"{refused.rule}: {refused.reason}", REFUSED)
     except (InputError, FloatingPointError) as error:  # the latter: a training that diverged
         return report(f"{error}{hint()}", BAD_INPUT)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "pipeline", "flows"):
+            raise
+        extras = "`pip install 'sam-distillery[train,quantize,flows]'` installs everything but what GPUs need."
+        return report(f"{package} is not installed. {extras}", BAD_INPUT)
     except Exception as error:
         reason = from_system(error)
         if reason is None:

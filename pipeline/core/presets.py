@@ -44,8 +44,10 @@ def activate(name: str, changes: Sequence[str] = (), check: Check = lambda param
         known = ", ".join(sorted(path.stem for path in folder().glob("*.yaml"))) or "none"
         raise InputError(f"{source} does not exist; there is {known}.")
     read_params(source)
-    text = _changed(source, changes) if changes else source.read_text()
-    check(yaml.safe_load(text), {change.partition("=")[0].strip().partition(".")[0] for change in changes})
+    text = source.read_text()
+    if changes:
+        text = _changed(source, changes)
+        check(yaml.safe_load(text), {change.partition("=")[0].strip().partition(".")[0] for change in changes})
     kept = _keep_own(text)
     with atomic.replacing(PARAMS) as draft:
         draft.write_text(text)

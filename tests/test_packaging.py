@@ -1,0 +1,48 @@
+"""The wheel: what is in it, and that its base needs nothing of the extras."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PRESETS = sorted(path.name for path in (ROOT / "presets").iterdir())
+
+
+def packages(requirements):
+    names = {re.split(r"[<>=\[; ]", line)[0] for line in requirements}
+    return names - {"sam-distillery"}
+
+
+@pytest.mark.parametrize("module", ["cli", "runtime", "verify", "evaluate.average_precision"])
+def test_the_base_imports_without_the_extras(module):
+    extras = packages(sum((PROJECT["optional-dependencies"][e] for e in ("train", "quantize", "flows", "gpu")), []))
+    absent = {name.replace("-", "_") for name in extras} | {"modelopt"}
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import pipeline.{module}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_package_that_is_imported_is_declared():
+    declared = packages(PROJECT["dependencies"]) | packages(sum(PROJECT["optional-dependencies"].values(), []))
+    assert {"mlflow", "prefect", "dvc", "tensorrt", "flash-attn", "typer"} <= declared
+    assert not packages(PROJECT["dependencies"]) & packages(PROJECT["optional-dependencies"]["flows"])
+
+
+@pytest.mark.slow  # builds in an environment of its own
+def test_the_wheel_has_the_presets_the_types_and_the_command(tmp_path):
+    subprocess.run(["uv", "build", "--quiet", "--wheel", "--out-dir", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name.partition(".data/data/")[2] or name for name in archive.namelist()}
+        (entry,) = (name for name in names if name.endswith("entry_points.txt"))
+        assert "sam-distillery = pipeline.__main__:main" in archive.read(entry).decode()
+    assert {f"share/sam-distillery/presets/{name}" for name in PRESETS} <= names
+    wanted = ("py.typed", "teacher/bundled/model.safetensors", "compare/report.html.j2", "compare/published.json")
+    assert {f"pipeline/{name}" for name in wanted} <= names
+    assert not [name for name in names if name.startswith(("tests", "deps"))]
