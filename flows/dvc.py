@@ -13,8 +13,9 @@ from threading import Lock
 from typing import Self
 
 from pipeline.core import atomic
+from pipeline.core.dvc_files import has_cached_result
 from pipeline.core.process import die_with_parent
-from pipeline.core.stage import DVC_LOCK, has_cached_result
+from pipeline.core.stage import DVC_LOCK
 
 _GRACE_S = (20.0, 5.0)
 """Seconds a stage may clean up after SIGINT and after SIGTERM, before the next stronger signal."""

@@ -10,7 +10,7 @@ import yaml
 from pipeline.core import code
 from pipeline.core.artifact import Contents
 from pipeline.core.config import Config, read_params
-from pipeline.core.stage import dvc_yaml
+from pipeline.core.dvc_files import dvc_yaml
 from pipeline.models.students import STUDENTS, TEACHERS, link
 from pipeline.stages import STAGES, TEACHER, versions
 

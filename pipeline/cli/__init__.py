@@ -18,8 +18,9 @@ from pipeline.bench.settings import Settings, SubjectName
 from pipeline.cli.stage_commands import command_of, help_of
 from pipeline.core.command_line import PLAIN, Json, with_options_of
 from pipeline.core.config import read_params
+from pipeline.core.dvc_files import dvc_yaml
 from pipeline.core.failures import guarded
-from pipeline.core.stage import dvc_yaml, refuse_unknown_sections
+from pipeline.core.stage import refuse_unknown_sections
 from pipeline.stages import STAGES
 
 if TYPE_CHECKING:

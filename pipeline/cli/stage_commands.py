@@ -15,10 +15,11 @@ from pipeline.core import process
 from pipeline.core.artifact import Card, read_refusals
 from pipeline.core.command_line import Json
 from pipeline.core.config import read_params
+from pipeline.core.dvc_files import has_cached_result
 from pipeline.core.errors import InputError
 from pipeline.core.failures import OK, REFUSED, guarded
 from pipeline.core.log import silent
-from pipeline.core.stage import RESTORE_ONLY, Keys, Stage, has_cached_result, refuse_unknown_sections
+from pipeline.core.stage import RESTORE_ONLY, Keys, Stage, refuse_unknown_sections
 from pipeline.stages import STAGES
 
 WITHOUT = ("pandas", "pyarrow", "sklearn")

@@ -7,9 +7,10 @@ import pytest
 
 from pipeline.core.artifact import Card, Contents, digest
 from pipeline.core.config import Config
+from pipeline.core.dvc_files import dvc_yaml, has_cached_result
 from pipeline.core.errors import InputError, Refused
 from pipeline.core.log import Log, silent
-from pipeline.core.stage import DRAFTS, Stage, dvc_yaml, has_cached_result, listed
+from pipeline.core.stage import DRAFTS, Stage, listed
 
 
 class MakeConfig(Config):
