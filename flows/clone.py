@@ -58,7 +58,7 @@ def lock() -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"{Path.cwd()} is in use by another release or worker: give each a clone of its own."
+                f"{Path.cwd()} is in use by another release or worker: use a separate clone for each."
             ) from None
         yield
 
@@ -81,7 +81,7 @@ def check_out(revision: str, params: str, dvc_lock: str) -> Iterator[None]:
         if changed := _changed():
             raise InputError(
                 f"the worker's clone {Path.cwd()} has changes in {', '.join(changed)}: undo or commit them, "
-                "or give the worker a clone of its own."
+                "or use a separate clone for the worker."
             )
         branch = _git("rev-parse", "--abbrev-ref", "HEAD")
         _HANDED.touch()

@@ -20,7 +20,7 @@ PLAIN: Mapping[str, Any] = {
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 110},
 }
-"""How `typer.Typer` is made here."""
+"""Arguments of `typer.Typer`."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 

@@ -1,4 +1,4 @@
-"""EfficientViT-SAM: EfficientViT's backbone and a neck in place of SAM's image encoder.
+"""EfficientViT-SAM: EfficientViT's backbone and a neck as SAM's image encoder.
 
 Source: Zhang et al. 2024, "EfficientViT-SAM: Accelerated Segment Anything Model Without Performance Loss"
 (arXiv 2402.05008). Published checkpoints load strictly and give the published outputs. Differences from the published

@@ -27,7 +27,7 @@ FORMATS = ("RGB", "BGR")
 
 
 class Prediction(NamedTuple):
-    """What `Predictor.predict` returns; it unpacks like segment-anything's tuple."""
+    """Result of `Predictor.predict`; unpacks like segment-anything's tuple."""
 
     masks: Bool[np.ndarray, "*p c h w"] | Float[np.ndarray, "*p c h w"]
     """In the original frame; logits if ``return_logits``."""
@@ -37,7 +37,7 @@ class Prediction(NamedTuple):
 
 
 class Best(NamedTuple):
-    """What `Predictor.predict_best` returns."""
+    """Result of `Predictor.predict_best`."""
 
     masks: Bool[np.ndarray, "p h w"]
     iou_predictions: Float[np.ndarray, " p"]

@@ -25,7 +25,7 @@ class TeacherConfig(Config):
     sha256: str | None = None
     """Of the checkpoint, in hex; it must match. Null for the bundled teacher."""
     store: str = ".store/checkpoints"
-    """Directory, outside DVC, that keeps downloads; relative to `pipeline.core.checkout.stored`'s root."""
+    """Directory, outside DVC, that keeps downloads; relative to `pipeline.core.checkout.store_path`'s root."""
 
 
 def teacher(config: TeacherConfig, *, out: Path, log: Log) -> Contents:

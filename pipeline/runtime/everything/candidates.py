@@ -112,7 +112,7 @@ def _join(parts: Sequence[Candidates]) -> Candidates:
 def _confident(
     predictor: Predictor, points: Float[np.ndarray, "n 2"], masks: Candidates, confident_logit: float
 ) -> Bool[np.ndarray, " n"]:
-    """Which points lie where one of the masks exceeds ``confident_logit``."""
+    """Points (as a boolean mask) at which any mask exceeds ``confident_logit``."""
     side, grid = predictor.segmenter.image_size, 4 * predictor.segmenter.embedding_size
     area = (masks.logits > confident_logit).any(dim=0).cpu().numpy()
     frame = points_to_frame(points, predictor.original_size, side)
@@ -121,7 +121,7 @@ def _confident(
 
 
 def _cut(boxes: Int[Tensor, "n 4"], crop: Crop, image: Crop) -> Bool[Tensor, " n"]:
-    """Which boxes end at an edge of the crop that is not an edge of the image."""
+    """Boxes (as a boolean mask) that end at an edge of the crop that is not an edge of the image."""
     edges, borders = (boxes.new_tensor([c.x0, c.y0, c.x1, c.y1]) for c in (crop, image))
     in_image = boxes + boxes.new_tensor([crop.x0, crop.y0, crop.x0, crop.y0])
     near = (in_image - edges).abs() <= _NEAR_PX

@@ -39,7 +39,7 @@ def point_grid(per_side: int, size: Size) -> Float[np.ndarray, "n 2"]:
 
 
 def coarse_points(per_side: int, stride: int) -> Bool[np.ndarray, " n"]:
-    """Which points of `point_grid` the first round uses: every ``stride``-th per axis, starting at ``stride // 2``."""
+    """Boolean mask of `point_grid` for the first round: every ``stride``-th point per axis, from ``stride // 2``."""
     chosen = np.zeros(per_side, dtype=bool)
     chosen[min(stride // 2, per_side - 1) :: stride] = True
     return (chosen[:, None] & chosen).reshape(-1)
