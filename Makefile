@@ -14,11 +14,12 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := true
 export HF_HUB_DISABLE_TELEMETRY := 1
+export NO_MKDOCS_2_WARNING := 1
 export PYTHONWARNINGS ?= ignore::FutureWarning
 # Containers often forbid Python to keep what it compiled; then each of a pipeline's many processes starts 6 s later.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-smallest test test-slow test-gpu test-browser check setup lock schema dvc.yaml clean
+.PHONY: help demo demo-smallest test test-slow test-gpu test-browser check docs setup lock schema dvc.yaml clean
 
 help:  ## Show this
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -47,7 +48,7 @@ test-gpu: setup  ## The tests that need a GPU, TensorRT among them (docs/how-to/
 test-browser: setup  ## The report in a real browser: needs chromium and chromium-driver (Debian's names)
 	python -m pytest -m browser tests/compare
 
-check: setup  ## Lint, format, types, import rules, dvc.yaml
+check: setup  ## Lint, format, types, import rules, dvc.yaml, the site
 	ruff check .
 	ruff format --check .
 	mypy
@@ -55,6 +56,10 @@ check: setup  ## Lint, format, types, import rules, dvc.yaml
 	hadolint Dockerfile Dockerfile.cuda
 	python -m pipeline dvc | diff dvc.yaml -
 	python -m pipeline params --schema | diff presets/schema.json -
+	@site="$$(mktemp -d)" && mkdocs build --quiet --strict --site-dir "$$site"; status=$$?; rm -rf "$$site"; exit $$status
+
+docs: setup  ## The documentation as a site, in site/
+	mkdocs build --strict
 
 setup: $(VENV)/.ready  ## Make or renew .venv from requirements.lock
 
@@ -81,4 +86,4 @@ dvc.yaml:  ## Write dvc.yaml and what it names in deps/
 	python -m pipeline dvc > .dvc.yaml.part && mv .dvc.yaml.part dvc.yaml
 
 clean:  ## Remove results of runs; keep DVC's cache and the environment
-	rm -rf artifacts .store .checkpoints mlflow.db mlartifacts mlruns .prefect
+	rm -rf artifacts .store .checkpoints mlflow.db mlartifacts mlruns .prefect site
