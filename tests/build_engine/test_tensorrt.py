@@ -232,7 +232,7 @@ def test_without_the_package_or_a_gpu_it_says_what_to_do(monkeypatch, tmp_path):
             {"gpu": "NVIDIA A100", "compute_capability": "8.0"},
             "built for gpu NVIDIA H100, compute_cap",
         ),
-        ("none", {"tensorrt": "10.16.1"}, "built for tensorrt 11.4.0; here it is 10.16.1"),
+        ("none", {"tensorrt": "10.16.1"}, "built for tensorrt 11.4.0; this machine has 10.16.1"),
         ("same_compute_capability", {"gpu": "NVIDIA H200"}, None),
         ("same_compute_capability", {"gpu": "NVIDIA A100", "compute_capability": "8.0"}, "compute_capability 9.0"),
         ("ampere_plus", {"gpu": "NVIDIA A100", "compute_capability": "8.0"}, None),

@@ -98,7 +98,7 @@ def test_an_interrupted_download_leaves_nothing(pth, server, tmp_path, monkeypat
     def stop(*arguments, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.teacher.checkpoint.os.replace", stop)
+    monkeypatch.setattr("pipeline.core.atomic.os.replace", stop)
     with pytest.raises(KeyboardInterrupt):
         fetch(f"{server}/sam.pth", file_sha256(pth), tmp_path / "store")
     assert list((tmp_path / "store").iterdir()) == []
