@@ -85,7 +85,7 @@ def preset(
 ) -> str:
     """Make presets/NAME.yaml the active params.yaml.
 
-    Example: python -m pipeline preset demo prepare.source.train=600
+    Example: python -m pipeline preset demo quantize.method=onnxruntime
     """
     from pipeline.core.params import check
     from pipeline.core.presets import activate
