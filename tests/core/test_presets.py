@@ -1,17 +1,12 @@
-import re
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from pipeline.cli import app
 from pipeline.core import params as params_of_stages
 from pipeline.core.config import Config, read_params
 from pipeline.core.errors import InputError
 from pipeline.core.presets import activate
-from pipeline.stages import STAGES
 
 DEMO = """# the demo
 students: [a, b] # two
@@ -112,41 +107,3 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_shipped_params_are_the_demo():
     assert (ROOT / "params.yaml").read_text() == (ROOT / "presets" / "demo.yaml").read_text()
-
-
-CHANGE = re.compile(r"(?<![\w.])((?:[a-z][a-z0-9_]*\.)+[a-z][a-z0-9_]*=[\w/][\w./]*)")
-"""A value as help, messages and pages write it: ``section.key=value``."""
-
-
-def examples():
-    """Each example that is shown, with the presets it is shown for."""
-    presets = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
-    shown = [(presets, text) for text in (_help(), _message())]
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "presets").glob("*.yaml")):
-        text = page.read_text().replace("\n# ", " ")
-        shown += [([name], rest) for name, rest in re.findall(r"\bpreset (\w+)((?:\s+[\w.]+=[^\s`]+)+)", text)]
-    return [(name, change) for names, text in shown for name in names for change in CHANGE.findall(text)]
-
-
-def _help():
-    return CliRunner().invoke(app, ["preset", "--help"]).output
-
-
-def _message():
-    with pytest.raises(InputError) as refused:
-        activate("demo", ["no equals sign"])
-    return str(refused.value)
-
-
-def test_every_example_that_is_shown_can_be_typed():
-    shutil.rmtree("presets")
-    shutil.copytree(ROOT / "presets", "presets")
-    shown = examples()
-    assert {"prepare.source.train", "prepare.data", "build_engine.engine"} <= {
-        change.split("=")[0] for _, change in shown
-    }
-    for name, change in shown:
-        activate(name, [change])
-        for stage in STAGES:
-            for keys in stage.repetitions(read_params()):
-                stage.config(read_params(), keys)
