@@ -4,7 +4,7 @@ Nothing heavy is imported before a command runs: DVC starts one process for each
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -92,7 +92,7 @@ def preset(
 
     def checked(values: Mapping[str, Any], names: set[str]) -> None:
         refuse_unknown_sections(STAGES, values)
-        check(_sections(), values, names)
+        check(_sections(names), values)
 
     return activate(name, changes or (), checked)
 
@@ -113,11 +113,16 @@ def params(
     return params.as_json(resolved) if as_json else params.as_text(resolved)
 
 
-def _sections() -> "list[Section]":
+def _sections(names: Collection[str] = ()) -> "list[Section]":
+    """The sections of params.yaml, or those of these names: each imports the code that reads it."""
     from pipeline.core.params import Section, sections
+
+    stages = [stage for stage in STAGES if not names or (stage.section or stage.name).partition(".")[0] in names]
+    if names and "promote" not in names:
+        return sections(stages)
     from pipeline.promote.gate import PromoteConfig
 
-    return sections(STAGES, [Section("promote", PromoteConfig)])
+    return sections(stages, [Section("promote", PromoteConfig)])
 
 
 @command

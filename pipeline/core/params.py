@@ -42,17 +42,15 @@ def sections(stages: Sequence[Stage], others: Iterable[Section] = ()) -> list[Se
     return list({part.name: part for part in (*own, *others)}.values())
 
 
-def check(parts: Sequence[Section], params: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Check the sections whose first part is one of ``names``, those of students that are not listed included.
+def check(parts: Sequence[Section], params: Mapping[str, Any]) -> None:
+    """Check sections, those of students that are not listed included.
 
     Raises:
         InputError: A key is unknown or absent, or a value is wrong.
     """
-    wanted = set(names)
     for part in parts:
-        if part.name.partition(".")[0] in wanted:
-            for dotted in _dotted(part, params):
-                _read(part, dotted, params)
+        for dotted in _dotted(part, params):
+            _read(part, dotted, params)
 
 
 def resolve(parts: Sequence[Section], params: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class DistillConfig(Config):
 
 
 def check(params, names):
-    params_of_stages.check([params_of_stages.Section("distill.*", DistillConfig)], params, names)
+    params_of_stages.check([params_of_stages.Section("distill.*", DistillConfig)], params)
 
 
 @pytest.fixture(autouse=True)
