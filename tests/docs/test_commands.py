@@ -155,7 +155,7 @@ def shown_changes() -> list[tuple[str, str]]:
 
 def test_every_change_that_help_and_messages_show_can_be_typed(checkout):
     shown = shown_changes()
-    assert {"prepare.source.train", "build_engine.engine"} <= {change.split("=")[0] for _, change in shown}
+    assert "build_engine.engine" in {change.split("=")[0] for _, change in shown}
     for name, change in shown:
         activate(name, [change])
         everything_is_valid()
