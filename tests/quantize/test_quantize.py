@@ -76,8 +76,7 @@ class SmallEncoder(nn.Module):
         return self.norm(self.widen(tokens)).transpose(1, 2).unflatten(2, (4, 4))
 
 
-@pytest.fixture(scope="module")
-def small():
+def make_small():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         sam = assemble(SmallEncoder(), image_size=64, input_size=64, embedding_size=4)
@@ -86,6 +85,11 @@ def small():
             module.running_mean.uniform_(-1, 1, generator=torch.Generator().manual_seed(1))
             module.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
     return sam.eval()
+
+
+@pytest.fixture(scope="module")
+def small():
+    return make_small()
 
 
 @pytest.fixture(scope="module")

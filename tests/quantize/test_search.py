@@ -1,6 +1,10 @@
 """Simulation is the file it stands for, and the search finds scales that lose less."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -25,6 +29,8 @@ from pipeline.quantize.simulated import SimulatedSegmenter
 from pipeline.quantize.task import likelihood, squared_gradients
 from pipeline.runtime.onnxruntime import open_session
 from tests.quantize.test_quantize import CONFIG, Pictures, encoder, lowered, small  # noqa: F401 - fixtures
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +248,36 @@ def test_the_sensitivity_report_names_layers_groups_and_what_to_keep(small, enco
 )
 def test_layers_are_grouped_by_their_stage(name, expected):
     assert group(name) == expected
+
+
+SAMPLED = """
+import hashlib, sys
+from pathlib import Path
+import onnx
+from pipeline.models import build
+from pipeline.quantize.calibration import CalibrationData
+from pipeline.quantize.layers import layers
+from pipeline.quantize.scales.rows import collect
+from tests.quantize.test_quantize import CONFIG, Pictures, make_small
+path, digest = Path(sys.argv[1]), hashlib.sha256()
+model = onnx.load(path)
+samples = collect(model, layers(model), CalibrationData(CONFIG, make_small(), Pictures()), rows=64, seed=0)
+for rows in samples.rows.values():
+    for tensor in (*rows.left, *rows.right, *rows.hessian):
+        digest.update(tensor.contiguous().numpy().tobytes())
+for pair in samples.values.values():
+    for tensor in pair:
+        digest.update(tensor.contiguous().numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_samples_do_not_depend_on_the_hash_seed_of_the_process(encoder):  # noqa: F811
+    def sampled(seed):
+        command = [sys.executable, "-c", SAMPLED, str(encoder)]
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert sampled("1") == sampled("2") == sampled("3")

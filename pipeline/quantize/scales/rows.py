@@ -56,7 +56,8 @@ def collect(model: ModelProto, lowered: Sequence[Layer], data: CalibrationData, 
         seed: Draws places and masks.
     """
     graph, generator = Graph(model), torch.Generator().manual_seed(seed)
-    tensors = {name for layer in lowered for name in layer.inputs}
+    # In the order of the layers: the iteration order of a set differs between processes, and with it the draws.
+    tensors = list(dict.fromkeys(name for layer in lowered for name in layer.inputs))
     readers = {name: {layer.node for layer in lowered if name in layer.inputs} for name in tensors}
     fork = {
         name: nodes
@@ -69,9 +70,9 @@ def collect(model: ModelProto, lowered: Sequence[Layer], data: CalibrationData, 
     attributes = {node.name: values for node, values in graph.nodes}
     for index in progress(data.chosen, "observe", "image"):
         image = torch.from_numpy(data.pixels(index)).requires_grad_()
-        found = graph(image, keep=tensors | {layer.output for layer in lowered}, fork=fork)
+        found = graph(image, keep={*tensors, *(layer.output for layer in lowered)}, fork=fork)
         loss = likelihood(data.sam, found[graph.output], data.sample(index), generator)
-        wanted = {layer.output for layer in lowered} | {f"{name}/copy" for name in fork}
+        wanted = [*(layer.output for layer in lowered), *(f"{name}/copy" for name in fork)]
         hessians = squared_gradients(loss, {name: found[name] for name in wanted})
         found = {name: value.detach() for name, value in found.items()}
         for name in tensors:
