@@ -23,7 +23,7 @@ from pipeline.core.presets import activate
 from pipeline.promote.gate import PromoteConfig
 from pipeline.stages import STAGES
 from pipeline.teacher import TeacherConfig, teacher
-from tests.docs.pages import LANGUAGES, ROOT, Block, Command, blocks, commands
+from tests.docs.pages import LANGUAGES, PAGES, ROOT, Block, Command, blocks, commands
 
 BLOCKS, COMMANDS = blocks(), commands()
 APPS = {"pipeline": app, "flows.release": release.app, "flows.worker": worker.app}
@@ -50,6 +50,16 @@ def checkout(tmp_path, monkeypatch):
 
 def test_every_block_says_its_language():
     assert not [str(block) for block in BLOCKS if block.language not in LANGUAGES]
+
+
+PATH = re.compile(r"`((?:pipeline|flows|tests|presets|docs|deps)/[\w./-]*\w(?:\.\w+)?/?)`")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=lambda page: page.name)
+def test_every_path_that_a_page_names_exists(page):
+    written = {block.title for block in BLOCKS}
+    named = {path for path in PATH.findall(page.read_text()) if "NAME" not in path} - written
+    assert not [path for path in named if not (ROOT / path).exists()]
 
 
 def test_the_readme_and_the_benchmarks_are_short():

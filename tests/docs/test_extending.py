@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -12,7 +13,7 @@ from pipeline.evaluate.images import Done, Run
 from pipeline.ops import masks
 from pipeline.quantize.calibration import CalibrationData
 from pipeline.runtime import Predictor
-from tests.docs.pages import blocks
+from tests.docs.pages import ROOT, blocks
 from tests.evaluate.test_evaluate import BoxFiller, dataset  # noqa: F401 - a fixture
 from tests.quantize.test_quantize import CONFIG, Pictures, encoder, small  # noqa: F401 - fixtures
 
@@ -70,3 +71,25 @@ def test_the_protocol_scores_less_than_boxes_that_fit(dataset):  # noqa: F811
     instances = [instance for photograph in photographs(dataset) for instance in photograph.instances]
     assert 0 < figures["loose_box_miou"] < 1
     assert any(masks.area(instance.rle) < 32**2 for instance in instances) == ("loose_box_miou_small" in figures)
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("pipeline/evaluate/__init__.py", "            metrics = _detections(config, run, out)\n"),
+        ("pipeline/evaluate/__init__.py", "class EvaluateConfig(Config):\n"),
+        ("pipeline/prepare/files.py", "    if isinstance(source, Folder):\n"),
+        ("pipeline/prepare/sources.py", "Source = Annotated[Procedural | Coco | Folder | Sa1b, "),
+        ("pipeline/quantize/int8.py", "CALIBRATORS: "),
+        ("pipeline/quantize/precisions.py", "PRECISIONS: "),
+        ("pipeline/models/students.py", "STUDENTS: "),
+        ("tests/quantize/test_precisions.py", "COSINES = "),
+        ("tests/quantize/test_students.py", "OPTIONS = "),
+        ("tests/models/test_students.py", "def test_every_family_has_a_nano_of_256_pixels_and_16_cells"),
+        ("pipeline/compare/measures.py", "def sections("),
+        ("pipeline/ops/metrics.py", "_LOWER_IS_BETTER = "),
+    ],
+)
+def test_the_pages_name_places_that_there_are(path, line):
+    """If this fails, the how-to pages describe code that has changed: correct them too."""
+    assert line in (ROOT / path).read_text()
