@@ -79,7 +79,7 @@ def test_the_protocol_scores_less_than_boxes_that_fit(dataset):  # noqa: F811
         ("pipeline/evaluate/__init__.py", "            metrics = _detections(config, run, out)\n"),
         ("pipeline/evaluate/__init__.py", "class EvaluateConfig(Config):\n"),
         ("pipeline/prepare/files.py", "    if isinstance(source, Folder):\n"),
-        ("pipeline/prepare/sources.py", "Source = Annotated[Procedural | Coco | Folder | Sa1b, "),
+        ("pipeline/prepare/sources.py", "Source = Annotated[Procedural | Coco | Folder | Sa1b"),
         ("pipeline/quantize/int8.py", "CALIBRATORS: "),
         ("pipeline/quantize/precisions.py", "PRECISIONS: "),
         ("pipeline/models/students.py", "STUDENTS: "),
