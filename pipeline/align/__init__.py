@@ -1,4 +1,4 @@
-"""Align a student with ground truth, by boxes and clicks: its mask decoder alone, or all of it."""
+"""Align a student with ground truth, by boxes and clicks: its mask decoder, or encoder and decoder."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
         prepare: The dataset.
         distill: The student with a distilled encoder.
         out: Empty directory for the artifact.
-        log: Gets the losses.
+        log: Receives the losses.
 
     Raises:
         InputError: An input is missing, damaged or another student's.
@@ -40,14 +40,14 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
     images = Shards(prepare, "train")
     if not any(images.instances):
         raise InputError(
-            f"{prepare} has no mask on any train image, and a decoder learns from masks: use a source with masks "
+            f"{prepare} has no mask on any train image, but a decoder is trained on masks: use a source with masks "
             "(`prepare.source` in params.yaml)."
         )
     sam = load_checkpoint(distill)
-    inputs = (Card.read(need).digest for need in (prepare, distill))
-    decided = code.digest(__name__, module_of(student))
+    inputs = (Card.read(artifact).digest for artifact in (prepare, distill))
+    digest = code.digest(__name__, module_of(student))
     precision = precision_of(device, config.optimizer.autocast)
-    checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), precision, decided, *inputs)
+    checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), precision, digest, *inputs)
     contents = Contents(kind="checkpoint", model=student, options=card.options, precision="fp32", scratch=(checkpoint,))
     with joined(device) as ranks:
         metrics = align_masks(sam, images, config, device=device, log=log, checkpoint=checkpoint)

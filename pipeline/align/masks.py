@@ -1,11 +1,11 @@
-"""Alignment with ground truth: the mask decoder learns to read what its encoder gives, or both learn together.
+"""Alignment with ground truth: train the mask decoder on its encoder's embeddings, or both together.
 
 Source: SAM-Lightening (arXiv 2403.09195), "align decoder", for a frozen encoder; EfficientViT-SAM (arXiv 2402.05008),
-stage 2, for both, and for prompts and losses: a box or 1 to 10 clicks with equal chance, up to 64 masks of an image,
-focal to dice 20 : 1, the best of three masks or the single one by chance, mirrored images. What differs: the IoU head
-gets a loss, which the published EfficientViT-SAM code forgets although its inference picks masks by it; that code's own
-mask loss, which is not its paper's, is `losses.bce_points`. Embeddings of a frozen encoder do not change, so where
-memory allows each image is encoded once.
+stage 2, for both, and for prompts and losses: a box or 1 to 10 clicks with equal probability, up to 64 masks per image,
+focal to dice 20 : 1, the best of three masks or the single one at random, mirrored images. What differs: the IoU head
+gets a loss, which the published EfficientViT-SAM code lacks although its inference selects masks by it; that code's own
+mask loss, which is not its paper's, is `losses.bce_points`. A frozen encoder's embeddings do not change, so each image
+is encoded once if memory allows.
 """
 
 from collections import defaultdict
@@ -32,32 +32,41 @@ from pipeline.training import Draw, Step, autocast, cut, epoch_indices, fit, los
 
 @dataclass(frozen=True)
 class _Example:
-    """An image as what is trained meets it."""
+    """Input of the trained module, and the image's instances."""
 
-    seen: Tensor
-    """Its embedding ``(256, g, g)`` in half precision, or its pixels ``(3, S, S)`` where the encoder is trained."""
+    input: Tensor
+    """Embedding ``(256, g, g)`` in half precision, or pixels ``(3, S, S)`` if the encoder is trained."""
     instances: Instances
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Examples, and prompts on them in groups that have as many points each."""
+    """Inputs, and their prompts in groups of equal numbers of points."""
 
-    seen: Tensor
+    input: Tensor
     groups: list[tuple[list[int], Prompts]]
-    """Places in the batch, and the prompts on these."""
+    """Indices in the batch, and the prompts of these images."""
     chance: Tensor
-    """Uniform points ``(B, P, Q, 2)``, for `losses.bce_points`; Q is 0 for other losses."""
+    """Uniform random points ``(B, P, Q, 2)`` for `losses.bce_points`; Q is 0 for other losses."""
 
 
 def align_masks(
     sam: Sam, images: Shards, config: AlignConfig, *, device: torch.device, log: Log, checkpoint: Path | None
 ) -> dict[str, float]:
-    """Train ``sam`` in place; gives the mean loss terms of the weights it ends with, in the first process.
+    """Train ``sam`` in place.
 
-    They are taken on as many batches as a tenth of the steps has, with prompts of their own: what an interrupted run
-    has forgotten of its way does not change them. A batch is cut into parts no larger than those of training.
-    ``images`` must have a mask somewhere.
+    Args:
+        sam: The student.
+        images: The train split; at least one image must have a mask.
+        config: Section ``align.<student>`` of params.yaml.
+        device: Where to train.
+        log: Receives the losses.
+        checkpoint: File that keeps the state of an interrupted run; None for none.
+
+    Returns:
+        Mean loss terms of the final weights, ``train_<name>``; empty in all processes but the first. They are computed
+        afterwards, on batches with prompts of their own (a tenth of the steps), so that an interruption does not change
+        them.
     """
     sam.to(device).eval().requires_grad_(False)
     module: nn.Module = sam.mask_decoder
@@ -80,22 +89,23 @@ def align_masks(
     )
     if not current().first:
         return {}
-    reached = _reached(draw, step, config, len(labelled), parts=current().world_size * config.optimizer.accumulate)
+    parts = current().world_size * config.optimizer.accumulate  # no larger than those of training
+    terms = _final_terms(draw, step, config, len(labelled), parts=parts)
     sam.to("cpu").requires_grad_(True)
-    return {f"train_{name}": value for name, value in reached.items()}
+    return {f"train_{name}": value for name, value in terms.items()}
 
 
 @torch.inference_mode()
-def _reached(
+def _final_terms(
     draw: Draw[_Batch], step: Step[_Batch], config: AlignConfig, count: int, *, parts: int
 ) -> dict[str, float]:
-    """Loss terms, means over all prompts."""
+    """Loss terms as means over all prompts."""
     sums, total, seed = defaultdict[str, float](float), 0.0, config.optimizer.seed
     for number in range(-(-config.optimizer.steps // 10)):
         indices = epoch_indices(count, config.batch, number, seed)
-        for places in cut(config.batch, parts):
-            rngs = [np.random.default_rng((seed, number, 2, place)) for place in places]
-            batch = draw([indices[place] for place in places], number, rngs)
+        for rows in cut(config.batch, parts):
+            rngs = [np.random.default_rng((seed, number, 2, row)) for row in rows]
+            batch = draw([indices[row] for row in rows], number, rngs)
             terms = dict(step(batch, number, np.random.default_rng((seed, number, 4))))
             weight = float(terms.pop("weight"))
             total += weight
@@ -105,30 +115,30 @@ def _reached(
 
 
 def _drawing(sam: Sam, images: Shards, labelled: list[int], config: AlignConfig, device: torch.device) -> Draw[_Batch]:
-    kept: dict[int, _Example] = {}
+    cache: dict[int, _Example] = {}
 
-    def example(index: int, rng: np.random.Generator) -> _Example:
-        if index in kept:
-            return kept[index]
+    def read(index: int, rng: np.random.Generator) -> _Example:
+        if index in cache:
+            return cache[index]
         mirror = config.flip and rng.random() < 0.5
-        found = _example(sam, images[index], device, frozen=config.train == "decoder", mirror=mirror)
+        made = _example(sam, images[index], device, frozen=config.train == "decoder", mirror=mirror)
         if config.keep_embeddings:
-            kept[index] = found
-        return found
+            cache[index] = made
+        return made
 
     def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _Batch:
-        examples = [example(labelled[index], rng) for index, rng in zip(indices, rngs, strict=True)]
+        examples = [read(labelled[index], rng) for index, rng in zip(indices, rngs, strict=True)]
         groups = drawn_prompts(
             rngs,
-            [each.instances.coverages.astype(np.float32) / 255 for each in examples],
-            [each.instances.boxes for each in examples],
+            [example.instances.coverages.astype(np.float32) / 255 for example in examples],
+            [example.instances.boxes for example in examples],
             config.masks,
             sam.image_size,
             clicks=(config.clicks[0], config.clicks[1]),
         )
         points = losses.candidates_of(4 * sam.embedding_size) if config.mask_loss == "bce_points" else 0
         chance = np.stack([rng.random((config.masks, points, 2), np.float32) for rng in rngs])
-        return _Batch(torch.stack([each.seen for each in examples]), groups, torch.from_numpy(chance))
+        return _Batch(torch.stack([example.input for example in examples]), groups, torch.from_numpy(chance))
 
     return draw
 
@@ -136,22 +146,22 @@ def _drawing(sam: Sam, images: Shards, labelled: list[int], config: AlignConfig,
 def _step(
     sam: Sam, config: AlignConfig, device: torch.device, batch: _Batch, number: int, rng: np.random.Generator
 ) -> Mapping[str, Tensor]:
-    # The single-mask token and the three are trained in turn, as in EfficientViT-SAM.
-    answer = slice(0, 1) if rng.random() < config.single_mask_share else slice(1, 4)
-    seen = batch.seen.to(device)
+    # The single mask or the three multimasks, as in EfficientViT-SAM.
+    outputs = slice(0, 1) if rng.random() < config.single_mask_share else slice(1, 4)
+    x = batch.input.to(device)
     with autocast(device, config.optimizer.autocast):
-        embeddings = sam.image_encoder(seen).float() if config.train == "all" else seen.float()
+        embeddings = sam.image_encoder(x).float() if config.train == "all" else x.float()
     sums, count = dict[str, Tensor](), torch.zeros((), device=device)
-    for places, on_cpu in batch.groups:
+    for rows, on_cpu in batch.groups:
         prompts = on_cpu.to(device)
         with autocast(device, config.optimizer.autocast):
-            logits, iou = decode(sam, embeddings[places], prompts.coords, prompts.labels)
+            logits, iou = decode(sam, embeddings[rows], prompts.coords, prompts.labels)
         mask_loss: losses.MaskLoss = losses.focal_dice
         if config.mask_loss == "bce_points":
-            mask_loss = partial(losses.bce_points, candidates=batch.chance[places].to(device))
+            mask_loss = partial(losses.bce_points, candidates=batch.chance[rows].to(device))
         terms = losses.best_mask(
-            logits[:, :, answer].float(),
-            iou[:, :, answer].float(),
+            logits[:, :, outputs].float(),
+            iou[:, :, outputs].float(),
             prompts.targets,
             prompts.present,
             mask_loss=mask_loss,
@@ -165,7 +175,7 @@ def _step(
 @torch.inference_mode()
 def _example(sam: Sam, sample: Sample, device: torch.device, *, frozen: bool, mirror: bool) -> _Example:
     image = sample.image[:, ::-1] if mirror else sample.image
-    seen = to_input(image, sam.input_size)
+    x = to_input(image, sam.input_size)
     if frozen:
-        seen = sam.image_encoder(seen[None].to(device))[0].half().cpu().clone()
-    return _Example(seen, instances_of(sample, sam.image_size, 4 * sam.embedding_size, mirror=mirror))
+        x = sam.image_encoder(x[None].to(device))[0].half().cpu().clone()
+    return _Example(x, instances_of(sample, sam.image_size, 4 * sam.embedding_size, mirror=mirror))

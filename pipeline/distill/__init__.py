@@ -1,4 +1,4 @@
-"""Teach a student what its teacher knows, by one of the published recipes."""
+"""Distill a teacher into a student, by one of the published recipes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -33,25 +33,25 @@ RECIPES: Mapping[str, Callable[[Task, Any], None]] = {
     "full_stage": distill_full_stage,
     "layer_wise": distill_layer_wise,
 }
-"""What each ``kind`` of recipe does to the student."""
+"""Training function of each recipe's ``kind``."""
 
 
 def distill(
     config: DistillConfig, *, student: str, prepare: Path, teacher: Path, embed: Path, out: Path, log: Log
 ) -> Contents:
-    """Teach a student what its teacher knows, by one of the published recipes.
+    """Distill a teacher into a student, by one of the published recipes.
 
     Args:
         config: Section ``distill.<student>`` of params.yaml.
         student: Name of the student.
         prepare: The dataset.
-        teacher: Gives its prompt encoder and mask decoder.
-        embed: The teacher's embeddings. Those that the store lacks, as in another checkout, are computed anew.
+        teacher: Checkpoint whose prompt encoder and mask decoder the student takes over.
+        embed: The teacher's embeddings. Those missing from the store are recomputed, for example in another checkout.
         out: Empty directory for the artifact.
-        log: Gets the loss while it learns, and the error on held-out images.
+        log: Receives the loss during training, and the error on held-out images.
 
     Raises:
-        InputError: Teacher and student do not fit, an input is damaged, or the recipe asks for what is not cached.
+        InputError: Teacher and student have different sizes, an input is damaged, or a feature layer is not cached.
         FloatingPointError: The loss is not finite.
     """
     device = device_of(config.device, f"distill.{student}.device")
@@ -60,10 +60,10 @@ def distill(
     if embeddings.teacher != source.digest:
         raise InputError(f"{embed} was made by another teacher than the one in {teacher}: run `dvc repro embed`.")
     refill(embeddings, prepare=prepare, teacher=teacher, batch=config.batch, device=device)
-    decided = code.digest(__name__, module_of(student), module_of(source.model or ""))
-    inputs = (Card.read(need).digest for need in (prepare, teacher, embed))
+    digest = code.digest(__name__, module_of(student), module_of(source.model or ""))
+    inputs = (Card.read(artifact).digest for artifact in (prepare, teacher, embed))
     precision = precision_of(device, config.optimizer.autocast)
-    checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), precision, decided, *inputs)
+    checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), precision, digest, *inputs)
     task = Task(
         sam=student_of(teacher, student, config.optimizer.seed, config.options),
         teacher=teacher,
@@ -92,7 +92,7 @@ def learn(task: Task) -> None:
     """Train ``task.sam`` by its recipe.
 
     Raises:
-        InputError: The recipe asks for a block that is not there or not cached.
+        InputError: The recipe names a block that does not exist or is not cached.
     """
     task.sam.to(task.device)
     task.sam.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
@@ -101,18 +101,18 @@ def learn(task: Task) -> None:
 
 
 def student_of(teacher: Path, student: str, seed: int, options: Mapping[str, Any]) -> Sam:
-    """A fresh student with its teacher's prompt encoder and mask decoder.
+    """Build a student with random encoder weights and its teacher's prompt encoder and mask decoder.
 
     Raises:
-        InputError: The student takes no such options, or the two have image embeddings or prompt frames of different
-            sizes.
+        InputError: The student does not take these options, or its embedding or prompt frame differs from the
+            teacher's in size.
     """
     name = Card.read(teacher).model or ""
     source, sam = build(name), build(student, options, seed=seed)
-    ours, theirs = (f"{m.embedding_size}x{m.embedding_size} cells of {m.image_size} pixels" for m in (sam, source))
-    if ours != theirs:
+    size, expected = (f"{m.embedding_size}x{m.embedding_size} cells of {m.image_size} pixels" for m in (sam, source))
+    if size != expected:
         raise InputError(
-            f"student {student} has an image embedding of {ours}, its teacher {name} one of {theirs}: "
+            f"student {student} has an image embedding of {size}, its teacher {name} one of {expected}: "
             "choose nano students with the bundled teacher, full-size ones with vit_b, vit_l or vit_h (params.yaml)."
         )
     load_weights(source, teacher / WEIGHTS)

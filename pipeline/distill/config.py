@@ -24,21 +24,21 @@ class FullStageRecipe(Config):
     train: Literal["encoder", "all"] = "all"
     """``all`` trains the mask decoder too, which starts as the teacher's."""
     decoder_lr_share: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Of ``optimizer.lr`` for the mask decoder: it has been trained, the encoder has not."""
+    """Share of ``optimizer.lr`` for the mask decoder, which starts trained, unlike the encoder."""
     alpha: Weight = 1.0
-    """Of the image embedding."""
+    """Weight of the image embedding."""
     beta: Weight = 1.0
-    """Of the two-way transformer's output tokens."""
+    """Weight of the two-way transformer's output tokens."""
     gamma: Weight = 1.0
-    """Of the mask logits."""
+    """Weight of the mask logits."""
     task_weight: Weight = 1.0
-    """Of the masks and predicted IoUs against ground truth."""
+    """Weight of masks and predicted IoUs against ground truth."""
     hard_mask_weight: bool = True
-    """Weigh each mask's logits by how much worse than the teacher the student is there."""
+    """Weight each mask's logits by how much worse the student is than the teacher."""
     rounds: Annotated[int, Field(ge=0, le=9)] = 9
-    """Most rounds in which clicks move to what the student misses; 0 leaves them where they fell."""
+    """Maximum number of rounds in which clicks move to regions the student misses; 0 keeps the first clicks."""
     prompts: Annotated[int, Field(ge=1, le=64)] = 16
-    """On each image, half of them boxes, half of them clicks."""
+    """Prompts per image, half boxes and half clicks."""
 
 
 class LayerWiseRecipe(Config):
@@ -46,25 +46,25 @@ class LayerWiseRecipe(Config):
 
     kind: Literal["layer_wise"]
     feature_layers: Annotated[list[Annotated[tuple[int, int], Field(strict=False)]], Field(min_length=1)]
-    """Pairs of a teacher's and a student's block, from the image to the embedding; `pipeline.models.feature_layers`."""
+    """Pairs of teacher block and student block, from the image to the embedding; `pipeline.models.feature_layers`."""
     focus: Annotated[int, Field(ge=0)] = 2
-    """How many of the last pairs count from the start."""
+    """Number of last pairs with full weight from the start."""
     ramp_steps: Annotated[int, Field(ge=0)]
-    """Steps after which all pairs count in full."""
+    """Steps after which all pairs have full weight."""
     layer_weight: Weight = 1.0
-    """Of the layers together, beside 1 for the embedding."""
+    """Weight of the layers together; the embedding's is 1."""
 
 
 Recipe = Annotated[EmbeddingRecipe | FullStageRecipe | LayerWiseRecipe, Field(discriminator="kind")]
 
 
 class DistillConfig(Config):
-    """How one student learns from its teacher."""
+    """How one student is distilled."""
 
     options: dict[str, JsonValue] = {}
-    """What the student's builder takes, see `pipeline.models.build`; ``{}`` where it has no choices."""
+    """Keyword arguments of the student's builder, see `pipeline.models.build`."""
     recipe: Recipe
     batch: Annotated[int, Field(ge=1)] = 16
-    """Images in a step, over all processes."""
+    """Images per step, over all processes."""
     device: str = "cpu"
     optimizer: OptimizerConfig

@@ -1,7 +1,7 @@
-"""Embedding distillation: the error to the teacher's image embedding, over the un-padded area.
+"""Embedding distillation: error to the teacher's image embedding, over the unpadded area.
 
 Source: EfficientViT-SAM (arXiv 2402.05008), stage 1, and MobileSAM (arXiv 2306.14289): mean squared error; TinySAM
-takes L1. The restriction to the un-padded area is EdgeSAM's.
+uses L1. The restriction to the unpadded area is EdgeSAM's.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from pipeline.training import losses
 
 
 def distill_embeddings(task: Task, recipe: EmbeddingRecipe) -> None:
-    """Train the student's image encoder; its prompt encoder and mask decoder stay as they are."""
+    """Train the student's image encoder; its prompt encoder and mask decoder stay unchanged."""
 
     def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> Batch:
         return task.batch(indices)
@@ -34,8 +34,8 @@ def held_out_error(task: Task) -> dict[str, float]:
     """Mean squared error and cosine to the teacher's embeddings on ``task.images``, one by one, in fp32."""
     encoder = task.sam.image_encoder.to(task.device).eval()
     errors, cosines = [], []
-    for place in range(len(task.images)):  # a batch of training may be more than a device holds at once
-        batch = task.batch([place])
+    for index in range(len(task.images)):  # one by one: a training batch may exceed the memory of one process
+        batch = task.batch([index])
         target, valid = batch.embeddings.to(task.device), batch.valid.to(task.device)
         predicted = encoder(batch.pixels.to(task.device)).float()
         errors += losses.embedding_error(predicted, target, valid, "mse").tolist()

@@ -1,10 +1,10 @@
-"""Full-stage distillation: image embedding, output tokens and mask logits of the teacher, and ground truth.
+"""Full-stage distillation: the teacher's image embedding, output tokens and mask logits, and ground truth.
 
-Source: TinySAM (arXiv 2312.13789), section 3.1; there is no published code. The teacher's decoder runs on its cached
-embedding, its encoder never. What the paper leaves open, and what is chosen here: its weights alpha, beta and gamma
-are those of errors in shares of the teacher's scale (`losses.relative_l1`); the mask decoder can be trained with the
-encoder or stay the teacher's. What differs: half of the prompts are boxes, which stay where they are while clicks move
-to what the student misses; the single-mask token, which TinySAM drops, is distilled like the three others.
+Source: TinySAM (arXiv 2312.13789), section 3.1; there is no published code. The teacher's decoder runs on cached
+embeddings; its encoder never runs. Chosen here, because the paper leaves it open: alpha, beta and gamma weight errors
+relative to the teacher's scale (`losses.relative_l1`); the mask decoder is trained with the encoder or stays the
+teacher's. What differs: half of the prompts are boxes, which stay while clicks move to regions the student misses; the
+single-mask token, which TinySAM drops, is distilled like the three others.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ MULTIMASK = slice(1, 4)
 
 @dataclass(frozen=True)
 class _Prompted:
-    """A batch, the prompts on it, and chance ``(B, rounds, P)`` in [0, 1) for the clicks that will move."""
+    """A batch, its prompts, and random numbers ``(B, rounds, P)`` in [0, 1) that choose the moved clicks."""
 
     images: Batch
     prompts: Prompts
@@ -37,48 +37,49 @@ class _Prompted:
 
 
 def distill_full_stage(task: Task, recipe: FullStageRecipe) -> None:
-    """Train the student's image encoder, and its mask decoder where the recipe says so."""
+    """Train the student's image encoder, and its mask decoder if the recipe says so."""
     sam, device = task.sam, task.device
     teacher = load_checkpoint(task.teacher).requires_grad_(False)
-    teacher.image_encoder = nn.Identity()  # 2.4 GiB of ViT-H that nobody asks
+    teacher.image_encoder = nn.Identity()  # frees ViT-H's 2.4 GiB, since only the decoder runs
     teacher.to(device)
-    learns = {"encoder": sam.image_encoder} | ({"decoder": sam.mask_decoder} if recipe.train == "all" else {})
-    for part in {sam.prompt_encoder, sam.mask_decoder} - {*learns.values()}:
+    trained = {"encoder": sam.image_encoder} | ({"decoder": sam.mask_decoder} if recipe.train == "all" else {})
+    for part in {sam.prompt_encoder, sam.mask_decoder} - {*trained.values()}:
         part.requires_grad_(False)
 
     def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _Prompted:
         batch = task.batch(indices)
-        found = [instances_of(sample, sam.image_size, 4 * sam.embedding_size) for sample in batch.samples]
-        coverages = [each.coverages.astype(np.float32) / 255 for each in found]
-        prompts = first_prompts(rngs, coverages, [each.boxes for each in found], recipe.prompts, sam.image_size)
+        instances = [instances_of(sample, sam.image_size, 4 * sam.embedding_size) for sample in batch.samples]
+        coverages = [of_image.coverages.astype(np.float32) / 255 for of_image in instances]
+        boxes = [of_image.boxes for of_image in instances]
+        prompts = first_prompts(rngs, coverages, boxes, recipe.prompts, sam.image_size)
         chance = np.stack([rng.random((recipe.rounds, recipe.prompts), np.float32) for rng in rngs])
         return _Prompted(batch, prompts, torch.from_numpy(chance))
 
     def step(batch: _Prompted, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
         chance = batch.chance[:, : rng.integers(recipe.rounds + 1)]
-        student, theirs = task.encode(batch.images.pixels), batch.images.embeddings.to(device)
+        student, target = task.encode(batch.images.pixels), batch.images.embeddings.to(device)
         prompts = batch.prompts.to(device)
         with task.autocast():
             coords = harden(sam, student.detach(), prompts, chance.to(device))
-            answer = decode_with_tokens(sam, student, coords, prompts.labels)
+            predicted = decode_with_tokens(sam, student, coords, prompts.labels)
             with torch.no_grad():
-                example = decode_with_tokens(teacher, theirs, coords, prompts.labels)
-        errors = embedding_terms(student, theirs, batch.images.valid.to(device))
-        return weigh(recipe, errors | decoder_terms(recipe, answer, example, prompts))
+                expected = decode_with_tokens(teacher, target, coords, prompts.labels)
+        errors = embedding_terms(student, target, batch.images.valid.to(device))
+        return weigh(recipe, errors | decoder_terms(recipe, predicted, expected, prompts))
 
-    task.fit(nn.ModuleDict(learns), draw, step, {"decoder.": recipe.decoder_lr_share})
+    task.fit(nn.ModuleDict(trained), draw, step, {"decoder.": recipe.decoder_lr_share})
     sam.requires_grad_(True)
 
 
 @torch.no_grad()
 def harden(sam: Sam, embeddings: Tensor, prompts: Prompts, chance: Tensor) -> Tensor:
-    """Move clicks to what the student misses, once for each round in ``chance``; boxes stay.
+    """Move clicks to regions the student misses, once per round in ``chance``; boxes stay.
 
     Args:
         sam: The student.
         embeddings: ``(B, 256, g, g)``, encoded once for all rounds.
-        prompts: The first ones.
-        chance: ``(B, rounds, P)`` in [0, 1): which of the missed cells is clicked.
+        prompts: The prompts of the first round.
+        chance: ``(B, rounds, P)`` in [0, 1): chooses among the missed cells.
 
     Returns:
         Coordinates like those of ``prompts``.
@@ -93,7 +94,7 @@ def harden(sam: Sam, embeddings: Tensor, prompts: Prompts, chance: Tensor) -> Te
 
 
 def embedding_terms(student: Tensor, teacher: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """L1 of the image embeddings over the un-padded area, in shares of the teacher's scale, mean over images."""
+    """L1 of the image embeddings over the unpadded area, relative to the teacher's scale, mean over images."""
     zero = torch.zeros_like(teacher)
     scale = losses.embedding_error(zero, teacher, valid, "l1").clamp(min=losses.EPS)
     return {"embedding": (losses.embedding_error(student, teacher, valid, "l1") / scale).mean()}
@@ -105,19 +106,19 @@ def decoder_terms(
     teacher: tuple[Tensor, Tensor, Tensor],
     prompts: Prompts,
 ) -> dict[str, Tensor]:
-    """What tokens, mask logits and ground truth say; means over images, those without instances counting 0."""
-    (logits, iou, tokens), (goal_logits, _, goal_tokens) = ([x.float() for x in out] for out in (student, teacher))
+    """Loss terms of tokens, mask logits and ground truth; means over images, those without instances counting as 0."""
+    (logits, iou, tokens), (target_logits, _, target_tokens) = ([x.float() for x in out] for out in (student, teacher))
     present = prompts.present.float()
     weight = torch.ones_like(iou)
     if recipe.hard_mask_weight:
         truth = prompts.targets[:, :, None].expand_as(logits)
-        weight = losses.hard_mask_weight(logits, goal_logits, truth)
-    masks = (weight * losses.relative_l1(logits, goal_logits, 3)).mean(dim=2)
+        weight = losses.hard_mask_weight(logits, target_logits, truth)
+    masks = (weight * losses.relative_l1(logits, target_logits, 3)).mean(dim=2)
     task = losses.best_mask(
         logits[:, :, MULTIMASK], iou[:, :, MULTIMASK], prompts.targets, prompts.present, iou_distance=F.l1_loss
     )
     return {
-        "token": (losses.relative_l1(tokens, goal_tokens, 2) * present).mean(),
+        "token": (losses.relative_l1(tokens, target_tokens, 2) * present).mean(),
         "mask": (masks * present).mean(),
         **{name: value * present.mean() for name, value in (task | {"task": task["loss"]}).items() if name != "loss"},
     }

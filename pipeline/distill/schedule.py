@@ -1,22 +1,22 @@
-"""When each layer counts in layer-wise distillation.
+"""Weights of the layers over time in layer-wise distillation.
 
 Source: SAM-Lightening (arXiv 2403.09195): the first layer has full weight from the start, later ones gain it by a
-piecewise function of time, focus layers are exempt. The function itself is not published; this one is ours.
+piecewise function of time, focus layers are exempt. The paper does not publish the function; this one is ours.
 """
 
 
 def layer_weights(step: int, *, layers: int, focus: int, ramp_steps: int) -> tuple[float, ...]:
-    """The weight of each layer at a step, from the image to the embedding.
+    """Weights in [0, 1] of all layers at a step, from the image to the embedding.
 
-    Layer l of L waits until step ``(l - 1) / L`` of ``ramp_steps``, gains weight linearly until layer l + 1 begins, and
-    counts in full from then on. The first layer and the last ``focus`` layers count in full from the start.
+    Layer l of L has weight 0 until step ``(l - 1) / L`` of ``ramp_steps``, then gains weight linearly until layer l + 1
+    begins. The first layer and the last ``focus`` layers have weight 1 from the start.
 
     Args:
-        step: From 0.
+        step: Counted from 0.
         layers: L.
-        focus: How many of the last layers are exempt.
-        ramp_steps: Steps after which all count in full.
+        focus: Number of last layers that are exempt.
+        ramp_steps: Steps after which all layers have weight 1.
     """
     wait = ramp_steps / layers
-    ramp = [1.0 if wait == 0 else min(1.0, max(0.0, step / wait - place)) for place in range(layers)]
-    return tuple(1.0 if place == 0 or place >= layers - focus else ramp[place] for place in range(layers))
+    ramp = [1.0 if wait == 0 else min(1.0, max(0.0, step / wait - layer)) for layer in range(layers)]
+    return tuple(1.0 if layer == 0 or layer >= layers - focus else ramp[layer] for layer in range(layers))

@@ -1,7 +1,7 @@
-"""What every recipe is given: student, images, what the teacher said of them, and where to train.
+"""Inputs of every recipe: student, images, the teacher's cached outputs, and the device.
 
-The teacher's encoder is never run in training: what it says of an image comes from the cache, of a 1024-pixel teacher
-also for a 512-pixel student.
+The teacher's encoder does not run in training. Its embeddings come from the cache; those of a 1024-pixel teacher also
+serve a 512-pixel student.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,23 +25,23 @@ from pipeline.training import Draw, Step, autocast, fit
 
 @dataclass(frozen=True)
 class Batch:
-    """Images as the student reads them, and what the teacher said of them."""
+    """Images as the student reads them, and the teacher's embeddings."""
 
     samples: list[Sample]
     pixels: Float[Tensor, "b 3 s s"]
     embeddings: Float[Tensor, "b 256 g g"]
     valid: Bool[Tensor, "b g g"]
-    """Cells that hold some of the image."""
+    """Cells that are not padding only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A training that is to be done."""
+    """One training of a student."""
 
     sam: Sam
     """The student; trained in place."""
     teacher: Path
-    """The checkpoint whose decoder a recipe may ask."""
+    """Checkpoint artifact whose decoder a recipe may run."""
     images: Shards
     embeddings: Embeddings
     config: DistillConfig
@@ -50,31 +50,31 @@ class Task:
     checkpoint: Path | None
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The images of these places, on the CPU."""
+        """Read the images of these indices, on the CPU."""
         grid = self.sam.embedding_size
         samples = [self.images[index] for index in indices]
         valid = torch.zeros(len(samples), grid, grid, dtype=torch.bool)
-        for place, sample in enumerate(samples):
+        for row, sample in enumerate(samples):
             height, width = valid_cells(sample.image.shape[:2], grid)
-            valid[place, :height, :width] = True
+            valid[row, :height, :width] = True
         pixels = torch.stack([to_input(sample.image, self.sam.input_size) for sample in samples])
         embeddings = torch.stack([self.embeddings.get(sample.key).float() for sample in samples])
         return Batch(samples, pixels.contiguous(memory_format=torch.channels_last), embeddings, valid)
 
     def encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
-        """The student's embeddings, in fp32."""
+        """Compute the student's embeddings, in fp32."""
         with self.autocast():
             embeddings: Tensor = self.sam.image_encoder(pixels.to(self.device))
         return embeddings.float()
 
     def autocast(self) -> torch.autocast:
-        """Mixed precision, where it is asked for."""
+        """The mixed precision that the configuration asks for."""
         return autocast(self.device, self.config.optimizer.autocast)
 
     def fit(
         self, module: nn.Module, draw: Draw[Any], step: Step[Any], lr_shares: Mapping[str, float] = MappingProxyType({})
     ) -> None:
-        """Train ``module``, whose parameters ``step`` uses; see `pipeline.training.fit`."""
+        """Train ``module``, whose parameters ``step`` uses. See `pipeline.training.fit`."""
         fit(
             module,
             draw,

@@ -188,8 +188,8 @@ def test_an_image_is_mirrored_with_its_masks():
     sample = Sample("x", image, [{"segmentation": masks.encode(mask)}])
     sam = build(STUDENT, seed=1)
     plain, mirrored = (_example(sam, sample, CPU, frozen=False, mirror=mirror) for mirror in (False, True))
-    assert torch.equal(mirrored.seen, plain.seen.flip(2))
-    assert not torch.equal(mirrored.seen, plain.seen)
+    assert torch.equal(mirrored.input, plain.input.flip(2))
+    assert not torch.equal(mirrored.input, plain.input)
     assert np.array_equal(mirrored.instances.coverages, plain.instances.coverages[:, :, ::-1])
 
 
@@ -206,9 +206,9 @@ def test_mirrored_images_have_mirrored_masks_and_boxes():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"train": "all"}, "embeddings of an encoder that is trained change"),
-        ({"flip": True}, "kept embeddings are of images as they are"),
-        ({"clicks": [3, 1]}, "must be the fewest and the most"),
+        ({"train": "all"}, "a trained encoder.s embeddings change"),
+        ({"flip": True}, "kept embeddings are those of unmirrored images"),
+        ({"clicks": [3, 1]}, "must be the minimum and the maximum"),
         ({"masks": 65}, "less than or equal to 64"),
     ],
 )
