@@ -18,24 +18,24 @@ _PAGE = tuple(f"pipeline/compare/{name}" for name in ("published.json", "report.
 
 PREPARE = Stage(
     run="pipeline.prepare:prepare",
-    summary="Bring images and masks into shards: train, calibration and validation splits",
+    summary="Convert images and masks to shards and splits",
     data=("${prepare.data}",),
 )
 TEACHER = Stage(
     run="pipeline.teacher:teacher",
-    summary="Fetch the teacher's weights, check their hash and keys, and keep them as safetensors",
+    summary="Import the teacher's weights as safetensors",
     code=("pipeline/teacher/bundled/model.safetensors", *_TEACHERS),
 )
 EMBED = Stage(
     run="pipeline.embed:embed",
-    summary="Compute the teacher's image embeddings, once per image",
+    summary="Compute the teacher's image embeddings",
     deps=(PREPARE, TEACHER),
     code=_TEACHERS,
     gpu=True,
 )
 DISTILL = Stage(
     run="pipeline.distill:distill",
-    summary="Teach a student what its teacher knows, by one of the published recipes",
+    summary="Distill the teacher into a student",
     deps=(PREPARE, TEACHER, EMBED),
     matrix=("student",),
     section="distill.{student}",
@@ -45,7 +45,7 @@ DISTILL = Stage(
 )
 ALIGN = Stage(
     run="pipeline.align:align",
-    summary="Align a student with ground truth, by boxes and clicks: its decoder or all of it",
+    summary="Train a student on ground truth masks",
     deps=(PREPARE, DISTILL),
     matrix=("student",),
     section="align.{student}",
@@ -55,7 +55,7 @@ ALIGN = Stage(
 )
 EXPORT = Stage(
     run="pipeline.export:export",
-    summary="Export a student to ONNX files in fp32, and compare these with PyTorch",
+    summary="Export a student to ONNX and check it",
     deps=(ALIGN,),
     matrix=("student",),
     libraries=("onnx", "onnxscript", "torch"),
@@ -63,7 +63,7 @@ EXPORT = Stage(
 )
 QUANTIZE = Stage(
     run="pipeline.quantize:quantize",
-    summary="Lower the precision of an exported student's encoder",
+    summary="Quantize an exported student",
     deps=(PREPARE, ALIGN, EXPORT),
     matrix=("student", "precision"),
     libraries=("nvidia-modelopt", "onnx", "onnxruntime", "torch"),
@@ -71,7 +71,7 @@ QUANTIZE = Stage(
 )
 BUILD_ENGINE = Stage(
     run="pipeline.build_engine:build_engine",
-    summary="Compile the ONNX models for an inference engine",
+    summary="Build and check an inference engine",
     deps=(PREPARE, ALIGN, QUANTIZE),
     matrix=("student", "precision"),
     libraries=("onnxruntime", "openvino", "torch"),
@@ -80,7 +80,7 @@ BUILD_ENGINE = Stage(
 )
 EVALUATE_TEACHER = Stage(
     run="pipeline.evaluate:evaluate_teacher",
-    summary="Measure the teacher's accuracy, latency and memory",
+    summary="Measure the teacher's accuracy and latency",
     deps=(PREPARE, TEACHER),
     section="evaluate",
     libraries=("torch",),
@@ -91,7 +91,7 @@ EVALUATE_TEACHER = Stage(
 )
 EVALUATE = Stage(
     run="pipeline.evaluate:evaluate",
-    summary="Measure an engine's accuracy, latency and memory",
+    summary="Measure an engine's accuracy and latency",
     deps=(PREPARE, BUILD_ENGINE, EVALUATE_TEACHER),
     matrix=("student", "precision"),
     libraries=("onnxruntime", "openvino", "torch"),
@@ -103,7 +103,7 @@ EVALUATE = Stage(
 )
 COMPARE = Stage(
     run="pipeline.compare:compare",
-    summary="Put teacher and students side by side: leaderboard and report",
+    summary="Write the leaderboard and the report",
     deps=(PREPARE, QUANTIZE, EVALUATE_TEACHER, EVALUATE),
     code=_PAGE,
     lists=("students", "precisions"),

@@ -17,25 +17,12 @@ from pipeline.models.sam import Sam
 from pipeline.models.students import TEACHERS, load_checkpoint
 from pipeline.prepare.procedural import SceneItem
 from pipeline.quantize import PRECISIONS as LOWER
-from pipeline.quantize import QuantizeConfig, SearchConfig
+from pipeline.quantize import QuantizeConfig
 from pipeline.quantize.calibration import SPLIT, CalibrationData
 from pipeline.runtime import ENGINES as RUNTIMES
 from pipeline.runtime import Segmenter
 
-_QUANTIZE = QuantizeConfig(
-    calibration_images=4,
-    holdout_images=1,
-    seed=0,
-    method="onnxruntime",
-    calibration="max",
-    percentile=99.99,
-    search=SearchConfig(candidates=100, lowest=0.01, highest=1.2, rounds=3, rows=512),
-    quantize_attention=False,
-    keep=[],
-    decoder="fp32",
-    sensitivity_images=0,
-    min_cosine=-1.0,
-)
+_QUANTIZE = QuantizeConfig(calibration_images=4, holdout_images=1, sensitivity_images=0, min_cosine=-1.0)
 _OPSET = 18
 _MAX_DIFFERENCE = 1.0
 """Between an exported file and PyTorch: fresh weights have no scale to hold it against."""

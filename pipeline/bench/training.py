@@ -95,15 +95,17 @@ def _rate(batch: int, median_ms: float) -> dict[str, float]:
 
 
 def _config(settings: Settings, precision: str, *, compiled: bool) -> DistillConfig:
-    optimizer = {
-        "steps": _ENDLESS, "lr": 1e-5, "schedule": "trapezoid", "warmup_steps": 0, "cooldown_steps": 0,
-        "weight_decay": 0.05, "clip_norm": 1.0, "ema_decay": 0.99, "accumulate": 1,
-        "autocast": "none" if precision == "fp32" else precision, "compile": compiled, "checkpoint_every": _ENDLESS,
-        "seed": 0,
-    }  # fmt: skip
-    loop = OptimizerConfig.model_validate(optimizer)
-    recipe = EmbeddingRecipe(kind="embedding", distance="mse")
-    return DistillConfig(options={}, recipe=recipe, batch=settings.images, device="cpu", optimizer=loop)
+    loop = OptimizerConfig.model_validate(
+        {
+            "steps": _ENDLESS,
+            "lr": 1e-5,
+            "warmup_steps": 0,
+            "autocast": "none" if precision == "fp32" else precision,
+            "compile": compiled,
+            "checkpoint_every": _ENDLESS,
+        }
+    )
+    return DistillConfig(recipe=EmbeddingRecipe(kind="embedding"), batch=settings.images, optimizer=loop)
 
 
 def _embeddings(directory: Path, images: Shards, grid: int) -> Path:

@@ -1,8 +1,8 @@
-"""The teacher's image embeddings, computed once per image and kept in a store.
+"""Compute the teacher's image embeddings, once per image, and keep them in a store.
 
-Distillation reads each image many times and the teacher is the slow part, so what it says of an image is written down
-in half precision: 256 x 64 x 64 values, 2 MiB, at SAM's size, and where a student learns from layers, the features of
-tapped blocks too (10 MiB for each of ViT-H's). Only train and calibration need it.
+Distillation reads each image many times and the teacher is slow. An embedding is stored in half precision: at SAM's
+size 256 x 64 x 64 values, 2 MiB. Layer-wise distillation also needs features of blocks (10 MiB per block of ViT-H).
+Only the train and calibration splits are embedded.
 """
 
 import math
@@ -27,43 +27,43 @@ SPLITS = ("train", "calibration")
 
 
 class EmbedConfig(Config):
-    """Where embeddings go and how they are computed."""
+    """How embeddings are computed and where they are stored."""
 
     store: str = ".store/embeddings"
-    """A directory outside DVC, relative to ``SAM_DISTILLERY_STORE`` or the checkout; checkouts may share it."""
+    """Directory outside DVC, relative to ``SAM_DISTILLERY_STORE`` or the checkout; checkouts may share it."""
     batch: Annotated[int, Field(ge=1)] = 8
     device: str = "cpu"
     """As torch names it: ``cpu``, ``cuda``."""
     feature_layers: list[Annotated[int, Field(ge=0)]] = []
-    """The teacher's blocks whose features are kept too, for ``layer_wise`` distillation; ``[]`` for none."""
+    """Teacher blocks whose features are stored too, for ``layer_wise`` distillation."""
 
 
 def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: Log) -> Contents:
-    """Fill the store with the embeddings of train and calibration images, and list them.
+    """Store the embeddings of train and calibration images, and list them.
 
-    Shards that are in the store and intact are kept, so an interrupted run goes on where it stopped.
+    Intact shards in the store are reused, so an interrupted run resumes.
 
     Args:
         config: Section ``embed`` of params.yaml.
         prepare: The dataset.
-        teacher: The checkpoint that embeds.
+        teacher: The teacher's checkpoint.
         out: Empty directory for the artifact.
-        log: Gets images per second while it works, and the counts at the end.
+        log: Receives images per second, and counts at the end.
 
     Raises:
-        InputError: The store cannot be written, an input is damaged, or the teacher gives no finite numbers.
+        InputError: The store cannot be written, an input is damaged, or an embedding is not finite.
     """
     card = Card.read(teacher)
     sam = load_checkpoint(teacher).to(device_of(config.device, "embed.device")).eval()
     feature_layers = sorted(set(config.feature_layers))
-    decided = origin(sam, card, feature_layers)
+    identity = origin(sam, card, feature_layers)
     listed, seals = [], []
     for split in SPLITS:
         shards = Shards(prepare, split)
         bar = counter(f"embed {split}", "image", len(shards))
         begin = 0
         for number, shard in enumerate(shards.shards):
-            target = locate(store_path(config.store), f"{split}-{number:05d}", decided | {"shard": shard.sha256})
+            target = locate(store_path(config.store), f"{split}-{number:05d}", identity | {"shard": shard.sha256})
             indices = range(begin, begin + len(shard.samples))
             with target.lock():
                 seal = target.seal()
@@ -91,7 +91,7 @@ def _describe(target: StoreFile, seal: Seal, shard: Shard, split: str) -> Stored
 
 
 def _metrics(seals: list[Seal]) -> dict[str, float]:
-    """Counts, and mean and standard deviation over all values of all embeddings."""
+    """Counts, and the mean and standard deviation of all values of all embeddings."""
     images = sum(seal.images for seal in seals)
     mean = sum(seal.mean * seal.images for seal in seals) / images
     square = sum(seal.mean_square * seal.images for seal in seals) / images

@@ -1,7 +1,7 @@
-"""Images and masks from anywhere as train, calibration and validation shards, checked on the way in.
+"""Convert images and masks of any source to train, calibration and validation shards, with checks.
 
-Images without a single mask are left out where masks are to be had (COCO), and counted: they can neither be prompted
-nor scored. Validation also lies there as a COCO json with its images, which any COCO tool reads.
+Images without masks are left out and counted if the source has masks (COCO), because they can neither be prompted nor
+scored. The validation split is also written as a COCO json with its images, which any COCO tool reads.
 """
 
 from collections import Counter
@@ -29,10 +29,10 @@ from pipeline.prepare.sources import Procedural, Source
 
 
 class PrepareConfig(Config):
-    """What to make shards of."""
+    """The dataset's source and shard size."""
 
     data: str
-    """The folder the images are in, or the file that renders them: what DVC watches."""
+    """Folder of the images, or the file that renders them; a DVC dependency."""
     shard_images: Annotated[int, Field(ge=1)] = 1000
     source: Source
 
@@ -43,7 +43,7 @@ def prepare(config: PrepareConfig, *, out: Path, log: Log) -> Contents:
     Args:
         config: Section ``prepare`` of params.yaml.
         out: Empty directory for the artifact.
-        log: Gets the counts.
+        log: Receives the counts.
 
     Raises:
         InputError: Data are missing or damaged; the text names the file and the remedy.
@@ -75,7 +75,7 @@ def prepare(config: PrepareConfig, *, out: Path, log: Log) -> Contents:
 
 
 def _count(samples: Iterable[Prepared], split: str, counts: Counter[str]) -> Iterator[Prepared]:
-    """Pass samples on and count what is in them."""
+    """Pass samples through and count their images, instances and size bands."""
     counts.update({f"{split}_{band}_instances": 0 for band in BANDS})
     for sample in samples:
         areas = [annotation["area"] for annotation in sample.packed.record["annotations"]]
@@ -89,7 +89,7 @@ def _count(samples: Iterable[Prepared], split: str, counts: Counter[str]) -> Ite
 
 
 class _Validation:
-    """The validation split in COCO's format, gathered while its shards are written."""
+    """The validation split in COCO's format, collected while its shards are written."""
 
     def __init__(self, directory: Path, categories: list[dict[str, Any]]) -> None:
         self.directory = directory
@@ -98,7 +98,7 @@ class _Validation:
         self.categories = categories
 
     def keep(self, samples: Iterable[Prepared]) -> Iterator[Packed]:
-        """Pass samples on, writing each image beside the json to come."""
+        """Pass samples through, and write each image to the folder ``images``."""
         (self.directory / "images").mkdir(parents=True)
         for sample in samples:
             image = sample.packed.record["image"]
@@ -107,12 +107,12 @@ class _Validation:
             self.images.append({"id": image["image_id"]} | described)
             for record, category in zip(sample.packed.record["annotations"], sample.categories, strict=True):
                 annotation = {name: record[name] for name in ("id", "segmentation", "bbox", "area")}
-                place = {"image_id": image["image_id"], "category_id": category, "iscrowd": 0}
-                self.annotations.append(annotation | place)
+                ids = {"image_id": image["image_id"], "category_id": category, "iscrowd": 0}
+                self.annotations.append(annotation | ids)
             yield sample.packed
 
     def write(self) -> None:
-        """Write the json. Ids are the source's; where those are unique only within an image, they are numbered anew."""
+        """Write the json. Annotation ids are the source's, or numbers from 1 if those are not unique in the dataset."""
         if len({annotation["id"] for annotation in self.annotations}) != len(self.annotations):
             for number, annotation in enumerate(self.annotations, start=1):
                 annotation["id"] = number

@@ -1,4 +1,4 @@
-"""Images on disk as samples, and how they are divided: by a hash of seed and key, so nobody's order matters."""
+"""Image files as samples, and their division into splits by a hash of seed and key, which no file order changes."""
 
 import hashlib
 import json
@@ -19,23 +19,23 @@ from pipeline.prepare.sources import Coco, Files, Folder, Sa1b
 
 @dataclass(frozen=True)
 class Plan:
-    """Which sample goes where."""
+    """The samples of each split."""
 
     splits: Mapping[str, list[Item]]
     categories: list[dict[str, Any]] = field(default_factory=lambda: [coco.unnamed()])
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """Counts of what is in the data but in no split."""
+    """Counts of images, masks and regions that are in no split."""
 
 
 @dataclass(frozen=True)
 class FileItem:
-    """An image file with the masks that are known for it."""
+    """An image file and its masks."""
 
     key: str
     path: Path
     image_id: int
     size: tuple[int, int] | None
-    """Height and width the masks were made for; None without masks."""
+    """Height and width of the masks; None without masks."""
     instances: list[Instance]
     jpeg_quality: int
 
@@ -55,7 +55,7 @@ class Sa1bItem:
     jpeg_quality: int
 
     def prepare(self) -> Prepared:
-        """Read and check image and masks; scores, boxes and points are SA-1B's own, ours where they are absent."""
+        """Read and check image and masks. Scores, boxes and points are SA-1B's, or computed if absent."""
         name = f"{self.member.tar}: {self.member.stem}"
         pixels, text = self.member.read()
         try:
@@ -69,28 +69,28 @@ class Sa1bItem:
             rles = [masks.from_segmentation(segmentation, size) for _, segmentation, _ in stated]
         except InputError as error:
             raise InputError(f"{name}.json: {error}. Download the tar again.") from None
-        keep = [i for i, rle in enumerate(rles) if masks.area(rle) >= self.min_area_px]
+        large = [i for i, rle in enumerate(rles) if masks.area(rle) >= self.min_area_px]
         jpeg, size = read_jpeg(pixels, f"{name}.jpg", self.jpeg_quality, size)
-        instances = [Instance(stated[i][0], NO_CATEGORY, rles[i]) for i in keep]
-        result = prepared(self.key, jpeg, size, image_id, instances, tiny=len(rles) - len(keep))
-        for i, annotation in zip(keep, result.packed.record["annotations"], strict=True):
-            own = ("predicted_iou", "stability_score", "crop_box", "point_coords")
-            annotation.update({name: stated[i][2][name] for name in own if name in stated[i][2]})
+        instances = [Instance(stated[i][0], NO_CATEGORY, rles[i]) for i in large]
+        result = prepared(self.key, jpeg, size, image_id, instances, tiny=len(rles) - len(large))
+        for i, annotation in zip(large, result.packed.record["annotations"], strict=True):
+            names = ("predicted_iou", "stability_score", "crop_box", "point_coords")
+            annotation.update({name: stated[i][2][name] for name in names if name in stated[i][2]})
         return result
 
 
 def plan(source: Coco | Folder | Sa1b, data: Path) -> Plan:
-    """Find all samples and divide them.
+    """List all samples of a source and divide them into splits.
 
     Raises:
         InputError: Annotations or folders are missing or malformed, or hold too few images for the splits.
     """
     if isinstance(source, Sa1b):
-        found = sa1b.members(data)
-        keys = unique_keys([f"{member.stem}.jpg" for member in found])
-        if len({member.stem for member in found}) != len(found):
+        members = sa1b.members(data)
+        keys = unique_keys([f"{member.stem}.jpg" for member in members])
+        if len({member.stem for member in members}) != len(members):
             raise InputError(f"{data}: two of its tars hold a sample of the same name: remove the repetition.")
-        items = [Sa1bItem(k, m, source.min_area_px, source.jpeg_quality) for k, m in zip(keys, found, strict=True)]
+        items = [Sa1bItem(k, m, source.min_area_px, source.jpeg_quality) for k, m in zip(keys, members, strict=True)]
         return Plan(divide(items, source, data))
     if isinstance(source, Folder):
         names = image_files(data / source.images)
@@ -102,7 +102,7 @@ def plan(source: Coco | Folder | Sa1b, data: Path) -> Plan:
 
 
 def _read_coco(source: Coco | Folder, data: Path, annotations: str, folder: str) -> tuple[list[FileItem], Plan]:
-    """All images of a json that have masks, and a plan without splits that says the rest."""
+    """Read the images of a json that have masks, and a plan with its categories and counts but no splits."""
     content = coco.read(data / annotations, source.min_area_px)
     images = data / folder
     if not images.is_dir():
@@ -119,25 +119,25 @@ def _read_coco(source: Coco | Folder, data: Path, annotations: str, folder: str)
 
 
 def _with_validation(items: list[FileItem], described: Plan, source: Coco | Folder, data: Path) -> Plan:
-    """Divide ``items``, with the validation split from a json of its own where the source names one."""
+    """Divide ``items``; the validation split comes from a second json if the source names one."""
     if (source.validation_annotations is None) != (source.validation_folder is None):
         raise InputError("prepare.source: give both validation_annotations and validation_folder, or null for both.")
     if source.validation_annotations is None or source.validation_folder is None:
         return Plan(divide(items, source, data), described.categories, described.left_out)
-    theirs, other = _read_coco(source, data, source.validation_annotations, source.validation_folder)
-    if not theirs:
+    validation, other = _read_coco(source, data, source.validation_annotations, source.validation_folder)
+    if not validation:
         raise InputError(f"{data / source.validation_annotations} holds no image with objects: name another json.")
     if isinstance(source, Coco) and other.categories != described.categories:
         raise InputError(
             f"{data / source.validation_annotations} has other categories than {data / source.annotations}: "
             "export both with the same list."
         )
-    held_out = {item.path.name for item in theirs}
-    own = [item for item in items if item.path.name not in held_out]
-    splits = divide(own, source, data, validation_apart=True)
-    splits["validation"] = _shuffled(theirs, source.seed)[: source.validation_images]
+    held_out = {item.path.name for item in validation}
+    rest = [item for item in items if item.path.name not in held_out]
+    splits = divide(rest, source, data, validation_apart=True)
+    splits["validation"] = _shuffled(validation, source.seed)[: source.validation_images]
     left_out = {name: described.left_out.get(name, 0) + count for name, count in other.left_out.items()}
-    left_out["images_kept_for_validation"] = len(items) - len(own)
+    left_out["images_kept_for_validation"] = len(items) - len(rest)
     return Plan(splits, other.categories, left_out)
 
 
@@ -146,21 +146,21 @@ def divide(
 ) -> dict[str, list[Item]]:
     """Divide samples into disjoint splits by a hash of seed and key.
 
-    The order within a split is that of the hash: shards are shuffled already.
+    Samples of a split are in the order of the hash, so that shards are shuffled.
 
     Raises:
-        InputError: Nothing would be left for training.
+        InputError: No sample is left for training.
     """
     validation = 0 if validation_apart else source.validation_images
-    need = validation + source.calibration_images
-    if len(items) <= need:
+    held_out = validation + source.calibration_images
+    if len(items) <= held_out:
         raise InputError(
-            f"{data} has {len(items)} images that can be used, and {validation} for validation and "
-            f"{source.calibration_images} for calibration leave none to train on: add images or lower "
-            "prepare.source.validation_images and calibration_images."
+            f"{data} has {len(items)} usable images; {validation} for validation and {source.calibration_images} for "
+            "calibration leave none to train on: add images or lower prepare.source.validation_images and "
+            "calibration_images."
         )
     order = _shuffled(items, source.seed)
-    return {"train": order[need:], "calibration": order[validation:need], "validation": order[:validation]}
+    return {"train": order[held_out:], "calibration": order[validation:held_out], "validation": order[:validation]}
 
 
 def _shuffled(items: Sequence[Item], seed: int) -> list[Item]:

@@ -1,4 +1,4 @@
-"""Rendered scenes as samples. Each has a seed of its own, so the splits do not depend on how the work is shared out."""
+"""Rendered scenes as samples. Each has its own seed, so results do not depend on the number of worker processes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SPLITS = ("train", "calibration", "validation")
 
 @dataclass(frozen=True)
 class SceneItem:
-    """One scene to be rendered."""
+    """One scene to render."""
 
     split: str
     index: int
@@ -28,11 +28,11 @@ class SceneItem:
 
     @property
     def key(self) -> str:
-        """Split and number."""
+        """Split and number, unique in the dataset."""
         return f"{self.split}_{self.index:07d}"
 
     def prepare(self) -> Prepared:
-        """Render the scene; masks are those of the scene before JPEG."""
+        """Render the scene. Masks are exact: JPEG does not affect them."""
         seeds = np.random.SeedSequence([self.seed, SPLITS.index(self.split), self.index])
         scene = scenes.render(np.random.default_rng(seeds), self.side_px)
         instances = [
@@ -45,7 +45,7 @@ class SceneItem:
 
 
 def items(source: Procedural) -> Mapping[str, list[Item]]:
-    """The scenes of each split."""
+    """List the scenes of each split."""
     counts = {"train": source.train, "calibration": source.calibration, "validation": source.validation}
     return {
         split: [SceneItem(split, i, source.seed, source.side_px, source.jpeg_quality) for i in range(counts[split])]

@@ -1,4 +1,4 @@
-"""What every source hands over: a sample ready to be packed, and the records of SA-1B's schema in it."""
+"""Samples of every source, packed with records of SA-1B's schema."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ from pipeline.ops.geometry import Size
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sample and what SA-1B's schema has no place for."""
+    """A packed sample, with what SA-1B's schema does not hold."""
 
     packed: Packed
     categories: list[int]
-    """Of each annotation."""
+    """Category id of each annotation."""
     tiny: int = 0
-    """Masks left out because they were too small, where this is known only now."""
+    """Masks left out because they are too small, if that is known only after reading."""
 
 
 @runtime_checkable
 class Item(Protocol):
-    """A sample not yet read. Small and picklable: it travels to a worker process, which prepares it there."""
+    """A sample that is not read yet. Small and picklable: a worker process receives and prepares it."""
 
     @property
     def key(self) -> str:
-        """Unique in the dataset."""
+        """Key, unique in the dataset."""
 
     def prepare(self) -> Prepared:
-        """Read or render it.
+        """Read or render the sample.
 
         Raises:
             InputError: A file is missing or damaged.
@@ -42,10 +42,10 @@ class Item(Protocol):
 def prepared(
     key: str, jpeg: bytes, size: Size, image_id: int, instances: Sequence[Instance], tiny: int = 0
 ) -> Prepared:
-    """Put a sample into SA-1B's schema.
+    """Pack a sample with records of SA-1B's schema.
 
-    Ground truth has no prediction behind it: ``predicted_iou`` and ``stability_score`` are 1, ``crop_box`` is the
-    whole image, and ``point_coords`` is the point farthest from the mask's border.
+    Ground truth is not predicted: ``predicted_iou`` and ``stability_score`` are 1, ``crop_box`` is the whole image, and
+    ``point_coords`` is the point farthest from the mask's border.
     """
     height, width = size
     image = {"image_id": image_id, "width": width, "height": height, "file_name": f"{key}.jpg"}
@@ -57,7 +57,7 @@ def prepared(
 def _annotation(instance: Instance, size: Size) -> dict[str, Any]:
     mask = masks.decode(instance.rle)
     x0, y0, x1, y1 = (int(edge) for edge in masks.box(mask))
-    x, y = masks.center(mask[y0:y1, x0:x1])  # beyond its box there is only background, as beyond the crop
+    x, y = masks.center(mask[y0:y1, x0:x1])  # same as of the whole mask: outside of the box there is only background
     return {
         "id": instance.id,
         "segmentation": instance.rle,

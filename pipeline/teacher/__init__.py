@@ -1,4 +1,4 @@
-"""Bring the teacher's weights in: the bundled one, or an official Segment Anything checkpoint."""
+"""Import the teacher's weights: the bundled ones, or an official Segment Anything checkpoint."""
 
 from pathlib import Path
 from typing import Literal
@@ -17,27 +17,27 @@ BUNDLED = Path(__file__).parent / "bundled"
 
 
 class TeacherConfig(Config):
-    """Which Segment Anything Model teaches."""
+    """The Segment Anything Model that teaches."""
 
     name: Literal["bundled", "vit_b", "vit_l", "vit_h"]
     checkpoint: str | None = None
-    """Path or https URL of an official ``.pth``; null for the bundled teacher."""
+    """Path or https URL of an official ``.pth`` file; null for the bundled teacher."""
     sha256: str | None = None
-    """Of the checkpoint, in hex; it must match. Null for the bundled teacher."""
+    """SHA-256 that the checkpoint must have, in hex; null for the bundled teacher."""
     store: str = ".store/checkpoints"
-    """Directory, outside DVC, that keeps downloads; relative to `pipeline.core.checkout.store_path`'s root."""
+    """Directory outside DVC for downloads, relative to ``SAM_DISTILLERY_STORE`` or the checkout."""
 
 
 def teacher(config: TeacherConfig, *, out: Path, log: Log) -> Contents:
-    """Bring the teacher's weights in, checked key by key.
+    """Import the teacher's weights, checked key by key.
 
     Args:
         config: Section ``teacher`` of params.yaml.
         out: Empty directory for the artifact.
-        log: Gets the number of parameters.
+        log: Receives the number of parameters.
 
     Raises:
-        InputError: The checkpoint is missing, damaged, not the one that is pinned, or another model's.
+        InputError: The checkpoint is missing, damaged, another model's, or has another SHA-256.
     """
     if config.name == "bundled":
         if config.checkpoint or config.sha256:

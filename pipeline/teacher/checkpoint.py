@@ -1,4 +1,4 @@
-"""Official ``.pth`` checkpoints: fetched once, checked against a pinned hash, read without running any code in them."""
+"""Official ``.pth`` checkpoints: downloaded once, checked against a pinned hash, read without executing code."""
 
 import http.client
 import pickle
@@ -20,19 +20,19 @@ _UNREADABLE = (
     pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError,
     RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-"""What torch raises on bytes that are no checkpoint."""
+"""Errors that torch raises on files that are not checkpoints."""
 
 
 def fetch(source: str, sha256: str, store: Path) -> Path:
-    """The local file of a checkpoint, downloaded if ``source`` is a URL.
+    """Return the local file of a checkpoint, downloaded if ``source`` is a URL.
 
     Args:
         source: Path or http(s) URL.
-        sha256: What the file's SHA-256 must be, in hex.
-        store: Keeps downloads, by hash.
+        sha256: Expected SHA-256, in hex.
+        store: Directory of downloads, named by hash.
 
     Raises:
-        InputError: No such file, the download fails, or the hash differs.
+        InputError: The file does not exist, the download fails, or the hash differs.
     """
     downloaded = source.startswith(("https://", "http://"))
     if downloaded:
@@ -43,12 +43,12 @@ def fetch(source: str, sha256: str, store: Path) -> Path:
         path = Path(source)
         if not path.is_file():
             raise InputError(f"checkpoint {source} does not exist: correct `teacher.checkpoint` in params.yaml.")
-    found = file_sha256(path)
-    if found != sha256.lower():
-        if downloaded:  # a file of a person's stays, even one that lies in the store
+    actual = file_sha256(path)
+    if actual != sha256.lower():
+        if downloaded:  # a user's own file stays, also one in the store
             path.unlink()
         raise InputError(
-            f"checkpoint {source} has sha256 {found}, but `teacher.sha256` in params.yaml pins {sha256}: "
+            f"checkpoint {source} has sha256 {actual}, but `teacher.sha256` in params.yaml pins {sha256}: "
             "get the right file, or pin the hash you trust."
         )
     return path
@@ -73,10 +73,10 @@ def _download(url: str, path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The state dict of a ``.pth`` file; unwraps the keys that published checkpoints wrap it in.
+    """Read the state dict of a ``.pth`` file, also if it is nested in ``state_dict`` or ``model``.
 
     Raises:
-        InputError: The file is no checkpoint, or would run code when loaded.
+        InputError: The file is not a checkpoint, or would execute code when loaded.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,7 +1,6 @@
-"""The act that makes the bundled teacher: train it, measure it on scenes it never saw, and keep it with a card.
+"""Train the bundled teacher, measure it on held-out scenes, and save it with a card.
 
-The recipe lies beside the weights it made, ``pipeline/teacher/bundled/train.yaml``. With ``install`` the new weights
-take the place of the old ones.
+The recipe is ``pipeline/teacher/bundled/train.yaml``, beside the weights. ``install`` replaces the bundled weights.
 """
 
 import json
@@ -36,17 +35,17 @@ HELD_OUT_SCENES, HELD_OUT_SEED = 200, 90210
 
 
 def train_teacher(device: str, install: bool) -> str:
-    """Train the bundled teacher by its recipe; an interrupted training goes on where it stopped.
+    """Train the bundled teacher by its recipe; an interrupted training resumes.
 
     Args:
         device: As torch names it.
-        install: Put the weights in the place of the bundled ones.
+        install: Replace the bundled weights.
 
     Returns:
-        What was reached, in one line.
+        Directory and held-out accuracy, in one line.
 
     Raises:
-        InputError: The recipe is wrong.
+        InputError: The recipe is invalid.
     """
     recipe = yaml.safe_load(RECIPE.read_text())
     config = section({"train_teacher": recipe}, "train_teacher", TrainTeacherConfig, RECIPE)
@@ -66,44 +65,35 @@ def train_teacher(device: str, install: bool) -> str:
         for name in (WEIGHTS, MODEL_CARD):
             with atomic.replacing(BUNDLED / name) as draft:
                 shutil.copyfile(out / name, draft)
-    place = BUNDLED if install else out
+    directory = BUNDLED if install else out
     box, click = metrics["box_miou"], metrics["click_miou"]
-    return f"{place}: box mIoU {box:.3f}, click mIoU {click:.3f} on {HELD_OUT_SCENES} scenes"
+    return f"{directory}: box mIoU {box:.3f}, click mIoU {click:.3f} on {HELD_OUT_SCENES} scenes"
 
 
 def held_out(sam: Sam) -> dict[str, float]:
-    """Accuracy on scenes of a seed that neither training nor any preset uses, by the protocol of ``evaluate``."""
+    """Measure accuracy by the protocol of ``evaluate``, on scenes of a seed that neither training nor a preset uses."""
     with tempfile.TemporaryDirectory() as folder:
         data, teacher, out = (Path(folder) / name for name in ("prepare", "teacher", "evaluate_teacher"))
         for directory in (data, teacher, out):
             directory.mkdir()
         scenes = Procedural(
             kind="procedural", side_px=sam.image_size, train=1, calibration=1, validation=HELD_OUT_SCENES,
-            seed=HELD_OUT_SEED, jpeg_quality=92,
+            seed=HELD_OUT_SEED,
         )  # fmt: skip
-        prepare(PrepareConfig(data=".", shard_images=256, source=scenes), out=data, log=silent)
+        prepare(PrepareConfig(data=".", source=scenes), out=data, log=silent)
         save_checkpoint(sam, teacher)
         Card.seal(teacher, Contents(kind="checkpoint", model="bundled", precision="fp32"), {})
-        untimed = LatencyConfig(warmup=0, runs=0, max_foreign_load=1.0, batch=1, threads=2)
-        config = EvaluateConfig(
-            prompts_batch=32,
-            feed_back=False,
-            pictures=0,
-            data=str(data),
-            detections={},
-            sginw=None,
-            everything=None,
-            latency=untimed,
-        )
+        untimed = LatencyConfig(warmup=0, runs=0)
+        config = EvaluateConfig(data=str(data), feed_back=False, pictures=0, everything=None, latency=untimed)
         evaluate_teacher(config, prepare=data, teacher=teacher, out=out, log=silent).remove_scratch()
         metrics: dict[str, float] = json.loads((out / "metrics.json").read_text())
     return {name: value for name, value in metrics.items() if "miou" in name or name == "instances"}
 
 
 def compact(sam: Sam, path: Path) -> None:
-    """Write the weights small: half precision, and the attention blocks' matrices as 8-bit floats (e4m3).
+    """Write the weights in half precision, and the attention blocks' matrices as 8-bit floats (e4m3).
 
-    Those matrices are half of the encoder. What is measured for the card are the weights as they are read back.
+    Those matrices are half of the encoder. The card's figures are those of the weights as read back.
     """
     tensors = {}
     for key, value in sam.state_dict().items():
@@ -114,7 +104,7 @@ def compact(sam: Sam, path: Path) -> None:
 
 
 def describe(sam: Sam, config: TrainTeacherConfig, metrics: Mapping[str, float]) -> dict[str, object]:
-    """The card of the weights: what they are, what they saw, what they reach."""
+    """Describe the weights: model, training data and held-out accuracy."""
     return {
         "model": "bundled",
         "parameters": count_parameters(sam),

@@ -1,8 +1,8 @@
-"""Train the bundled teacher on procedural scenes with SAM's recipe.
+"""Train the bundled teacher on rendered scenes with SAM's recipe.
 
-Source: SAM, appendix A. Each prompt is asked twice: first a box or a click, answered by three masks of which the best
-is trained; then the better mask comes back with a click where it was wrong, answered by the single mask. What differs:
-two rounds instead of eleven, losses on the decoder's own raster against area-averaged masks, which a CPU can afford.
+Source: SAM, appendix A. Each prompt has two rounds. In the first, a box or a click gives three masks, of which the best
+is trained. In the second, that mask and a click in its error region give the single mask. What differs, for a CPU: two
+rounds instead of eleven, and losses at the decoder's resolution against area-averaged masks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,33 +29,33 @@ from pipeline.ops.geometry import PIXEL_MEAN, PIXEL_STD, masks_to_frame
 from pipeline.training import OptimizerConfig, autocast, fit, losses
 
 Batch = tuple[Tensor, Prompts, list[np.random.Generator]]
-"""Pixels ``(B, 3, S, S)``, the prompts on them, and what is random in each sample from then on."""
+"""Pixels ``(B, 3, S, S)``, their prompts, and one random generator per sample."""
 
 
 class TrainTeacherConfig(Config):
     """How the bundled teacher is trained."""
 
     scenes: int
-    """Scenes rendered once and seen many times, turned and mirrored."""
+    """Scenes, rendered once and augmented by transposition, mirroring and permuted colours."""
     scenes_seed: int
-    """Differs from every seed of `prepare`, so that no scene of a data set was trained on."""
+    """Seed of the scenes; differs from every seed of `prepare`, so that no scene of a dataset was trained on."""
     batch: int
-    """Scenes in a step."""
+    """Scenes per step."""
     prompts: int
-    """Prompts on each."""
+    """Prompts per scene."""
     correct_every: int
-    """Every how many steps the second round is trained too: it costs as much as the first."""
+    """Interval, in steps, at which the second round is trained too; it costs as much as the first."""
     optimizer: OptimizerConfig
 
 
 @dataclass(frozen=True)
 class SceneBank:
-    """Rendered scenes: images as bytes, masks as coverage on the decoder's raster."""
+    """Rendered scenes: images, and masks as coverage of the decoder's cells."""
 
     images: list[np.ndarray]
     """uint8 ``(256, 256, 3)`` each."""
     masks: list[np.ndarray]
-    """uint8 ``(n, 64, 64)`` each, 255 = all covered."""
+    """uint8 ``(n, 64, 64)`` each; 255 is fully covered."""
     boxes: list[np.ndarray]
     """float32 ``(n, 4)`` each, xyxy."""
 
@@ -69,7 +69,7 @@ def _scene(task: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def render_bank(count: int, seed: int) -> SceneBank:
-    """Render ``count`` scenes in as many processes as there are cores."""
+    """Render ``count`` scenes, in one process per core."""
     tasks = [(seed, i) for i in range(count)]
     with closing(in_processes(_scene, tasks)) as scenes:
         results = list(progress(scenes, "render", "scene", total=count))
@@ -78,7 +78,7 @@ def render_bank(count: int, seed: int) -> SceneBank:
 
 
 def train(config: TrainTeacherConfig, *, device: str, log: Log, checkpoint: Path | None = None) -> Sam:
-    """Train from scratch and give back the averaged weights."""
+    """Train from scratch and return the model with averaged weights."""
     sam = build("bundled", seed=config.optimizer.seed).to(device)
     sam.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     bank = render_bank(config.scenes, config.scenes_seed)
@@ -108,7 +108,7 @@ def train(config: TrainTeacherConfig, *, device: str, log: Log, checkpoint: Path
 
 
 def _batch(bank: SceneBank, indices: Sequence[int], count: int, rngs: list[np.random.Generator]) -> Batch:
-    """Scenes of a step, each turned, mirrored and with its colours exchanged in a way of its own."""
+    """Read the scenes of a step, each randomly transposed, mirrored and with permuted colours."""
     images, coverages, boxes = zip(
         *(_turned(bank, index, rng) for index, rng in zip(indices, rngs, strict=True)), strict=True
     )
@@ -133,7 +133,7 @@ def _turned(bank: SceneBank, index: int, rng: np.random.Generator) -> tuple[np.n
 def two_rounds(
     sam: Sam, images: Tensor, prompts: Prompts, rngs: Sequence[np.random.Generator], *, correct: bool
 ) -> dict[str, Tensor]:
-    """Losses of the first answer and, where ``correct``, of the corrected one."""
+    """Compute the losses of the first round and, if ``correct``, of the second."""
     device = images.device
     embeddings = sam.image_encoder(images).float()
     coords, labels = prompts.coords.to(device), prompts.labels.to(device)

@@ -208,7 +208,7 @@ def test_a_sa1b_tar_cut_short_is_named(tmp_path, renderer):
 BAD = {
     "image missing": (lambda root: (root / "images/0002.jpg").unlink(), {}, r"0002\.jpg cannot be read"),
     "image truncated": (truncate, {}, r"0002\.jpg is damaged"),
-    "no image": (lambda root: (root / "images/0002.jpg").write_text("<html>"), {}, r"0002\.jpg is no image"),
+    "no image": (lambda root: (root / "images/0002.jpg").write_text("<html>"), {}, r"0002\.jpg is not a readable image"),
     "other size": (
         lambda root: Image.new("RGB", (9, 9)).save(root / "images/0002.jpg"),
         {},
@@ -225,7 +225,7 @@ BAD = {
         r"instances\.json: annotation 101 of image 1: a polygon",
     ),
     "not json": (lambda root: (root / "instances.json").write_text("{"), {}, r"instances\.json is not JSON"),
-    "too few": (lambda root: None, {"calibration_images": 5}, "has 8 images that can be used"),
+    "too few": (lambda root: None, {"calibration_images": 5}, "has 8 usable images"),
     "no such folder": (lambda root: None, {"images": "nowhere"}, "nowhere is not a folder"),
     "half a second json": (lambda root: None, {"validation_folder": "images"}, "give both"),
 }
@@ -252,7 +252,7 @@ def test_absent_data_is_named(tmp_path):
         (COCO_SOURCE | {"sede": 1}, "unknown key 'source.coco.sede'"),
         (PROCEDURAL | {"train": "4"}, r"source\.procedural\.train"),
         (PROCEDURAL | {"train": 0}, r"source\.procedural\.train"),
-        ({k: v for k, v in COCO_SOURCE.items() if k != "seed"}, "'source.coco.seed' is missing"),
+        ({k: v for k, v in COCO_SOURCE.items() if k != "images"}, "'source.coco.images' is missing"),
     ],
 )
 def test_a_wrong_source_is_refused_by_its_key(tmp_path, source, said):
