@@ -208,7 +208,7 @@ def test_a_sa1b_tar_cut_short_is_named(tmp_path, renderer):
 BAD = {
     "image missing": (lambda root: (root / "images/0002.jpg").unlink(), {}, r"0002\.jpg cannot be read"),
     "image truncated": (truncate, {}, r"0002\.jpg is damaged"),
-    "no image": (lambda root: (root / "images/0002.jpg").write_text("<html>"), {}, r"0002\.jpg is not a readable image"),
+    "no image": (lambda root: (root / "images/0002.jpg").write_text("<html>"), {}, "is not a readable image"),
     "other size": (
         lambda root: Image.new("RGB", (9, 9)).save(root / "images/0002.jpg"),
         {},
