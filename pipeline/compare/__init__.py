@@ -1,4 +1,4 @@
-"""Teacher and students side by side: a leaderboard, plots, and a page that shows both with pictures."""
+"""Compare students with their teacher: leaderboard, plots and an HTML report with example masks."""
 
 import logging
 from itertools import product
@@ -41,8 +41,8 @@ class CompareConfig(Config):
     precisions: list[str] | None = None
     """Likewise, `precisions` of params.yaml."""
 
-    def wanted(self) -> list[tuple[str, str]] | None:
-        """The students with the precisions that are compared; None for all that were evaluated."""
+    def candidates(self) -> list[tuple[str, str]] | None:
+        """Pairs of student and precision to compare; None for all that were evaluated."""
         if self.students is None or self.precisions is None:
             return None
         return list(product(self.students, self.precisions))
@@ -60,29 +60,29 @@ def compare(
 ) -> Contents:
     """Write ``leaderboard.json``, ``metrics.json``, ``plots.json``, ``plots/*.png`` and ``report.html``.
 
-    ``refusals.json`` lists the candidates that missed a gate before they were measured: model, precision, stage, rule,
-    value, limit and reason.
+    ``refusals.json`` lists the candidates that failed a gate before evaluation: model, precision, stage, rule, value,
+    limit and reason.
 
     Args:
         config: Section ``compare`` of params.yaml.
         prepare: The dataset.
-        quantize: The directory with the students' ONNX files, for their sensitivity reports.
+        quantize: Directory of the students' quantized artifacts, which hold the sensitivity reports.
         evaluate_teacher: The teacher's evaluation.
-        evaluate: The directory with the students' evaluations. Those that are listed in params.yaml and were not
-            evaluated, or on another dataset, are left out and named.
+        evaluate: Directory of the students' evaluations. Candidates of params.yaml without an evaluation, or with one
+            on another dataset, are left out and listed in the report.
         out: Empty directory for the artifact.
-        log: Gets how many models are compared, refused and left out.
+        log: Receives the number of models compared, refused and left out.
 
     Raises:
-        InputError: An evaluation is missing or damaged, or the teacher's is of another dataset.
+        InputError: An evaluation is missing or damaged, or the teacher was evaluated on another dataset.
     """
-    evaluations, refused, left_out = read_all(prepare, evaluate_teacher, evaluate, config.wanted())
+    evaluations, refused, left_out = read_all(prepare, evaluate_teacher, evaluate, config.candidates())
     for other in left_out:
         _LOGGER.warning("%s is left out of the comparison: %s", other.name, other.reason)
     baselines = read_baselines(evaluate_teacher)
     rows = leaderboard(evaluations, baselines)
     trivial = baseline_rows(baselines, rows[0])
-    order = {(row["model"], row["precision"], row["role"]): place for place, row in enumerate(rows)}
+    order = {(row["model"], row["precision"], row["role"]): index for index, row in enumerate(rows)}
     evaluations.sort(key=lambda e: order[e.model, e.precision, e.role])
     validation = coco.read(prepare / "validation" / "instances.json", min_area_px=1).photographs
     shown = [photograph for photograph in validation if photograph.instances]

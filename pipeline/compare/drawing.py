@@ -1,7 +1,7 @@
-"""How plots are drawn: for the page and for elsewhere.
+"""Drawing of plots: SVG for the report, PNG on white for other uses.
 
-The page gets SVG, whose colours are the page's own variables, so that they follow its light and dark scheme; elsewhere
-gets PNG on white. Both repeat byte for byte.
+The SVG uses the report's CSS variables as colours, so that it follows the light and dark scheme. Both formats are
+reproducible byte for byte.
 """
 
 import io
@@ -61,7 +61,7 @@ _PAPER = Palette(
     ("#7a8591", "#2f6fde", "#d9662b", "#2a9d73", "#a24fc0", "#c9a21a", "#d64573", "#1ba3b8"),
 )
 _PAGE = Palette("#000101", "#000102", "#000103", "#000104", tuple(f"#0002{i:02x}" for i in range(8)))
-"""Stand-ins that are replaced by the page's variables."""
+"""Placeholder colours, replaced by the report's CSS variables."""
 _VARIABLES = {_PAGE.ink: "ink", _PAGE.muted: "muted", _PAGE.grid: "line", _PAGE.ground: "card"} | {
     colour: f"series-{i}" for i, colour in enumerate(_PAGE.series)
 }
@@ -80,7 +80,7 @@ class Plot:
 
 
 def draw_one(name: str, title: str, note: str, paint: Paint, directory: Path) -> Plot:
-    """Write ``directory/<name>.png`` and return the plot for the page."""
+    """Write ``directory/<name>.png`` and return the plot as SVG for the report."""
     with mpl.rc_context(_STYLE):
         _figure(paint, _PAPER, title).savefig(
             directory / f"{name}.png", dpi=200, metadata={"Software": None}, facecolor=_PAPER.ground
@@ -92,7 +92,7 @@ def draw_one(name: str, title: str, note: str, paint: Paint, directory: Path) ->
 
 
 def colours(rows: Sequence[Row], palette: Palette) -> dict[str, str]:
-    """A colour per model; the teacher's is grey. More models than colours share them."""
+    """Assign a colour to each model: grey to the teacher; colours repeat when there are more models than colours."""
     names = list(dict.fromkeys(row["model"] for row in rows))
     teachers = {row["model"] for row in rows if row["role"] == "teacher"}
     students = [name for name in names if name not in teachers]
@@ -101,13 +101,13 @@ def colours(rows: Sequence[Row], palette: Palette) -> dict[str, str]:
 
 
 def label(row: Row) -> str:
-    """A name that fits beside a point: ``efficientvit_sam_l0`` is ``evit-l0`` to everyone who knows the family."""
+    """Short name of a model for plots, for example ``evit-l0`` for ``efficientvit_sam_l0``."""
     short = str(row["model"]).replace("efficientvit_sam_", "evit-").replace("sam_lightening", "lightening")
     return f"{short} {row['precision']}".replace("$", r"\$")
 
 
 def legend(axes: Axes, palette: Palette) -> None:
-    """Names of what is drawn, below the axes and their title; the figure grows by as much."""
+    """Add a legend below the axes and enlarge the figure by its height."""
     below = -0.24 if axes.get_xlabel() else -0.12
     axes.legend(
         loc="upper center", bbox_to_anchor=(0.5, below), ncols=_LEGEND_COLUMNS, frameon=False,
@@ -134,7 +134,7 @@ def _figure(paint: Paint, palette: Palette, title: str | None) -> Figure:
 
 
 def _inline(svg: str, name: str) -> str:
-    """An SVG as part of a page: no prolog, ids of its own, colours and font by the page's variables."""
+    """Prepare an SVG for inlining: no prolog, unique ids, CSS variables for colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns:xlink="[^"]*"| version="[^"]*"| xmlns="[^"]*"', "", svg)

@@ -1,4 +1,4 @@
-"""What evaluations left, read and sorted out: only what was measured on the same dataset can stand side by side."""
+"""Read evaluations and select those on the same dataset; others cannot be compared."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from pipeline.core.stage import ARTIFACTS
 
 DATASET = "prepare"
 TEACHERS = "evaluate_teacher"
-"""Whose masks a student's were compared with; not what was measured."""
+"""Reference for a student's agreement; a parent of the evaluation, but not the measured artifact."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +27,24 @@ class Evaluation:
     metrics: Mapping[str, float]
     card: Card
     source: str
-    """Where the measured artifact is: the checkpoint or the engine."""
+    """Path of the measured artifact: the checkpoint or the engine."""
     source_stage: str
     predictions: Mapping[int, Mapping[str, Any]]
-    """Masks by annotation id, of the first images."""
+    """Masks of the first images, by annotation id."""
     scores: Mapping[int, Mapping[str, Any]]
     """IoUs by annotation id."""
     calibration: Mapping[str, Sequence[Mapping[str, Any]]]
-    """By prompt, ten bins with the mean ``predicted`` and true ``iou`` and the ``count``; empty where not measured."""
+    """Ten bins per prompt with mean ``predicted`` and true ``iou`` and ``count``; empty if not measured."""
     everything: Sequence[Mapping[str, Any]]
-    """Of some images, what was found without prompts, by mode; empty where not measured."""
+    """Masks of everything mode for some images, by mode; empty if not measured."""
     guarded: bool | None
-    """Whether latency was measured on a quiet machine; None where it was not measured."""
+    """Whether latency was measured on an idle machine; None if not measured."""
     processor: str | None = None
-    """On which latency was measured, as the system names it."""
+    """Processor on which latency was measured, as the system names it."""
 
     @property
     def name(self) -> str:
-        """The model and its precision, as people say it."""
+        """Model and precision, for display."""
         return f"{self.model} {self.precision}"
 
     @property
@@ -54,12 +54,12 @@ class Evaluation:
 
 
 Refusals = Mapping[tuple[str, str], Refusal]
-"""Candidates that missed a gate, by model and precision."""
+"""Candidates that failed a gate, by model and precision."""
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An evaluation that does not count."""
+    """A candidate excluded from the comparison."""
 
     name: str
     reason: str
@@ -70,17 +70,17 @@ def read(directory: Path, keys: Path = Path()) -> Evaluation:
 
     Args:
         directory: The artifact.
-        keys: Its place below its stage's directory, which its source has too.
+        keys: Its path relative to its stage's directory, the same as that of the measured artifact.
 
     Raises:
-        InputError: It is no finished evaluation.
+        InputError: The directory is not a complete evaluation.
     """
     card = Card.read(directory)
     sources = sorted(card.parents.keys() - {DATASET, TEACHERS})
     if card.kind != "evaluation" or len(sources) != 1 or DATASET not in card.parents:
-        raise InputError(f"{directory} is not an evaluation of one model on one dataset: make it anew (`dvc repro`).")
+        raise InputError(f"{directory} is not an evaluation of one model on one dataset: run `dvc repro`.")
     subject = _read_json(directory / "subject.json")
-    latency = _read_json_if_there(directory / "latency.json") or {}
+    latency = _read_optional_json(directory / "latency.json") or {}
     return Evaluation(
         model=str(subject["model"]),
         precision=str(subject["precision"]),
@@ -92,23 +92,23 @@ def read(directory: Path, keys: Path = Path()) -> Evaluation:
         source_stage=sources[0],
         predictions={p["annotation_id"]: p for p in _read_json(directory / "predictions.json")},
         scores={s["annotation_id"]: s for s in _read_json(directory / "instances.json")},
-        calibration=_read_json_if_there(directory / "calibration.json") or {},
-        everything=(_read_json_if_there(directory / "everything.json") or {}).get("images", []),
+        calibration=_read_optional_json(directory / "calibration.json") or {},
+        everything=(_read_optional_json(directory / "everything.json") or {}).get("images", []),
         guarded=latency.get("guarded"),
         processor=latency.get("processor"),
     )
 
 
 def read_all(
-    prepare: Path, evaluate_teacher: Path, evaluate: Path, wanted: Sequence[tuple[str, str]] | None = None
+    prepare: Path, evaluate_teacher: Path, evaluate: Path, candidates: Sequence[tuple[str, str]] | None = None
 ) -> tuple[list[Evaluation], Refusals, list[LeftOut]]:
-    """The teacher and all students that were measured on the same dataset, those refused, and the others by name.
+    """Read all evaluations: the teacher's and the students' on the same dataset, refusals, and excluded candidates.
 
     Args:
         prepare: The dataset.
         evaluate_teacher: The teacher's evaluation.
-        evaluate: The directory with the students'.
-        wanted: Students and precisions that count, whatever else is there; None for all that are there.
+        evaluate: Directory of the students' evaluations.
+        candidates: Pairs of student and precision to read; None for all in ``evaluate``.
 
     Raises:
         InputError: The teacher was measured on another dataset, or an evaluation is damaged.
@@ -117,29 +117,29 @@ def read_all(
     teacher = read(evaluate_teacher)
     if teacher.card.parents[DATASET] != dataset:
         raise InputError(f"{evaluate_teacher} was measured on another dataset than {prepare}: run `dvc repro`.")
-    kept, refused, left_out = [teacher], dict[tuple[str, str], Refusal](), []
-    there = [card.parent.relative_to(evaluate) for card in sorted(evaluate.rglob(CARD))]
-    for keys in there if wanted is None else [Path(*pair) for pair in wanted]:
-        if keys not in there:
+    evaluations, refused, left_out = [teacher], dict[tuple[str, str], Refusal](), []
+    available = [card.parent.relative_to(evaluate) for card in sorted(evaluate.rglob(CARD))]
+    for keys in available if candidates is None else [Path(*pair) for pair in candidates]:
+        if keys not in available:
             left_out.append(LeftOut(" ".join(keys.parts), "not evaluated"))
             continue
-        found = Card.read(evaluate / keys)
-        if found.parents.get(DATASET) != dataset:
+        card = Card.read(evaluate / keys)
+        if card.parents.get(DATASET) != dataset:
             left_out.append(LeftOut(" ".join(keys.parts), "measured on another dataset"))
-        elif found.refusal:
-            refused[str(found.model), str(found.precision)] = found.refusal
+        elif card.refusal:
+            refused[str(card.model), str(card.precision)] = card.refusal
         else:
-            kept.append(read(evaluate / keys, keys))
-    return kept, refused, left_out
+            evaluations.append(read(evaluate / keys, keys))
+    return evaluations, refused, left_out
 
 
 def read_baselines(evaluate_teacher: Path) -> Mapping[str, Mapping[str, float]]:
-    """What trivial masks score on the same instances, by predictor; empty where an older version did not measure it."""
-    return _read_json_if_there(evaluate_teacher / BASELINES) or {}
+    """Scores of trivial masks on the same instances, by predictor; empty for evaluations of older versions."""
+    return _read_optional_json(evaluate_teacher / BASELINES) or {}
 
 
-def _read_json_if_there(path: Path) -> Any:
-    """What later versions write, or an evaluation without some protocol does not: None where it is not there."""
+def _read_optional_json(path: Path) -> Any:
+    """Read an optional file, which older versions or a disabled protocol did not write; None if absent."""
     return _read_json(path) if path.is_file() else None
 
 
@@ -147,4 +147,4 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): make the evaluation anew (`dvc repro`).") from None
+        raise InputError(f"{path} cannot be read ({error}): repeat the evaluation (`dvc repro`).") from None

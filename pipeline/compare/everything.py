@@ -1,4 +1,4 @@
-"""Everything mode in pictures: all masks of an image at once, asked for densely and hierarchically."""
+"""Overlays of everything mode: all masks of an image, by dense and by hierarchical sampling."""
 
 import colorsys
 from collections.abc import Mapping, Sequence
@@ -16,31 +16,31 @@ from pipeline.ops import masks
 _WIDTH = 320
 _OPACITY = 0.55
 _TURN = 0.61803398875
-"""Of the circle of hues, from one mask to the next: neighbours in order never look alike."""
+"""Step of the hue from mask to mask, the golden ratio, so that consecutive masks differ in colour."""
 
 
 def overlays(prepare: Path, evaluations: Sequence[Evaluation]) -> list[list[Tile]]:
-    """For each image that everything mode was tried on: the photograph, then each model's masks by mode.
+    """Draw, for each image evaluated in everything mode, the photograph and each model's masks by mode.
 
     Raises:
         InputError: A photograph is missing or damaged.
     """
-    names = {image["image_id"]: image["file_name"] for one in evaluations for image in one.everything}
+    names = {image["image_id"]: image["file_name"] for evaluation in evaluations for image in evaluation.everything}
     shown = []
     for number, name in names.items():
         image = read_image(prepare / "validation" / "images" / name)
         tiles = [Tile("photograph", None, as_uri(_small(image)))]
-        for one in evaluations:
-            found: Mapping[str, Any] = next((i["modes"] for i in one.everything if i["image_id"] == number), {})
-            for mode, records in found.items():
-                caption = f"{one.name}, {mode}: {len(records)} {'mask' if len(records) == 1 else 'masks'}"
+        for evaluation in evaluations:
+            modes: Mapping[str, Any] = next((i["modes"] for i in evaluation.everything if i["image_id"] == number), {})
+            for mode, records in modes.items():
+                caption = f"{evaluation.name}, {mode}: {len(records)} {'mask' if len(records) == 1 else 'masks'}"
                 tiles.append(Tile(caption, None, as_uri(_small(_painted(image, records)))))
         shown.append(tiles)
     return shown
 
 
 def _painted(image: UInt8[np.ndarray, "h w 3"], records: Sequence[Mapping[str, Any]]) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with every mask in a colour of its own, small ones over large ones."""
+    """Draw every mask in its own colour, small masks over large ones."""
     painted = image.astype(np.float32)
     for number, record in enumerate(sorted(records, key=lambda r: -r["area"])):
         inside = masks.decode(record["segmentation"])

@@ -1,4 +1,4 @@
-"""A table of the report: what it shows, what it sorts by, what stands out."""
+"""Tables of the report: contents, sort keys and highlighting."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,35 +12,35 @@ Tone = Literal["", "best", "better", "worse"]
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """The head of a column."""
+    """Header of a column."""
 
     title: str
     less_is_better: bool = False
-    """Which end a first click on the head brings up."""
+    """Sort direction of the first click on the header: ascending if set."""
     words: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One field."""
+    """One cell."""
 
     text: str
     value: float | str | None = None
-    """What it is sorted by; what has none comes last."""
+    """Sort key; cells without one come last."""
     below: str = ""
     share: float | None = None
-    """A bar in front of ``below``, full at 1."""
+    """Length of the bar before ``below``; 1 is full."""
     tone: Tone = ""
     marks: str = ""
-    """Letters of the notes that belong to it."""
+    """Letters of the table's notes that apply to the cell."""
     code: bool = False
     columns: int = 1
-    """How many it spans."""
+    """Number of columns the cell spans."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row; its kind is ``teacher``, ``student``, ``baseline``, ``refused`` or ``published``."""
+    """One row of kind ``teacher``, ``student``, ``baseline``, ``refused`` or ``published``."""
 
     cells: Sequence[Cell]
     kind: str = "student"
@@ -48,19 +48,19 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A whole table."""
+    """One table."""
 
     title: str = ""
     caption: str = ""
     columns: Sequence[Column]
     lines: Sequence[Line]
     notes: Mapping[str, str] = field(default_factory=dict)
-    """Texts by letter."""
+    """Text of each note by its letter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page that is a heading, a few words and tables."""
+    """A section of the report: heading, note and tables."""
 
     title: str
     note: str
@@ -71,23 +71,23 @@ Write = Callable[[float | None], str]
 
 
 def model_cell(row: Mapping[str, Any]) -> Cell:
-    """A model with what is needed to tell it from others."""
+    """Cell with a model's name, precision and runtime."""
     about = ("teacher" if row["role"] == "teacher" else "", row["precision"], row["runtime"])
     below = " · ".join(filter(None, about))
     return Cell(text=row["model"], value=f"{row['model']} {row['precision']}", below=below)
 
 
 def number(value: float | None, write: Write = table.score) -> Cell:
-    """A number, sorted by its full precision."""
+    """Cell with a number, sorted by its unrounded value."""
     return Cell(text=write(value), value=value)
 
 
 def of_models(rows: Sequence[Row], columns: Mapping[str, tuple[str, Write, bool]]) -> Grid | None:
-    """A table of all models that have any of some measures, with only the measures that any model has.
+    """Table of the models and metrics for which there is at least one value; None if there is none.
 
     Args:
         rows: The leaderboard.
-        columns: Title, how to write it and whether less is better, by measure.
+        columns: Title, format function and whether less is better, by metric.
     """
     names = [name for name in columns if any(row.get(name) is not None for row in rows)]
     if not names:

@@ -1,4 +1,4 @@
-"""The leaderboard: one flat row per model and precision, the teacher first, then by mIoU with boxes."""
+"""The leaderboard: one flat row per model and precision, the teacher first, then by box mIoU."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,26 +22,26 @@ MEASURED = (
     "encoder_macs",
     "decoder_macs_per_prompt",
 )
-"""What every row has of numbers, in order; None where something was not measured or a band is empty."""
+"""Metrics of every row, in order; None if not measured or if a size band is empty."""
 _COUNTS = ("instances", "sginw_sets")
-"""Numbers of an evaluation that are no measure of the model."""
+"""Entries of an evaluation's metrics that are not metrics of the model."""
 
 BASELINES = {"filled_box": "filled box", "ellipse": "ellipse in the box", "disc": "best fixed disc"}
-"""Trivial predictors, as people say them."""
+"""Display names of the trivial predictors."""
 _ABOUT = ("model", "precision", "runtime", "role", "guarded", "processor", "artifact", "digest", *TRIVIAL.values())
-"""What a row says of its model, beside numbers."""
+"""Keys of a row that are not metrics of its model."""
 _COMPARED = ("box_miou", "click_miou", "latency_ms", "size_mib", "memory_mib")
-"""What students are compared by."""
+"""Metrics for which the leaderboard highlights the best student."""
 
 
 def leaderboard(evaluations: Sequence[Evaluation], baselines: Mapping[str, Mapping[str, float]]) -> list[Row]:
-    """Rows of all evaluations; the first of them is the teacher's, which the others are measured against.
+    """Rows of all evaluations, the teacher's first.
 
-    A row has the numbers of `MEASURED` and all others that any of the evaluations has, and those of `TRIVIAL`.
+    A row has the metrics of `MEASURED`, all others that any evaluation has, and those of `TRIVIAL`.
 
     Args:
         evaluations: The teacher's first.
-        baselines: What trivial masks score, by predictor.
+        baselines: Scores of trivial masks, by predictor.
     """
     trivial = {
         key: max((b[f"{prompt}_miou"] for b in baselines.values() if f"{prompt}_miou" in b), default=None)
@@ -74,7 +74,7 @@ def _row(evaluation: Evaluation, teacher: Evaluation, more: Sequence[str]) -> Ro
 
 
 def flat(rows: Sequence[Row]) -> dict[str, float]:
-    """All numbers of all rows as ``<model>.<precision>.<metric>``."""
+    """All metrics of all rows as ``<model>.<precision>.<metric>``."""
     return {
         f"{row['model']}.{row['precision']}.{name}": row[name]
         for row in rows
@@ -84,18 +84,18 @@ def flat(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def points(rows: Sequence[Row]) -> list[Row]:
-    """What DVC plots: per row a name, what it scores and what it costs. DVC wants the same keys in all of them."""
+    """Data for DVC's plots: name, accuracy and cost of each row. DVC requires the same keys in all rows."""
     shown = ("box_miou", "click_miou", "latency_ms", "size_mib")
     return [{"name": f"{row['model']} {row['precision']}"} | {name: row[name] for name in shown} for row in rows]
 
 
 def measures(rows: Sequence[Row]) -> list[str]:
-    """Names of all numbers that rows have: those of `MEASURED` in order, then what else was measured."""
+    """Names of all metrics of the rows: those of `MEASURED` in order, then the others."""
     return [*MEASURED, *(name for name in rows[0] if name not in (*MEASURED, *_ABOUT))]
 
 
 def baseline_rows(baselines: Mapping[str, Mapping[str, float]], like: Row) -> list[Row]:
-    """Rows of the trivial predictors, with the keys of ``like``; their role is ``baseline``."""
+    """Rows of the trivial predictors with role ``baseline`` and the keys of ``like``."""
     rows = []
     for name, title in BASELINES.items():
         if name in baselines:
@@ -106,21 +106,21 @@ def baseline_rows(baselines: Mapping[str, Mapping[str, float]], like: Row) -> li
 
 
 def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
-    """The Pareto front: indices of what nothing cheaper reaches, from the cheapest on."""
-    found: list[int] = []
+    """Indices of the Pareto front, ordered by cost: points whose score no cheaper point reaches."""
+    front: list[int] = []
     for i in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):
-        if not found or scores[i] > scores[found[-1]]:
-            found.append(i)
-    return found
+        if not front or scores[i] > scores[front[-1]]:
+            front.append(i)
+    return front
 
 
 def best(rows: Sequence[Row]) -> Mapping[str, int]:
-    """Which student is best in each column that people compare, as an index into ``rows``."""
-    found = {}
+    """Index into ``rows`` of the best student for each compared metric."""
+    winners = {}
     for name in _COMPARED:
         values = {
             i: goodness(name, r[name]) for i, r in enumerate(rows) if r["role"] == "student" and r[name] is not None
         }
         if values:
-            found[name] = max(values, key=lambda i: (values[i], -i))
-    return found
+            winners[name] = max(values, key=lambda i: (values[i], -i))
+    return winners

@@ -1,4 +1,4 @@
-"""Pictures of single instances: the prompt, the truth, and what the teacher and each student made of it."""
+"""Pictures of single instances: the prompt, the ground truth, and the masks of the teacher and each student."""
 
 import base64
 import io
@@ -20,8 +20,8 @@ SIDE = 224
 _QUALITY = 80
 _TRUTH, _TEACHER, _STUDENT, _PROMPT = (46, 190, 120), (150, 165, 185), (64, 132, 255), (255, 196, 0)
 _OPACITY = 0.45
-_WORTH_SHOWING = 0.005
-"""Least share of the photograph that a shown instance covers, where there is such a one."""
+_MIN_AREA_SHARE = 0.005
+"""Smallest share of the photograph's area that a shown instance covers, if the photograph has such instances."""
 
 
 @dataclass(frozen=True)
@@ -31,48 +31,48 @@ class Tile:
     caption: str
     iou: float | None
     image: str
-    """As a ``data:`` URI."""
+    """``data:`` URI."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One instance, asked for by box or click."""
+    """One instance with one prompt, ``box`` or ``click``."""
 
     prompt: str
-    says: str
+    caption: str
     tiles: list[Tile]
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Sample:
     photograph: Photograph
     instance: Instance
 
 
 def gallery(prepare: Path, shown: Sequence[Photograph], evaluations: Sequence[Evaluation], pictures: int) -> list[Case]:
-    """One instance of each of the first pictures, by box and by click in turn.
+    """Draw one instance of each of the first pictures, prompted alternately by box and by click.
 
-    The instance is the one whose IoU is the photograph's median for the teacher: neither luck nor mishap.
+    The instance is the one with the photograph's median teacher IoU, so that it is typical.
 
     Raises:
         InputError: A photograph is missing or damaged.
     """
     cases = []
     for number, photograph in enumerate(p for p in shown[:pictures] if _drawable(p, evaluations)):
-        found = _typical(photograph, _drawable(photograph, evaluations), evaluations[0])
-        cases.append(_case(prepare, found, evaluations, "box" if number % 2 == 0 else "click", ""))
+        sample = _typical(photograph, _drawable(photograph, evaluations), evaluations[0])
+        cases.append(_case(prepare, sample, evaluations, "box" if number % 2 == 0 else "click", ""))
     return cases
 
 
 def extremes(
     prepare: Path, shown: Sequence[Photograph], evaluations: Sequence[Evaluation], count: int
 ) -> tuple[dict[str, list[Case]], dict[str, list[Case]]]:
-    """The masks with which each student falls behind the teacher most, and with which it is ahead of it most.
+    """Draw the masks with the largest loss and the largest gain in IoU of each student against the teacher.
 
-    Boxes and clicks compete. A student that is nowhere behind, or nowhere ahead, has no entry.
+    Boxes and clicks are ranked together. A student without losses, or without gains, has no entry.
 
     Returns:
-        Worst and best by the student's name.
+        Losses and gains, by the student's name.
 
     Raises:
         InputError: A photograph is missing or damaged.
@@ -85,85 +85,85 @@ def extremes(
                 student.scores[i.id][f"{prompt}_iou"] - teacher.scores[i.id][f"{prompt}_iou"],
                 i.id,
                 prompt,
-                _Found(p, i),
+                _Sample(p, i),
             )
             for p in shown
             for i in _drawable(p, [teacher, student])
             for prompt in ("box", "click")
-        )  # ids are unique, so what cannot be ordered is never compared
+        )  # ids are unique, so samples, which have no order, are never compared
         behind = [entry for entry in ranked if entry[0] < 0][:count]
         ahead = [entry for entry in reversed(ranked) if entry[0] > 0][:count]
         for entries, into in ((behind, worst), (ahead, best)):
             if entries:
                 into[student.name] = [
-                    _case(prepare, found, [teacher, student], prompt, f"{gap:+.2f} to the teacher")
-                    for gap, _, prompt, found in entries
+                    _case(prepare, sample, [teacher, student], prompt, f"{gap:+.2f} to the teacher")
+                    for gap, _, prompt, sample in entries
                 ]
     return worst, best
 
 
 def _drawable(photograph: Photograph, evaluations: Sequence[Evaluation]) -> list[Instance]:
-    """Instances that every evaluation has kept the masks of."""
+    """Instances whose masks every evaluation has stored."""
     return [i for i in photograph.instances if all(i.id in e.predictions for e in evaluations)]
 
 
-def _typical(photograph: Photograph, instances: Sequence[Instance], teacher: Evaluation) -> _Found:
-    least = _WORTH_SHOWING * photograph.height * photograph.width
-    eligible = [i for i in instances if masks.area(i.rle) >= least] or list(instances)
+def _typical(photograph: Photograph, instances: Sequence[Instance], teacher: Evaluation) -> _Sample:
+    min_area_px = _MIN_AREA_SHARE * photograph.height * photograph.width
+    eligible = [i for i in instances if masks.area(i.rle) >= min_area_px] or list(instances)
     ordered = sorted(eligible, key=lambda i: (teacher.scores[i.id]["box_iou"], i.id))
-    return _Found(photograph, ordered[len(ordered) // 2])
+    return _Sample(photograph, ordered[len(ordered) // 2])
 
 
-def _case(prepare: Path, found: _Found, evaluations: Sequence[Evaluation], prompt: str, says: str) -> Case:
-    image = read_image(prepare / "validation" / "images" / found.photograph.file_name)
-    truth = masks.decode(found.instance.rle)
+def _case(prepare: Path, sample: _Sample, evaluations: Sequence[Evaluation], prompt: str, caption: str) -> Case:
+    image = read_image(prepare / "validation" / "images" / sample.photograph.file_name)
+    truth = masks.decode(sample.instance.rle)
     window = _window(masks.box(truth), truth.shape)
-    asked = _draw_prompt(_scaled(image, window), truth, window, prompt)
+    prompt_tile = _draw_prompt(_scaled(image, window), truth, window, prompt)
     tiles = [
-        Tile("one click" if prompt == "click" else "box", None, as_uri(asked)),
+        Tile("one click" if prompt == "click" else "box", None, as_uri(prompt_tile)),
         Tile("truth", None, as_uri(_overlay(image, truth, window, _TRUTH))),
     ]
     for evaluation in evaluations:
-        mask = masks.decode(evaluation.predictions[found.instance.id][prompt])
+        mask = masks.decode(evaluation.predictions[sample.instance.id][prompt])
         colour = _TEACHER if evaluation.role == "teacher" else _STUDENT
-        iou = evaluation.scores[found.instance.id][f"{prompt}_iou"]
+        iou = evaluation.scores[sample.instance.id][f"{prompt}_iou"]
         name = f"teacher, {evaluation.precision}" if evaluation.role == "teacher" else evaluation.name
         tiles.append(Tile(name, iou, as_uri(_overlay(image, mask, window, colour))))
-    return Case(prompt, says, tiles)
+    return Case(prompt, caption, tiles)
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """The RGB pixels of a photograph of the dataset.
+    """Read a photograph of the dataset as RGB.
 
     Raises:
-        InputError: It is missing or damaged.
+        InputError: The file is missing or damaged.
     """
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}): `dvc repro --force --single-item prepare`.") from None
+        raise InputError(f"{path} cannot be read ({error}): run `dvc repro --force --single-item prepare`.") from None
 
 
 def _window(box: tuple[float, float, float, float], size: tuple[int, ...]) -> tuple[int, int, int]:
-    """Left, top and side of a square that shows the instance with some of what is around it."""
+    """Left, top and side of a square around the instance with some context, in pixels."""
     height, width = size
     x0, y0, x1, y1 = box
     side = round(min(min(size), max(1.5 * max(x1 - x0, y1 - y0), 0.45 * min(size))))
-    side = max(side, round(min(max(size), 1.15 * max(x1 - x0, y1 - y0))))  # long ones may need more than the height
+    side = max(side, round(min(max(size), 1.15 * max(x1 - x0, y1 - y0))))  # may exceed the shorter side
     left = round(min(max(0, (x0 + x1 - side) / 2), max(0, width - side)))
     top = round(min(max(0, (y0 + y1 - side) / 2), max(0, height - side)))
     return left, top, side
 
 
 def _scaled(image: UInt8[np.ndarray, "h w 3"], window: tuple[int, int, int]) -> UInt8[np.ndarray, "s s 3"]:
-    """The window of an image, scaled to a tile; what lies beyond the image is grey."""
+    """Crop the window of an image and scale it to a tile; pixels outside the image are grey."""
     left, top, side = window
     cut = image[top : top + side, left : left + side]
     square = np.full((side, side, 3), 128, np.uint8)
     square[: cut.shape[0], : cut.shape[1]] = cut
-    way = Image.Resampling.LANCZOS if side >= SIDE else Image.Resampling.BICUBIC
-    return np.array(Image.fromarray(square).resize((SIDE, SIDE), way))
+    resampling = Image.Resampling.LANCZOS if side >= SIDE else Image.Resampling.BICUBIC
+    return np.array(Image.fromarray(square).resize((SIDE, SIDE), resampling))
 
 
 def _overlay(
@@ -172,7 +172,7 @@ def _overlay(
     window: tuple[int, int, int],
     colour: tuple[int, int, int],
 ) -> UInt8[np.ndarray, "s s 3"]:
-    """The window with the mask laid over it and outlined; what is outside the mask recedes."""
+    """Draw the mask with its outline over the window and darken the rest."""
     tile = _scaled(image, window).astype(np.float32)
     inside = _scaled(np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255, window)[..., 0] > 127
     inside &= ~_beyond(mask.shape, window)
@@ -185,7 +185,7 @@ def _overlay(
 
 
 def _beyond(size: tuple[int, ...], window: tuple[int, int, int]) -> Bool[np.ndarray, "s s"]:
-    """Which pixels of a tile do not belong to the image."""
+    """Pixels of a tile that lie outside the image."""
     left, top, side = window
     centres = (np.arange(SIDE) + 0.5) * side / SIDE
     return (centres + top >= size[0])[:, None] | (centres + left >= size[1])[None, :]
@@ -212,7 +212,7 @@ def _draw_prompt(
 
 
 def as_uri(tile: UInt8[np.ndarray, "h w 3"]) -> str:
-    """A picture as part of the page: a ``data:`` URI with a JPEG in it."""
+    """Encode a picture as a ``data:`` URI with a JPEG."""
     stream = io.BytesIO()
     Image.fromarray(tile).save(stream, "JPEG", quality=_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

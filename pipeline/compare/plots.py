@@ -1,4 +1,4 @@
-"""Plots of the comparison: accuracy against cost with the Pareto front, by size, by clicks; calibration."""
+"""Plots: accuracy against cost with the Pareto front, accuracy by object size and by clicks, calibration."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,45 +14,43 @@ from pipeline.compare.leaderboard import Row, pareto_front
 from pipeline.ops.metrics import BANDS
 
 CLICKS = (1, 3, 5)
-_LABEL_PLACES = ((9, 0), (9, 11), (9, -11), (-9, 0), (-9, 11), (-9, -11), (0, 13), (0, -13), (9, 22), (9, -22))
-"""Where a point's name may stand, in points from it; the first that is free."""
+_LABEL_OFFSETS = ((9, 0), (9, 11), (9, -11), (-9, 0), (-9, 11), (-9, -11), (0, 13), (0, -13), (9, 22), (9, -22))
+"""Offsets of a point's label in points (1/72 inch); the first without overlap is used."""
 
 
 def draw(rows: Sequence[Row], evaluations: Sequence[Evaluation], directory: Path) -> list[Plot]:
-    """Write all plots there is data for as ``directory/<name>.png``, and return them for the page.
+    """Write each plot for which there is data as ``directory/<name>.png``, and return all for the report.
 
     Args:
         rows: The leaderboard.
-        evaluations: In the same order.
-        directory: Is made.
+        evaluations: In the order of ``rows``.
+        directory: Created by the function.
     """
     directory.mkdir()
-    wanted: list[tuple[str, str, str, Paint]] = []
+    plots: list[tuple[str, str, str, Paint]] = []
     if sum(row["latency_ms"] is not None for row in rows) > 1:
-        note = "Median of one image with one box, end to end. Up and left is better; the line is the Pareto front."
+        note = "Median of one image with one box, end to end. Upper left is better; the line is the Pareto front."
         paint = partial(_against, rows, "latency_ms", "latency, ms")
-        wanted.append(("miou_latency", "Accuracy against latency", note, paint))
-    note = "Files that are deployed. Up and left is better; the line is the Pareto front."
-    wanted.append(("miou_size", "Accuracy against size", note, partial(_against, rows, "size_mib", "size, MiB")))
-    for prompt, says in (("box", "With a ground-truth box"), ("click", "With one click")):
-        note = f"{says}; objects up to 32², up to 96², and of more pixels."
-        wanted.append(
-            (f"{prompt}_bands", f"Accuracy by size of objects, {prompt}", note, partial(_bands, rows, prompt))
-        )
-    for fed, how in (("", "only clicks"), ("_fed", "mask fed back")):
+        plots.append(("miou_latency", "Accuracy against latency", note, paint))
+    note = "Size of the deployed files. Upper left is better; the line is the Pareto front."
+    plots.append(("miou_size", "Accuracy against size", note, partial(_against, rows, "size_mib", "size, MiB")))
+    for prompt, title in (("box", "With a ground-truth box"), ("click", "With one click")):
+        note = f"{title}; objects of up to 32², up to 96², and more than 96² pixels."
+        plots.append((f"{prompt}_bands", f"Accuracy by object size, {prompt}", note, partial(_bands, rows, prompt)))
+    for fed, title in (("", "clicks only"), ("_fed", "mask fed back")):
         if any(row.get(name) is not None for row in rows for name in click_names(fed)[1:]):
-            note = "Each click where the mask is most wrong" + ("; the mask before it is given too." if fed else ".")
-            wanted.append((f"clicks{fed}", f"Accuracy by clicks, {how}", note, partial(_clicks, rows, fed)))
+            note = "Each click in the mask's largest error" + ("; the previous mask is an input too." if fed else ".")
+            plots.append((f"clicks{fed}", f"Accuracy by clicks, {title}", note, partial(_clicks, rows, fed)))
     for prompt in ("box", "click"):
         if any(e.calibration.get(prompt) for e in evaluations):
-            note = "What models say of their masks against what is true; on the diagonal they know."
+            note = "Predicted IoU against true IoU; the diagonal is perfect calibration."
             paint = partial(_calibration, rows, [e.calibration.get(prompt, []) for e in evaluations])
-            wanted.append((f"{prompt}_calibration", f"Predicted against true IoU, {prompt}", note, paint))
-    return [draw_one(name, title, note, paint, directory) for name, title, note, paint in wanted]
+            plots.append((f"{prompt}_calibration", f"Predicted against true IoU, {prompt}", note, paint))
+    return [draw_one(name, title, note, paint, directory) for name, title, note, paint in plots]
 
 
 def click_names(fed: str) -> list[str]:
-    """The metrics of one, three and five clicks; the first has no mask that could be fed back."""
+    """Names of the metrics of one, three and five clicks; one click has no previous mask to feed back."""
     return [f"click{n if n > 1 else ''}{fed if n > 1 else ''}_miou" for n in CLICKS]
 
 
@@ -90,24 +88,28 @@ def _against(rows: Sequence[Row], cost: str, title: str, axes: Axes, palette: Pa
 
 
 def _name_points(axes: Axes, rows: Sequence[Row], xs: Sequence[float], ys: Sequence[float], palette: Palette) -> None:
-    """Write each point's name beside it, where it covers neither another name nor a point, if there is room."""
+    """Label each point where the label overlaps neither another label nor a point; omit it if there is no room."""
     figure = axes.get_figure(root=True)
     if figure is None:
         raise ValueError("axes must be on a figure")
     figure.canvas.draw()
     points = [axes.transData.transform((x, y)) for x, y in zip(xs, ys, strict=True)]
-    frame, taken = axes.get_window_extent(), list[Bbox]()
+    frame, label_boxes = axes.get_window_extent(), list[Bbox]()
     for row, x, y, (px, py) in zip(rows, xs, ys, points, strict=True):
         style: dict[str, Any] = {"color": palette.ink, "fontsize": 8.5, "textcoords": "offset points", "va": "center"}
-        style["bbox"] = {"facecolor": palette.ground, "edgecolor": "none", "pad": 1}  # the front passes behind
-        for dx, dy in _LABEL_PLACES:
+        style["bbox"] = {
+            "facecolor": palette.ground,
+            "edgecolor": "none",
+            "pad": 1,
+        }  # hides the Pareto front
+        for dx, dy in _LABEL_OFFSETS:
             side = "left" if dx > 0 else "right" if dx < 0 else "center"
             text = axes.annotate(label(row), (x, y), (dx, dy), ha=side, **style)
             box = text.get_window_extent()
             others = [p for p in points if (p[0], p[1]) != (px, py)]
             inside = box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1
-            if inside and not box.count_overlaps(taken) and not any(box.padded(4).contains(*p) for p in others):
-                taken.append(box)
+            if inside and not box.count_overlaps(label_boxes) and not any(box.padded(4).contains(*p) for p in others):
+                label_boxes.append(box)
                 break
             text.remove()
 
@@ -117,11 +119,11 @@ def _bands(rows: Sequence[Row], prompt: str, axes: Axes, palette: Palette) -> No
     width = 0.78 / len(rows)
     for i, row in enumerate(rows):
         values = [row[f"{prompt}_miou_{band}"] or 0.0 for band in BANDS]
-        places = [b + (i - (len(rows) - 1) / 2) * width for b in range(len(BANDS))]
+        positions = [b + (i - (len(rows) - 1) / 2) * width for b in range(len(BANDS))]
         thickness = width * (0.86 if len(rows) < 8 else 0.95)
-        axes.bar(places, values, thickness, color=palette.ground)  # else the grid shines through
+        axes.bar(positions, values, thickness, color=palette.ground)  # hides the grid behind transparent bars
         axes.bar(
-            places,
+            positions,
             values,
             thickness,
             color=colour[row["model"]],
@@ -129,11 +131,11 @@ def _bands(rows: Sequence[Row], prompt: str, axes: Axes, palette: Palette) -> No
             label=label(row),
         )
         if len(rows) <= 4:
-            for place, value in zip(places, values, strict=True):
+            for position, value in zip(positions, values, strict=True):
                 if value:
                     text = f"{value:.2f}"[1:] if value < 0.995 else "1"
                     axes.annotate(
-                        text, (place, value), (0, 3), textcoords="offset points", ha="center",
+                        text, (position, value), (0, 3), textcoords="offset points", ha="center",
                         color=palette.muted, fontsize=8,
                     )  # fmt: skip
     axes.set_xticks(range(len(BANDS)), BANDS)
@@ -144,13 +146,13 @@ def _bands(rows: Sequence[Row], prompt: str, axes: Axes, palette: Palette) -> No
 
 def _clicks(rows: Sequence[Row], fed: str, axes: Axes, palette: Palette) -> None:
     colour = colours(rows, palette)
-    # Both plots of clicks have one scale, so that they can be compared.
+    # Both plots of clicks share one scale, so that they can be compared.
     values = [row[n] for row in rows for f in ("", "_fed") for n in click_names(f) if row.get(n) is not None]
     margin = max(0.02, 0.1 * (max(values) - min(values)))
     for row in rows:
-        known = [(n, row[m]) for n, m in zip(CLICKS, click_names(fed), strict=True) if row.get(m) is not None]
-        if known:
-            _line(axes, palette, row, colour[row["model"]], [n for n, _ in known], [y for _, y in known])
+        scores = [(n, row[m]) for n, m in zip(CLICKS, click_names(fed), strict=True) if row.get(m) is not None]
+        if scores:
+            _line(axes, palette, row, colour[row["model"]], [n for n, _ in scores], [y for _, y in scores])
     axes.set_xticks(CLICKS)
     axes.set_xlim(0.7, 5.3)
     axes.set_ylim(min(values) - margin, max(values) + margin)
@@ -162,10 +164,10 @@ def _clicks(rows: Sequence[Row], fed: str, axes: Axes, palette: Palette) -> None
 def _calibration(rows: Sequence[Row], bins: Sequence[Any], axes: Axes, palette: Palette) -> None:
     colour = colours(rows, palette)
     axes.plot([0, 1], [0, 1], color=palette.muted, linewidth=1, linestyle=(0, (3, 2.5)))
-    for row, found in zip(rows, bins, strict=True):
-        full = [one for one in found if one["count"]]
-        if full:
-            xs, ys = [one["predicted"] for one in full], [one["iou"] for one in full]
+    for row, row_bins in zip(rows, bins, strict=True):
+        occupied = [b for b in row_bins if b["count"]]
+        if occupied:
+            xs, ys = [b["predicted"] for b in occupied], [b["iou"] for b in occupied]
             _line(axes, palette, row, colour[row["model"]], xs, ys)
     axes.set_xlim(0, 1.03)
     axes.set_ylim(0, 1.03)

@@ -1,7 +1,7 @@
-"""Figures that papers publish, read from ``published.json``, set beside what was measured.
+"""Published results of papers, from ``published.json``, beside the measured ones.
 
-Data and protocol nearly always differ: the marks say how. A measure's name decides which published column it stands
-under; boxes of a detector must therefore be named as there (``coco_vitdet``, ``lvis_vitdet``, ``coco_yolov8``, ...).
+Data and protocol nearly always differ; notes say how. Metrics are matched by name, so a detector's boxes must be named
+as in that file (``coco_vitdet``, ``lvis_vitdet``, ``coco_yolov8``, ...).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from pipeline.compare.grid import Cell, Column, Grid, Line, Section
 from pipeline.compare.leaderboard import Row
 
 _FILE = Path(__file__).with_name("published.json")
-_MADE_BY = {
+_SOURCES = {
     "P": "text of the paper",
     "C": "README or code of the public repository",
     "D": "derived from what the paper states",
@@ -30,9 +30,9 @@ class PublishedColumn(_Strict):
 
     title: str
     metric: str | None
-    """Ours that stands under it; None where we have none."""
+    """Name of the corresponding metric of this project; None if there is none."""
     scale: float
-    """The published figure is ours times this."""
+    """Factor from this project's unit to the published one."""
     digits: int
 
 
@@ -40,68 +40,69 @@ class PublishedRow(_Strict):
     """A model in a paper's table."""
 
     model: str
-    ours: str | None
-    """The same model's name in `pipeline.models`."""
+    student: str | None
+    """Name of the same model in `pipeline.models`; None if it is not implemented."""
     values: list[float | None]
     mark: str | None
-    """Where this row is from, if not from where the table is."""
+    """Source of the row, if it differs from the table's."""
 
 
 class PublishedTable(_Strict):
-    """A paper's table, or the part of it that is on one dataset."""
+    """A paper's table, or its part on one dataset."""
 
     paper: str
-    place: str
-    says: str
+    location: str
+    """Number of the table or section in the paper."""
+    title: str
     family: str
-    """Beginning of the names of our students that the paper is about."""
+    """Common prefix of the names of the students that the paper describes."""
     data: str
     images: list[int]
-    """How many images that dataset has: all, and those with instances. Empty where accuracy is not in the table."""
+    """Number of images of the dataset: all, and those with instances. Empty for tables without accuracy."""
     protocol: str
     differs: str
-    """How our protocol differs, wherever it is run; empty if it does not."""
+    """How this project's protocol differs on any machine; empty if it does not."""
     machine: str
-    """What latency was measured on; empty where there is none."""
+    """Machine on which latency was measured; empty if there is none."""
     mark: str
     columns: list[PublishedColumn]
     rows: list[PublishedRow]
 
 
 class Paper(_Strict):
-    """A source."""
+    """A paper cited by the tables."""
 
     title: str
     arxiv: str
 
 
 class Published(_Strict):
-    """All of ``published.json``."""
+    """Contents of ``published.json``."""
 
     papers: dict[str, Paper]
     tables: list[PublishedTable]
 
 
 def read() -> Published:
-    """The figures as they ship with the project."""
+    """Read the published results that ship with the project."""
     return Published.model_validate_json(_FILE.read_text())
 
 
 def beside_measured(rows: Sequence[Row], dataset: Mapping[str, float]) -> Section | None:
-    """The published tables that anything was measured for: figures of the paper first, then ours, with marks.
+    """Published tables with at least one measured student: rows of the paper first, then measured rows with notes.
 
     Args:
         rows: The leaderboard.
-        dataset: Counts of the dataset, as `prepare` left them.
+        dataset: Counts of the dataset, from `prepare`'s metrics.
     """
     published = read()
     grids = [_grid(published.papers[t.paper], t, rows, dataset) for t in published.tables]
     note = (
-        "Rows of the paper come first, then those measured here. A letter marks where data, model, precision or "
-        "protocol is not the paper's: such rows can be read beside it, not against it."
+        "Rows of the paper come first, then measured rows. Letters mark rows whose data, model, precision or protocol "
+        "differs from the paper's; these are not directly comparable."
     )
-    kept = [grid for grid in grids if grid is not None]
-    return Section(title="Published and measured", note=note, grids=kept) if kept else None
+    available = [grid for grid in grids if grid is not None]
+    return Section(title="Published and measured results", note=note, grids=available) if available else None
 
 
 def _grid(paper: Paper, table: PublishedTable, rows: Sequence[Row], dataset: Mapping[str, float]) -> Grid | None:
@@ -115,20 +116,20 @@ def _grid(paper: Paper, table: PublishedTable, rows: Sequence[Row], dataset: Map
         return None
     notes = dict[str, str]()
     lines = [
-        Line([Cell(text=r.model, value=r.model, below=_MADE_BY[r.mark or table.mark]), *_values(table, r.values)],
+        Line([Cell(text=r.model, value=r.model, below=_SOURCES[r.mark or table.mark]), *_values(table, r.values)],
              "published")
         for r in table.rows
     ]  # fmt: skip
     for row in measured:
         marks = "".join(sorted(_mark(notes, text) for text in _differences(table, row, dataset)))
         name = Cell(text=row["model"], value=row["model"], below=f"measured · {row['precision']}", marks=marks)
-        ours = [None if c.metric is None else row.get(c.metric) for c in table.columns]
-        scaled = [None if v is None else v * c.scale for v, c in zip(ours, table.columns, strict=True)]
+        values = [None if c.metric is None else row.get(c.metric) for c in table.columns]
+        scaled = [None if v is None else v * c.scale for v, c in zip(values, table.columns, strict=True)]
         lines.append(Line([name, *_values(table, scaled)], row["role"]))
     columns = [Column(title="Model", words=True, less_is_better=True)]
     columns += [Column(title=c.title, less_is_better="ms" in c.title or "MB" in c.title) for c in table.columns]
-    caption = f"{paper.title}, arXiv {paper.arxiv}, {table.place}. {table.data}. {table.protocol}"
-    return Grid(title=table.says, caption=caption, columns=columns, lines=lines, notes=notes)
+    caption = f"{paper.title}, arXiv {paper.arxiv}, {table.location}. {table.data}. {table.protocol}"
+    return Grid(title=table.title, caption=caption, columns=columns, lines=lines, notes=notes)
 
 
 def _values(table: PublishedTable, values: Sequence[float | None]) -> list[Cell]:
@@ -137,23 +138,23 @@ def _values(table: PublishedTable, values: Sequence[float | None]) -> list[Cell]
 
 
 def _mark(notes: dict[str, str], text: str) -> str:
-    """The letter of a note; a new one for a new text."""
-    known = {said: letter for letter, said in notes.items()}
-    letter = known.get(text) or chr(ord("a") + len(notes))
+    """Letter of a note; a new text is added under the next letter."""
+    letters = {note: letter for letter, note in notes.items()}
+    letter = letters.get(text) or chr(ord("a") + len(notes))
     notes[letter] = text
     return letter
 
 
 def _differences(table: PublishedTable, row: Mapping[str, Any], dataset: Mapping[str, float]) -> list[str]:
-    """How what was measured here is not what the paper measured."""
+    """Notes on how a measured row differs from the paper's measurement."""
     images = int(dataset.get("validation_images", 0))
-    found = []
+    differences = []
     if table.images and images not in table.images:
-        found.append(f"other data: the {images} images of this dataset's validation split, not {table.data}")
-    if row["model"] not in {r.ours for r in table.rows}:
-        found.append("other model: not one that the paper reports under this name")
+        differences.append(f"other data: the {images} images of this dataset's validation split, not {table.data}")
+    if row["model"] not in {r.student for r in table.rows}:
+        differences.append("other model: the paper reports none of this name")
     if row["precision"] != "fp32":
-        found.append(f"other precision: {row['precision']}, the published accuracy is of unquantized models")
+        differences.append(f"other precision: {row['precision']}, the published accuracy is of unquantized models")
     if table.machine:
-        found.append(f"other machine: measured here with {row['runtime']}, published for {table.machine}")
-    return [*found, *([f"other protocol: {table.differs}"] if table.differs else [])]
+        differences.append(f"other machine: measured here with {row['runtime']}, published for {table.machine}")
+    return [*differences, *([f"other protocol: {table.differs}"] if table.differs else [])]

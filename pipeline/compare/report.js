@@ -1,6 +1,6 @@
 "use strict";
 
-// Tables sort by the head that is clicked: first the better end, then the other. What has no value stays last.
+// A click on a header sorts its table: better values first, then reversed. Cells without a value stay last.
 const OTHER = { ascending: "descending", descending: "ascending" };
 
 function compare(a, b, sign) {

@@ -1,4 +1,4 @@
-"""The report: one page that needs nothing but itself, in light and dark, on a desk and on a phone."""
+"""The report: one self-contained HTML page with light and dark scheme, for desktop and phone."""
 
 import base64
 import hashlib
@@ -25,13 +25,13 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """All that the report shows."""
+    """Contents of the report."""
 
     title: str
     rows: Sequence[Row]
     """The teacher's first."""
     baselines: Sequence[Row]
-    """Of trivial predictors."""
+    """Rows of the trivial predictors."""
     plots: Sequence[Plot]
     sections: Sequence[Section]
     """Tables after the leaderboard."""
@@ -39,7 +39,7 @@ class Page:
     published: Section | None
     gallery: Sequence[Case]
     everything: Sequence[Sequence[Tile]]
-    """Per image, the photograph and all masks by model and mode."""
+    """The photograph and each model's masks by mode, per image."""
     worst: Mapping[str, Sequence[Case]]
     """By student."""
     best: Mapping[str, Sequence[Case]]
@@ -53,7 +53,7 @@ class Page:
 
     @property
     def winner(self) -> Row | None:
-        """The student with the highest mIoU with boxes."""
+        """The student with the highest box mIoU."""
         return next((row for row in self.rows if row["role"] == "student"), None)
 
     @property
@@ -64,25 +64,25 @@ class Page:
 
     @property
     def contents(self) -> list[tuple[str, str]]:
-        """Id and title of each part that the page has."""
+        """Element id and title of each section of the page."""
         parts = [("leaderboard", "Leaderboard"), ("plots", "Plots")]
-        parts += [(f"measure-{place}", section.title) for place, section in enumerate(self.sections, start=1)]
-        for place, title, there in (
-            ("sensitivity", "What rounding costs, by layers", self.sensitivities),
-            ("everything", "Everything mode in pictures", self.everything),
-            ("pictures", "Pictures", self.gallery),
-            ("worst", "Where students fall behind", self.worst),
-            ("best", "Where students are ahead", self.best),
-            ("published", "Published and measured", self.published),
-            ("lineage", "Where this comes from", True),
+        parts += [(f"measure-{number}", section.title) for number, section in enumerate(self.sections, start=1)]
+        for element_id, title, content in (
+            ("sensitivity", "Quantization sensitivity by layer", self.sensitivities),
+            ("everything", "Everything mode: examples", self.everything),
+            ("pictures", "Example masks", self.gallery),
+            ("worst", "Largest losses against the teacher", self.worst),
+            ("best", "Largest gains over the teacher", self.best),
+            ("published", "Published and measured results", self.published),
+            ("lineage", "Lineage", True),
         ):
-            if there:
-                parts.append((place, title))
+            if content:
+                parts.append((element_id, title))
         return parts
 
 
 def render(page: Page) -> str:
-    """The page as HTML; every name in it is escaped, and no script but its own may run."""
+    """Render the page as HTML; all names are escaped, and a content security policy allows only the page's script."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -95,7 +95,7 @@ def render(page: Page) -> str:
         "share": lambda value: table.share(value).replace(" ", "\u00a0"),
         "breakable": _breakable,
         "amount": table.amount,
-        "svg": Markup,  # ours, from pipeline.compare.drawing
+        "svg": Markup,  # trusted: made by pipeline.compare.drawing
     }
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.j2").render(
@@ -117,5 +117,5 @@ def render(page: Page) -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """A name, escaped, that may go on in the next line after an underscore."""
+    """Escape a name and allow line breaks after underscores."""
     return escape(name).replace("_", Markup("_<wbr>"))

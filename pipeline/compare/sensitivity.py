@@ -1,4 +1,4 @@
-"""Which layers of each student suffer from rounding: tables and plots of what `quantize` measured."""
+"""Sensitivity of each student's layers to quantization: tables and plots of `quantize`'s reports."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,49 +25,51 @@ class Sensitivity:
     name: str
     images: int
     grid: Grid
-    """mIoU with each group of layers left in floating point."""
+    """mIoU with each group of layers kept in floating point."""
     plots: Sequence[Plot]
     keep: Sequence[str]
-    """Layers to name in ``quantize.keep``."""
+    """Layers suggested for ``quantize.keep``."""
 
 
 def sensitivities(rows: Sequence[Row], quantize: Path, directory: Path) -> list[Sensitivity]:
-    """What there is for the models of the leaderboard; each plot is also written as ``directory/<name>.png``.
+    """Read the sensitivity reports of the leaderboard's students and write their plots as ``directory/<name>.png``.
 
     Args:
         rows: The leaderboard.
-        quantize: The directory of `quantize`'s artifacts; those made without a sensitivity report are passed over.
-        directory: Where plots go.
+        quantize: Directory of `quantize`'s artifacts; those without a sensitivity report are skipped.
+        directory: Directory of the plots.
 
     Raises:
         InputError: A report is damaged.
     """
-    found = []
+    results = []
     for row in rows:
         path = quantize / str(row["model"]) / str(row["precision"]) / FILE
         if row["role"] == "student" and path.is_file():
             try:
-                found.append(_one(f"{row['model']} {row['precision']}", json.loads(path.read_text()), directory))
+                results.append(
+                    _sensitivity(f"{row['model']} {row['precision']}", json.loads(path.read_text()), directory)
+                )
             except (ValueError, LookupError, TypeError) as error:
-                raise InputError(f"{path} cannot be read ({error!r}): make it anew (`dvc repro`).") from None
-    return found
+                raise InputError(f"{path} cannot be read ({error!r}): run `dvc repro`.") from None
+    return results
 
 
-def _one(name: str, report: Mapping[str, Any], directory: Path) -> Sensitivity:
+def _sensitivity(name: str, report: Mapping[str, Any], directory: Path) -> Sensitivity:
     stem = "sensitivity_" + name.replace(" ", "_")
     worst = report["worst"][0]
     plots = [
         draw_one(
             f"{stem}_layers",
-            f"Noise of rounding, {name}",
-            "Signal to noise of each layer's output, from the image to the embedding. Higher is better.",
+            f"Quantization noise by layer, {name}",
+            "Signal-to-noise ratio of each layer's output, from the image to the embedding. Higher is better.",
             partial(_layers, report["layers"], set(report["suggested"]["keep"])),
             directory,
         ),
         draw_one(
             f"{stem}_worst",
-            f"What the worst layer reads, {name}",
-            f"{worst['name']}: {100 * worst['beyond_range']:.2g} % of the values lie outside its range.",
+            f"Input of the most sensitive layer, {name}",
+            f"{worst['name']}: {100 * worst['beyond_range']:.2g} % of the values are clipped.",
             partial(_histogram, worst),
             directory,
         ),
@@ -77,18 +79,20 @@ def _one(name: str, report: Mapping[str, Any], directory: Path) -> Sensitivity:
 
 def _grid(report: Mapping[str, Any]) -> Grid:
     measures = {"box_miou": "Box mIoU", "click_miou": "Click mIoU", "embedding_cosine": "Cosine of embeddings"}
-    lowered = report["lowered"]
-    lines = [Line([Cell(text="nothing rounded", value="0"), _count(0), *_figures(report["fp32"], measures)])]
-    lines += [Line([Cell(text="all rounded", value="1"), _count(len(report["layers"])), *_figures(lowered, measures)])]
+    quantized = report["lowered"]
+    lines = [Line([Cell(text="none quantized", value="0"), _count(0), *_figures(report["fp32"], measures)])]
+    lines += [
+        Line([Cell(text="all quantized", value="1"), _count(len(report["layers"])), *_figures(quantized, measures)])
+    ]
     for group in report["groups"]:
         name = Cell(text=f"all but {group['name']}", value=f"2{group['name']}")
         count = _count(len(report["layers"]) - int(group["layers"]))
-        lines.append(Line([name, count, *_figures(group, measures, lowered)]))
-    kept = report["suggested"]
-    name = Cell(text="all but those suggested to keep", value="3")
-    count = _count(len(report["layers"]) - len(kept["keep"]))
-    lines.append(Line([name, count, *_figures(kept, measures, lowered)]))
-    columns = [Column(title="Rounded", words=True, less_is_better=True), Column(title="Layers")]
+        lines.append(Line([name, count, *_figures(group, measures, quantized)]))
+    suggested = report["suggested"]
+    name = Cell(text="all but the suggested layers", value="3")
+    count = _count(len(report["layers"]) - len(suggested["keep"]))
+    lines.append(Line([name, count, *_figures(suggested, measures, quantized)]))
+    columns = [Column(title="Quantized", words=True, less_is_better=True), Column(title="Layers")]
     return Grid(columns=[*columns, *(Column(title=title) for title in measures.values())], lines=lines)
 
 
@@ -97,38 +101,38 @@ def _count(layers: int) -> Cell:
 
 
 def _figures(
-    found: Mapping[str, Any], measures: Mapping[str, str], against: Mapping[str, float] | None = None
+    figures: Mapping[str, Any], measures: Mapping[str, str], reference: Mapping[str, float] | None = None
 ) -> list[Cell]:
-    """Cells of one line; beside ``against`` those that differ visibly say by how much."""
+    """Cells of one line; those that differ from ``reference`` when rounded also show the difference."""
     cells = []
     for measure in measures:
-        value = found[measure]
-        if against is None or table.score(value) == table.score(against[measure]):
+        value = figures[measure]
+        if reference is None or table.score(value) == table.score(reference[measure]):
             cells.append(number(value))
             continue
-        tone: Tone = "better" if value > against[measure] else "worse"
-        sign = "+" if value > against[measure] else "\u2212"
-        below = f"{sign}{table.score(abs(value - against[measure]))}"
+        tone: Tone = "better" if value > reference[measure] else "worse"
+        sign = "+" if value > reference[measure] else "\u2212"
+        below = f"{sign}{table.score(abs(value - reference[measure]))}"
         cells.append(Cell(text=table.score(value), value=value, below=below, tone=tone))
     return cells
 
 
 def _layers(layers: Sequence[Mapping[str, Any]], keep: set[str], axes: Axes, palette: Palette) -> None:
-    places = range(1, len(layers) + 1)
-    lines = (("accumulated_snr_db", "all layers rounded", 0), ("snr_db", "this layer alone", 1))
-    for measure, says, series in lines:
+    numbers = range(1, len(layers) + 1)
+    lines = (("accumulated_snr_db", "all layers quantized", 0), ("snr_db", "only this layer quantized", 1))
+    for measure, title, series in lines:
         axes.plot(
-            places,
+            numbers,
             [layer[measure] for layer in layers],
             color=palette.series[series],
             marker="o",
             markersize=2.5,
             linewidth=1.2,
-            label=says,
+            label=title,
         )
-    kept = [(place, layer["snr_db"]) for place, layer in zip(places, layers, strict=True) if layer["name"] in keep]
-    if kept:
-        xs, ys = zip(*kept, strict=True)
+    points = [(n, layer["snr_db"]) for n, layer in zip(numbers, layers, strict=True) if layer["name"] in keep]
+    if points:
+        xs, ys = zip(*points, strict=True)
         axes.scatter(xs, ys, s=40, color=palette.series[2], zorder=3, label="suggested to keep")
     axes.set_ylim(bottom=min(0.0, *(layer["accumulated_snr_db"] for layer in layers)))
     axes.set_xlabel("layer", color=palette.muted, loc="left")
@@ -138,8 +142,8 @@ def _layers(layers: Sequence[Mapping[str, Any]], keep: set[str], axes: Axes, pal
 
 def _histogram(worst: Mapping[str, Any], axes: Axes, palette: Palette) -> None:
     axes.stairs(worst["counts"], worst["edges"], fill=True, color=palette.series[1])
-    for edge, says in ((worst["range"], "range that is rounded"), (-worst["range"], "")):
-        axes.axvline(edge, color=palette.series[2], linewidth=1.2, label=says or None)
+    for edge, title in ((worst["range"], "quantized range"), (-worst["range"], "")):
+        axes.axvline(edge, color=palette.series[2], linewidth=1.2, label=title or None)
     axes.set_yscale("log")
     axes.set_xlabel("activation", color=palette.muted, loc="left")
     axes.set_ylabel("count", color=palette.muted, loc="top")

@@ -10,17 +10,17 @@ NOTHING = "-"
 
 
 def share(value: float | None) -> str:
-    """A share in percent."""
+    """Format a share in percent."""
     return NOTHING if value is None else f"{100 * value:.1f} %"
 
 
 def score(value: float | None) -> str:
-    """An IoU."""
+    """Format an IoU with three decimals."""
     return NOTHING if value is None else f"{value:.3f}"
 
 
 def amount(value: float | None) -> str:
-    """A quantity with three significant digits or all before the point, thousands apart."""
+    """Format a quantity with three significant digits or all integer digits, thousands separated."""
     if value is None:
         return NOTHING
     digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
@@ -28,7 +28,7 @@ def amount(value: float | None) -> str:
 
 
 def large(value: float | None) -> str:
-    """A count in thousands, millions or billions."""
+    """Format a count in thousands (k), millions (M) or billions (G)."""
     if value is None:
         return NOTHING
     for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
@@ -51,16 +51,16 @@ _COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
 }
 _NONE: Mapping[str, Refusal] = {}
 _STRUCK = "\u0336"
-"""Combines with the character before it."""
-_WORDS = 3
-"""Columns of words, set flush left; numbers stand flush right."""
+"""Combining character that strikes out the one before it."""
+_TEXT_COLUMNS = 3
+"""Number of leading text columns, aligned left; numbers are aligned right."""
 
 
 def leaderboard_text(rows: Sequence[Mapping[str, Any]], refused: Mapping[str, Refusal] = _NONE) -> str:
-    """The rows of leaderboard.json in columns, with rules between head, teacher, students and trivial masks.
+    """Format the rows of leaderboard.json as a table, with rules between header, teacher, students and trivial masks.
 
-    A latency that was measured on a busy machine is marked, and an mIoU that is no better than a trivial mask's.
-    Candidates that were ``refused`` follow below a rule, struck out, each by its name with the rule that it missed.
+    Latencies measured on a busy machine and mIoUs no better than a trivial mask's are marked. ``refused`` candidates
+    follow at the end, struck out, each with the gate that it failed.
     """
     head = [title for title, _ in _COLUMNS.values()]
     body = [[write(row.get(name)) for name, (_, write) in _COLUMNS.items()] for row in rows]
@@ -83,25 +83,23 @@ def leaderboard_text(rows: Sequence[Mapping[str, Any]], refused: Mapping[str, Re
         lines.append(rule)
         lines += [f"{''.join(c + _STRUCK for c in name)}  refused by {refusal}" for name, refusal in refused.items()]
     if below:
-        lines.append(
-            "\u25bc no better than a mask that no model made: a filled box, an ellipse in it, a disc around the click"
-        )
+        lines.append("\u25bc no better than a trivial mask: a filled box, an ellipse in it, or a disc around the click")
     if busy:
-        lines.append("! timed while the machine was busy with other work: an upper bound")
+        lines.append("! measured on a busy machine: an upper bound")
     return "\n".join(lines)
 
 
 def leaderboard_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The rows of leaderboard.json with the columns of `leaderboard_text`, by their titles."""
+    """Rows of leaderboard.json as mappings from the column titles of `leaderboard_text` to formatted values."""
     head = dict(zip(_COLUMNS, _unique([title for title, _ in _COLUMNS.values()]), strict=True))
     return [{head[name]: write(row.get(name)) for name, (_, write) in _COLUMNS.items()} for row in rows]
 
 
 def _unique(titles: Sequence[str]) -> list[str]:
-    """Titles that repeat, each with the one before it: a mapping has no two alike."""
+    """Prefix repeated titles with the preceding title, so that they can be keys."""
     return [f"{titles[i - 1]} {t}" if titles.count(t) > 1 else t for i, t in enumerate(titles)]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    placed = zip(cells, widths, strict=True)
-    return "  ".join(c.ljust(w) if i < _WORDS else c.rjust(w) for i, (c, w) in enumerate(placed)).rstrip()
+    pairs = zip(cells, widths, strict=True)
+    return "  ".join(c.ljust(w) if i < _TEXT_COLUMNS else c.rjust(w) for i, (c, w) in enumerate(pairs)).rstrip()

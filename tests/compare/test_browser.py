@@ -136,7 +136,7 @@ def test_nothing_reaches_beyond_the_page_even_with_all_folds_open(opened):
 
 
 def test_heads_stay_in_sight_inside_a_long_table(opened):
-    xpath = "//h2[.='What quantization costs']/..//div[contains(@class, 'scroll')]"
+    xpath = "//h2[.='Effect of quantization']/..//div[contains(@class, 'scroll')]"
     box = opened.find_element(By.XPATH, xpath)
     opened.execute_script("arguments[0].scrollTop = 300", box)
     top = (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.compare import CompareConfig
 from pipeline.compare import published as papers
 from pipeline.compare.leaderboard import pareto_front
-from pipeline.compare.measures import quantization, sections, spoken
+from pipeline.compare.measures import display_name, quantization, sections
 from pipeline.compare.published import beside_measured
 from pipeline.compare.sensitivity import sensitivities
 from pipeline.core.errors import InputError
@@ -41,19 +41,19 @@ def test_every_measure_has_its_section_table_and_plot(rich):
     assert titles == [
         "Leaderboard",
         "Plots",
-        "By size of objects",
+        "Accuracy by object size",
         "Clicks",
         "Agreement, boundaries and calibration",
-        "With a detector&#39;s boxes",
+        "Average precision with a detector&#39;s boxes",
         "Everything mode",
-        "What quantization costs",
-        "What rounding costs, by layers",
-        "Everything mode in pictures",
-        "Pictures",
-        "Where students fall behind",
-        "Where students are ahead",
-        "Published and measured",
-        "Where this comes from",
+        "Effect of quantization",
+        "Quantization sensitivity by layer",
+        "Everything mode: examples",
+        "Example masks",
+        "Largest losses against the teacher",
+        "Largest gains over the teacher",
+        "Published and measured results",
+        "Lineage",
     ]
     assert {path.name for path in (out / "plots").iterdir()} >= EXTRA_PLOTS
     assert rows[1]["click5_fed_miou"] > rows[1]["click5_miou"] > rows[1]["click3_miou"] > rows[1]["click_miou"]
@@ -61,13 +61,13 @@ def test_every_measure_has_its_section_table_and_plot(rich):
 
 def test_the_contents_lead_to_every_section(rich):
     _, _, page = rich
-    places = re.findall(r'<a href="#([^"]+)">', page)
-    assert places == re.findall(r'<section id="([^"]+)">', page)
+    links = re.findall(r'<a href="#([^"]+)">', page)
+    assert links == re.findall(r'<section id="([^"]+)">', page)
 
 
 def test_every_student_has_its_own_worst_masks(rich):
     _, rows, page = rich
-    worst = page[page.index("Where students fall behind</h2>") :]
+    worst = page[page.index("Largest losses against the teacher</h2>") :]
     for row in rows[1:]:
         assert f"<summary>{row['model']} {row['precision']}<small>" in worst
 
@@ -80,7 +80,7 @@ def test_everything_mode_is_shown_by_model_and_mode(rich):
 
 def test_the_lineage_names_commit_data_teacher_and_engines(rich):
     out, rows, page = rich
-    lineage = page[page.index("Where this comes from</h2>") :]
+    lineage = page[page.index("Lineage</h2>") :]
     assert (commit().hash or "not in a repository") in lineage
     for row in rows:
         assert row["digest"] in lineage
@@ -133,7 +133,7 @@ def test_what_was_not_measured_has_no_table(rich):
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "title"),
     [
         ("box_miou", "Box mIoU"),
         ("click3_fed_miou_small", "3 clicks, mask fed back mIoU small"),
@@ -141,8 +141,8 @@ def test_what_was_not_measured_has_no_table(rich):
         ("everything_dense_ar1000", "Everything dense AR@1000"),
     ],
 )
-def test_measures_have_names_that_people_say(name, says):
-    assert spoken(name) == says
+def test_metrics_have_display_names(name, title):
+    assert display_name(name) == title
 
 
 points = st.lists(st.tuples(st.floats(0.1, 100), st.floats(0, 1)), min_size=1, max_size=12)
@@ -166,16 +166,16 @@ def test_published_tables_are_whole_and_name_their_source():
     assert {table.paper for table in published.tables} == set(published.papers)
     for table in published.tables:
         assert table.mark in "PCD"
-        assert table.place
+        assert table.location
         assert table.protocol
         for row in table.rows:
             assert len(row.values) == len(table.columns)
-            assert row.ours is None or row.ours in known
+            assert row.student is None or row.student in known
             assert row.mark is None or row.mark in "PCD"
 
 
 def test_published_figures_are_those_of_the_papers():
-    tables = {table.says: {row.ours: row.values for row in table.rows} for table in papers.read().tables}
+    tables = {table.title: {row.student: row.values for row in table.rows} for table in papers.read().tables}
     assert tables["mIoU with ground-truth boxes, COCO"]["efficientvit_sam_xl1"] == [79.9, 75.8, 82.2, 83.8]
     assert tables["mIoU with clicks, LVIS"]["vit_h"] == [59.2, 66.0, 66.8]
     assert tables["Mask AP with ViTDet's boxes, COCO"]["efficientvit_sam_l0"] == [45.7, 28.2, 49.5, 63.4]
@@ -216,7 +216,7 @@ def test_layers_that_suffer_from_rounding_are_shown_with_what_keeping_them_gives
         assert (out / "plots" / f"{stem}_layers.png").is_file()
         assert (out / "plots" / f"{stem}_worst.png").is_file()
     assert part.count("<svg") == 2 * len(lowered)
-    assert "1.2 % of the values lie outside its range" in part
+    assert "1.2 % of the values are clipped" in part
 
 
 def test_the_table_of_sensitivity_says_how_far_each_line_is_from_rounding_all(tmp_path):
@@ -224,14 +224,14 @@ def test_the_table_of_sensitivity_says_how_far_each_line_is_from_rounding_all(tm
     folder.mkdir(parents=True)
     (folder / "sensitivity.json").write_text(json.dumps(sensitivity(np.random.default_rng(0), 0.7)))
     rows = [{"model": "s", "precision": p, "role": "student"} for p in ("fp32", "int8")]
-    (found,) = sensitivities(rows, tmp_path, tmp_path)
-    named = {line.cells[0].text: line.cells[1:] for line in found.grid.lines}
-    assert [cell.text for cell in named["nothing rounded"]] == ["0", "0.715", "0.615", "0.995"]
-    assert [cell.text for cell in named["all rounded"]] == ["12", "0.700", "0.600", "0.980"]
+    (result,) = sensitivities(rows, tmp_path, tmp_path)
+    named = {line.cells[0].text: line.cells[1:] for line in result.grid.lines}
+    assert [cell.text for cell in named["none quantized"]] == ["0", "0.715", "0.615", "0.995"]
+    assert [cell.text for cell in named["all quantized"]] == ["12", "0.700", "0.600", "0.980"]
     assert [cell.tone for cell in named["all but stage.0"]] == ["", "worse", "worse", "worse"]
-    kept = named["all but those suggested to keep"]
-    assert [cell.text for cell in kept] == ["11", "0.710", "0.610", "0.990"]
-    assert [(cell.below, cell.tone) for cell in kept[1:]] == [("+0.010", "better")] * 3
+    suggested = named["all but the suggested layers"]
+    assert [cell.text for cell in suggested] == ["11", "0.710", "0.610", "0.990"]
+    assert [(cell.below, cell.tone) for cell in suggested[1:]] == [("+0.010", "better")] * 3
 
 
 @pytest.mark.parametrize("damage", ["{", "{}", '{"worst": []}'])
@@ -239,5 +239,5 @@ def test_a_damaged_sensitivity_report_is_refused_by_name(tmp_path, damage):
     folder = tmp_path / "s" / "int8"
     folder.mkdir(parents=True)
     (folder / "sensitivity.json").write_text(damage)
-    with pytest.raises(InputError, match=r"sensitivity.json cannot be read .*: make it anew"):
+    with pytest.raises(InputError, match=r"sensitivity.json cannot be read .*: run `dvc repro`"):
         sensitivities([{"model": "s", "precision": "int8", "role": "student"}], tmp_path, tmp_path)
