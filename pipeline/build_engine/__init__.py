@@ -1,4 +1,4 @@
-"""The verb ``build_engine``: a student's ONNX files made ready for one inference engine, and checked there."""
+"""Stage ``build_engine``: build and check an inference engine from a student's ONNX files."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -24,9 +24,9 @@ from pipeline.runtime.loading import DEVICES
 
 SPLIT = "calibration"
 COSINE_SLACK, MASK_SLACK = 0.005, 0.05
-"""How far another machine may fall below what an engine reached on its self-check where it was built."""
+"""Tolerance of the self-check on another machine, below the values reached where the engine was built."""
 SELF_CHECK_IMAGES = 2
-"""Photographs that an engine carries to be checked by; see `pipeline.runtime.self_check`."""
+"""Number of photographs in an engine's self-check; see `pipeline.runtime.self_check`."""
 
 __all__ = ["ENGINES", "BuildEngineConfig", "build_engine"]
 
@@ -35,8 +35,8 @@ ENGINES: Mapping[str, Callable[[BuildEngineConfig, Path, Path], None]] = {
     "onnxruntime": onnxruntime,
     "tensorrt": tensorrt,
 }
-"""Engine to function: it gets the config, the directory of ONNX files, and the directory to write to. The same name
-is a key of `pipeline.runtime.ENGINES`, which runs what is written here."""
+"""Build function of each engine; arguments: config, directory of the ONNX files, output directory. The names are keys
+of `pipeline.runtime.ENGINES`, which runs the built engines."""
 
 
 def build_engine(
@@ -50,21 +50,21 @@ def build_engine(
     out: Path,
     log: Log,
 ) -> Contents:
-    """Build one engine, and compare it with the student in PyTorch.
+    """Build one engine and compare it with the student in PyTorch.
 
     Args:
         config: See `BuildEngineConfig`.
-        prepare: A dataset; its calibration split alone is read.
+        prepare: The dataset; only its calibration split is read.
         align: The student's checkpoint.
-        quantize: The ONNX artifact made of it.
-        student: Its model's name.
-        precision: Its encoder's precision.
-        out: Gets the engine's files, ``self_check.safetensors`` and ``metrics.json``.
-        log: Told the figures, seconds of building among them; those are not written down.
+        quantize: The ONNX artifact exported from it.
+        student: Name of the student.
+        precision: Precision of the encoder.
+        out: Output directory for the engine's files, ``self_check.safetensors`` and ``metrics.json``.
+        log: Receives the metrics and the build time in seconds, which is not part of ``metrics.json``.
 
     Raises:
-        InputError: The engine is unknown, or the artifact is another model's or damaged.
-        Refused: The engine does not give what the student does.
+        InputError: The engine is unknown, or the artifact is damaged or of another model.
+        Refused: The engine's outputs differ too much from the student's.
     """
     if config.engine not in ENGINES:
         raise InputError(f"unknown build_engine.engine {config.engine!r}: there is {', '.join(ENGINES)}.")
@@ -82,16 +82,16 @@ def build_engine(
         notice("TensorRT computes int8 exactly over its full range: quantize.reduce_range: false keeps more precision.")
     if config.engine not in DEVICES:
         check_exact(quantize, source)
-    began = time.perf_counter()
+    start = time.perf_counter()
     ENGINES[config.engine](config, quantize, out)
-    log({"build_seconds": time.perf_counter() - began})
+    log({"build_seconds": time.perf_counter() - start})
     settings: dict[str, str | int | float | bool] = {
         "engine": config.engine,
         "inference_precision": config.inference_precision,
     }
     load_as = dict(source.load) | settings
     contents = Contents(kind="engine", model=student, options=source.options, precision=precision, load=load_as)
-    # The frame seals the card after this returns; the check needs what it will say.
+    # The stage writes the card after this function returns; the check needs one with the same contents.
     card = Card(**contents.model_dump(), digest="", parents={})
     engine = RUNTIMES[config.engine](out, card, DEVICES.get(config.engine, "cpu"), config.threads)
     images = Shards(prepare, SPLIT)
@@ -110,10 +110,10 @@ def build_engine(
 def _self_check(
     config: BuildEngineConfig, engine: Segmenter, reference: Segmenter, images: Shards, out: Path
 ) -> dict[str, float]:
-    """Write the engine's self-check from the first photographs that have instances, and repeat it here.
+    """Write the engine's self-check from the first photographs with instances, and run it on this machine.
 
-    A few small photographs are a noisier measure than the gate: an engine that passed that may fall below its limits
-    here, and is then held against what it reached.
+    A few small photographs are a noisier measure than the gate: an engine that passed the gate may miss its limits
+    here. The limits are then set from the values it reached.
     """
     pairs = ((sample.image, boxes(sample, reference.image_size)) for sample in (images[i] for i in range(len(images))))
     some = islice((pair for pair in pairs if len(pair[1])), SELF_CHECK_IMAGES)

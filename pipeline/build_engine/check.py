@@ -1,8 +1,7 @@
-"""The gate of every engine, of every kind: it must give what the student gives in PyTorch, in fp32.
+"""The gate of all engines: outputs must agree with the student's in PyTorch fp32.
 
-It runs on images of the calibration split, asked for their instances by box: embeddings and masks are those that users
-would get, from the image on. What an engine does in low precision shows here, whether it comes from calibration, from
-fp16's range or from an engine's own arithmetic.
+It runs end to end on images of the calibration split, with their instances' boxes as prompts, so that errors of
+calibration, of fp16's range and of the engine's own arithmetic all show.
 """
 
 from collections.abc import Iterable
@@ -24,44 +23,45 @@ from pipeline.runtime.exported import decoder_feeds
 from pipeline.runtime.segmenter import Segmenter
 
 BOXES = 16
-"""Instances of an image that are asked for, the largest first."""
+"""Maximum number of instances per image, the largest first."""
 SMALLEST_CELLS = 16
-"""A mask of fewer cells of the low-resolution raster may vanish; one of more may not."""
+"""Size in low-resolution pixels from which an empty mask is an error; smaller masks may vanish."""
 
 
 def check(
     config: BuildEngineConfig, engine: Segmenter, reference: Segmenter, samples: Iterable[Sample], exported: Path
 ) -> dict[str, float]:
-    """Compare an engine with the student it was made from.
+    """Compare an engine with the student it was built from.
 
     Args:
-        config: Its thresholds, and its engine's name for what is said.
-        engine: What was built.
+        config: Thresholds, and the engine's name for messages.
+        engine: The built engine.
         reference: The student in PyTorch.
-        samples: Of the calibration split.
-        exported: Directory of the ONNX files the engine was made from; read to find a fault's place.
+        samples: Samples of the calibration split.
+        exported: Directory of the engine's ONNX files, read to locate an overflow.
 
     Returns:
-        ``embedding_cosine``, the lowest of all images; ``mask_agreement``, mean IoU of masks; ``prompts``, how many.
+        ``embedding_cosine``, the minimum over images; ``mask_agreement``, the mean IoU of masks; ``prompts``, their
+        number.
 
     Raises:
-        Refused: Something is not finite, a mask is empty that must not be, or agreement is below the config's.
+        Refused: An output is not finite, a mask vanished, or agreement is below the config's thresholds.
         InputError: No sample has an instance.
     """
     cosines, agreements = list[float](), list[Tensor]()
     for sample in samples:
         feeds = {"image": to_input(sample.image, engine.input_size)[None]}
-        found, expected = engine.encode(feeds["image"]).cpu(), reference.encode(feeds["image"]).cpu()
-        if not torch.isfinite(found).all():
+        embedding, expected = engine.encode(feeds["image"]).cpu(), reference.encode(feeds["image"]).cpu()
+        if not torch.isfinite(embedding).all():
             raise _not_finite(config, "image_embedding", exported / "encoder.onnx", _arrays(feeds))
-        cosine = torch.nn.functional.cosine_similarity(found.flatten().double(), expected.flatten().double(), dim=0)
+        cosine = torch.nn.functional.cosine_similarity(embedding.flatten().double(), expected.flatten().double(), dim=0)
         cosines.append(float(cosine))
         if not cosines[-1] >= config.min_cosine:  # NaN too
-            place = first_out_of_range(exported / "encoder.onnx", _arrays(feeds))
-            raise _too_far(config, "embedding_cosine", cosines[-1], "min_cosine", place)
+            overflow = first_out_of_range(exported / "encoder.onnx", _arrays(feeds))
+            raise _too_far(config, "embedding_cosine", cosines[-1], "min_cosine", overflow)
         corners = boxes(sample, engine.image_size)
         if len(corners):
-            agreements.append(_masks(config, engine, reference, found, expected, corners, exported))
+            agreements.append(_masks(config, engine, reference, embedding, expected, corners, exported))
     if not agreements:
         raise InputError("no calibration image that was compared has an instance: prepare a split that has some.")
     agreement = torch.cat(agreements)
@@ -79,18 +79,18 @@ def _masks(
     config: BuildEngineConfig,
     engine: Segmenter,
     reference: Segmenter,
-    found: Float[Tensor, "1 256 g g"],
+    embedding: Float[Tensor, "1 256 g g"],
     expected: Float[Tensor, "1 256 g g"],
     corners: Float[Tensor, "p 2 2"],
     exported: Path,
 ) -> Float[Tensor, " p"]:
-    """IoU of the masks that the student would choose."""
+    """IoU per prompt of the masks with the student's highest predicted IoU."""
     labels = torch.tensor([BOX_CORNERS], dtype=torch.float32).expand(len(corners), 2).contiguous()
-    logits, ious = (tensor.cpu() for tensor in engine.decode(found, corners, labels))
+    logits, ious = (tensor.cpu() for tensor in engine.decode(embedding, corners, labels))
     true_logits, true_ious = (tensor.cpu() for tensor in reference.decode(expected, corners, labels))
     for name, tensor in (("low_res_logits", logits), ("iou_predictions", ious)):
         if not torch.isfinite(tensor).all():
-            raise _not_finite(config, name, exported / "decoder.onnx", decoder_feeds(found, corners, labels, None))
+            raise _not_finite(config, name, exported / "decoder.onnx", decoder_feeds(embedding, corners, labels, None))
     chosen = true_ious.argmax(dim=1)
     every = torch.arange(len(corners))
     mask, true = (logits[every, chosen] > 0).flatten(1), (true_logits[every, chosen] > 0).flatten(1)
@@ -108,11 +108,11 @@ def _masks(
 
 
 def boxes(sample: Sample, side: int) -> Float[Tensor, "p 2 2"]:
-    """Boxes of the largest instances as pairs of corners, in the prompt frame."""
+    """Boxes of the largest instances as pairs of corners in the prompt frame."""
     rles = sorted((a["segmentation"] for a in sample.annotations), key=masks.area, reverse=True)[:BOXES]
-    found = [masks.box(masks.decode(rle)) for rle in rles if masks.area(rle)]
+    xyxy = [masks.box(masks.decode(rle)) for rle in rles if masks.area(rle)]
     size = (sample.image.shape[0], sample.image.shape[1])
-    return torch.from_numpy(boxes_to_frame(np.array(found, np.float32).reshape(-1, 4), size, side).reshape(-1, 2, 2))
+    return torch.from_numpy(boxes_to_frame(np.array(xyxy, np.float32).reshape(-1, 4), size, side).reshape(-1, 2, 2))
 
 
 def _arrays(feeds: dict[str, Tensor]) -> dict[str, np.ndarray]:
@@ -120,21 +120,21 @@ def _arrays(feeds: dict[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def _not_finite(config: BuildEngineConfig, name: str, path: Path, feeds: dict[str, np.ndarray]) -> Refused:
-    place = _place(first_out_of_range(path, feeds))
-    reason = f"the {config.engine} engine gives values that are not finite in {name}. {place}"
+    overflow = _describe(first_out_of_range(path, feeds))
+    reason = f"the {config.engine} engine gives values that are not finite in {name}. {overflow}"
     return Refused("build_engine.finite", reason)
 
 
-def _too_far(config: BuildEngineConfig, name: str, value: float, rule: str, place: str | None) -> Refused:
+def _too_far(config: BuildEngineConfig, name: str, value: float, rule: str, overflow: str | None) -> Refused:
     return Refused(
         f"build_engine.{rule}",
         f"the {config.engine} engine is too far from the student in fp32: {name} is {value:.6f}, build_engine.{rule} "
-        f"asks for {getattr(config, rule)}. {_place(place) if name == 'embedding_cosine' else ''}"
+        f"asks for {getattr(config, rule)}. {_describe(overflow) if name == 'embedding_cosine' else ''}"
         "Use a higher precision, or keep layers out of it (quantize.keep).",
         value=value,
         limit=getattr(config, rule),
     )
 
 
-def _place(place: str | None) -> str:
-    return f"The first to leave its range: {place}. " if place else "In ONNX Runtime no tensor leaves its range. "
+def _describe(overflow: str | None) -> str:
+    return f"The first to leave its range: {overflow}. " if overflow else "In ONNX Runtime no tensor leaves its range. "

@@ -1,4 +1,4 @@
-"""ONNX Runtime takes the files as they are."""
+"""ONNX Runtime runs the ONNX files unchanged."""
 
 import shutil
 from pathlib import Path

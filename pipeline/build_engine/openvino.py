@@ -1,6 +1,6 @@
-"""OpenVINO's own representation: a graph (``.xml``) beside its weights (``.bin``), which loads faster than ONNX.
+"""OpenVINO IR: a graph (``.xml``) and its weights (``.bin``), which load faster than ONNX.
 
-Compilation for the CPU at hand happens when it is loaded, so the same files serve every CPU.
+OpenVINO compiles for the CPU at load time, so the same files serve every CPU.
 """
 
 from pathlib import Path
@@ -28,8 +28,8 @@ def openvino(config: BuildEngineConfig, source: Path, out: Path) -> None:
             model = core.read_model(path)
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise InputError(f"OpenVINO cannot convert {path} ({reason}): make it anew.") from None
-        # Names of inner operations count up over a process; results are told apart by their tensors' names, which stay.
+            raise InputError(f"OpenVINO cannot convert {path} ({reason}): run `dvc repro`.") from None
+        # Default operation names depend on a counter of the process. Outputs are identified by tensor names.
         for i, operation in enumerate(model.get_ordered_ops()):
             operation.set_friendly_name(f"{operation.get_type_name()}_{i}")
         ov.save_model(model, out / f"{name}.xml", compress_to_fp16=False)
@@ -37,7 +37,7 @@ def openvino(config: BuildEngineConfig, source: Path, out: Path) -> None:
 
 
 def _strip(path: Path) -> None:
-    """Take out what OpenVINO notes of how and where a file was converted; the graph stays."""
+    """Remove OpenVINO's metadata about the conversion, which differs between machines."""
     tree = ElementTree.parse(path)
     root = tree.getroot()
     for child in list(root):

@@ -1,7 +1,7 @@
-"""TensorRT engines, built where the GPU is: strongly typed, so that every layer computes as the ONNX file says.
+"""TensorRT engines, built on the target GPU; strongly typed, so that layers compute in the ONNX file's types.
 
-Works for TensorRT 10.16 and 11: 11 knows strong typing only and has dropped the flags for precisions; 10 is asked for
-strong typing. fp16 comes from a file converted by AutoCast, int8 from QDQ nodes (`pipeline.quantize`).
+Supports TensorRT 10.16 and 11. 11 is always strongly typed and has no precision flags; 10 needs the strong typing
+flag. fp16 comes from a file converted by AutoCast, int8 from QDQ nodes (`pipeline.quantize`).
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _DEVICE = torch.device("cuda")
 
 
 def tensorrt(config: BuildEngineConfig, source: Path, out: Path) -> None:
-    """Build both engines, and write beside them what they were built with.
+    """Build both engines and write a JSON sidecar with GPU, versions and settings.
 
     Raises:
         InputError: The section or the package is missing, there is no GPU, or TensorRT refuses a file.
@@ -52,14 +52,14 @@ def build(trt: Any, path: Path, config: TensorRtConfig, here: dict[str, str]) ->
     Args:
         trt: The package.
         path: The ONNX file.
-        config: Profile, compatibility and where timings are kept.
-        here: From `pipeline.runtime.tensorrt.machine`.
+        config: Profile, hardware compatibility and timing cache.
+        here: GPU and versions from `pipeline.runtime.tensorrt.machine`.
 
     Returns:
         The serialized engine, and the share of its layers per output precision.
 
     Raises:
-        InputError: TensorRT cannot read the file, or cannot build it; what it said is in the text.
+        InputError: TensorRT cannot parse or build the file; the message includes the parser's errors.
     """
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
@@ -70,7 +70,7 @@ def build(trt: Any, path: Path, config: TensorRtConfig, here: dict[str, str]) ->
         raise InputError(f"TensorRT {trt.__version__} cannot read {path}:\n{_errors(parser)}")
     settings = builder.create_builder_config()
     settings.builder_optimization_level = config.optimization_level
-    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector tells precisions only then
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector needs it to report precisions
     settings.hardware_compatibility_level = getattr(
         trt.HardwareCompatibilityLevel, config.hardware_compatibility.upper()
     )
@@ -96,10 +96,10 @@ def build(trt: Any, path: Path, config: TensorRtConfig, here: dict[str, str]) ->
 
 
 def shapes(name: str, shape: tuple[int, ...], config: TensorRtConfig) -> list[tuple[int, ...]]:
-    """Least, most usual and greatest shape of one input; -1 in ``shape`` marks what varies.
+    """Minimum, optimum and maximum shape of one input; -1 in ``shape`` marks dynamic axes.
 
     Raises:
-        InputError: Something varies of which the profile says nothing.
+        InputError: The profile does not cover the input's dynamic axes.
     """
     varying = {"image": ("batch",), "point_coords": ("prompts", "points"), "point_labels": ("prompts", "points")}
     varying["mask_input"] = ("masks",)
@@ -107,23 +107,23 @@ def shapes(name: str, shape: tuple[int, ...], config: TensorRtConfig) -> list[tu
     axes = varying.get(name, ())
     if len(free) != len(axes):
         raise InputError(f"input {name} of shape {shape} has {len(free)} free axes; the profile knows {len(axes)}.")
-    found = []
-    for which in range(3):
+    results = []
+    for bound in range(3):
         extents = list(shape)
         for axis, key in zip(free, axes, strict=True):
-            extents[axis] = getattr(config.profile, key)[which]
-        found.append(tuple(extents))
-    return found
+            extents[axis] = getattr(config.profile, key)[bound]
+        results.append(tuple(extents))
+    return results
 
 
 def _errors(parser: Any) -> str:
-    """All that the parser found, not only the first, each with its node."""
-    found = [parser.get_error(i) for i in range(parser.num_errors)]
-    return "\n".join(f"  {e.node_name() or '?'} ({e.node_operator() or '?'}): {e.desc()}" for e in found)
+    """All errors of the parser, each with its node."""
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    return "\n".join(f"  {e.node_name() or '?'} ({e.node_operator() or '?'}): {e.desc()}" for e in errors)
 
 
 def _timings(config: TensorRtConfig, here: dict[str, str]) -> Path | None:
-    """Timings hold for one GPU and one version only."""
+    """Path of the timing cache, which is valid for one GPU and one TensorRT version only."""
     if config.timing_cache is None:
         return None
     key = "-".join(here[k].replace(" ", "_") for k in ("gpu", "compute_capability", "tensorrt"))
@@ -131,10 +131,10 @@ def _timings(config: TensorRtConfig, here: dict[str, str]) -> Path | None:
 
 
 def _precisions(trt: Any, logger: Any, plan: bytes) -> dict[str, float]:
-    """Share of layers by the type of their first output, as the inspector tells it."""
+    """Share of layers by the data type of their first output, from the engine inspector."""
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
-    told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    layers = [layer for layer in json.loads(told)["Layers"] if isinstance(layer, dict)]
+    information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    layers = [layer for layer in json.loads(information)["Layers"] if isinstance(layer, dict)]
     counted = Counter(_kind(layer) for layer in layers)
     return {kind: count / len(layers) for kind, count in sorted(counted.items())}
 
@@ -142,5 +142,5 @@ def _precisions(trt: Any, logger: Any, plan: bytes) -> dict[str, float]:
 def _kind(layer: dict[str, Any]) -> str:
     outputs = layer.get("Outputs") or [{}]
     words = str(outputs[0].get("Format/Datatype") or outputs[0].get("Datatype") or "unknown").lower().split()
-    known = {"fp32": "fp32", "float": "fp32", "fp16": "fp16", "half": "fp16", "int8": "int8", "bf16": "bf16"}
-    return next((known[word] for word in words if word in known), "other")
+    names = {"fp32": "fp32", "float": "fp32", "fp16": "fp16", "half": "fp16", "int8": "int8", "bf16": "bf16"}
+    return next((names[word] for word in words if word in names), "other")

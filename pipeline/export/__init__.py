@@ -1,4 +1,4 @@
-"""The verb ``export``: a student as ONNX files in fp32, once for all its precisions."""
+"""Stage ``export``: export a student to ONNX in fp32, the source of all its precisions."""
 
 from pathlib import Path
 
@@ -29,13 +29,13 @@ def export(config: ExportConfig, *, align: Path, student: str, out: Path, log: L
     Args:
         config: Section ``export`` of params.yaml.
         align: The student's checkpoint.
-        student: Its name.
-        out: Gets ``encoder.onnx``, ``decoder.onnx`` and ``metrics.json``.
-        log: Told the figures.
+        student: Name of the student.
+        out: Output directory for ``encoder.onnx``, ``decoder.onnx`` and ``metrics.json``.
+        log: Receives the metrics.
 
     Raises:
-        InputError: The checkpoint is another model's or damaged.
-        Refused: A file breaks a rule, or does not give PyTorch's result.
+        InputError: The checkpoint is damaged or of another model.
+        Refused: A file breaks a rule, or its outputs differ from PyTorch's.
     """
     card = Card.verified(align)
     if card.kind != "checkpoint" or card.model != student:

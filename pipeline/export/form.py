@@ -1,6 +1,6 @@
-"""The one form of ONNX files: the same weights give the same bytes.
+"""Normal form of ONNX files: the same weights give the same bytes.
 
-Names of nodes are made anew, equal whole numbers are stored once, and no source line or path stays.
+Nodes are renamed, equal integer constants are stored once, and source lines and paths are removed.
 """
 
 from pathlib import Path
@@ -11,18 +11,18 @@ from pipeline.export.rules import check_onnx
 
 
 def save(model: onnx.ModelProto, path: Path, *, reduce_range: bool = False) -> dict[str, float]:
-    """Bring a model into its one form, check it, and write it.
+    """Normalise a model, check it, and write it.
 
     Args:
-        model: Changed in place.
-        path: Where to.
-        reduce_range: Check also that int8 arithmetic cannot saturate (`pipeline.export.saturation`).
+        model: Modified in place.
+        path: Output file.
+        reduce_range: Also check that int8 arithmetic cannot saturate (`pipeline.export.saturation`).
 
     Returns:
-        Counts of QuantizeLinear and DequantizeLinear, where there are any.
+        Counts of QuantizeLinear and DequantizeLinear nodes; empty if there are none.
 
     Raises:
-        Refused: It breaks a rule of `pipeline.export.rules`.
+        Refused: The model breaks a rule of `pipeline.export.rules`.
     """
     _share_integers(model.graph)
     normalise(model)
@@ -37,22 +37,22 @@ def save(model: onnx.ModelProto, path: Path, *, reduce_range: bool = False) -> d
 
 
 def _share_integers(graph: onnx.GraphProto) -> None:
-    """Store equal whole numbers once: TinyViT's blocks each have the same offsets, a tenth of an int8 file."""
+    """Store equal integer constants once: TinyViT's blocks repeat the same offsets, a tenth of an int8 file."""
     first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
-    instead: dict[str, str] = {}
+    replacements: dict[str, str] = {}
     for constant in list(graph.initializer):
         if constant.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64) and constant.raw_data:
             name = first.setdefault((constant.data_type, tuple(constant.dims), constant.raw_data), constant.name)
             if name != constant.name:
-                instead[constant.name] = name
+                replacements[constant.name] = name
                 graph.initializer.remove(constant)
     for node in graph.node:
         for i, name in enumerate(node.input):
-            node.input[i] = instead.get(name, name)
+            node.input[i] = replacements.get(name, name)
 
 
 def normalise(model: onnx.ModelProto) -> None:
-    """Take out of a model what is not its computation, and number its nodes."""
+    """Remove everything but the computation from a model and number its nodes."""
     model.producer_name, model.producer_version, model.doc_string = "", "", ""
     del model.metadata_props[:]
     graph = model.graph

@@ -1,10 +1,10 @@
 """A SAM as two ONNX files: ``encoder.onnx`` and ``decoder.onnx``.
 
-The encoder reads ``image (batch, 3, S, S)``, from `pipeline.ops.geometry.to_input`, and gives ``image_embedding``.
-The decoder reads one embedding and any number of prompts with any number of points; without a box the caller appends
-segment-anything's padding point. It reads a mask for each prompt, or one for all: without masks that is one of zeros,
-beside a flag that ignores it, and it is embedded once; image tokens are copied for each prompt all the same. Resizing
-photographs and masks stays outside (`pipeline.ops.geometry`), where all runtimes share it.
+The encoder maps ``image (batch, 3, S, S)`` from `pipeline.ops.geometry.to_input` to ``image_embedding``. The decoder
+takes one embedding and any number of prompts and points; without a box the caller appends segment-anything's padding
+point. It takes one mask per prompt or one for all: without masks, pass zeros and clear ``has_mask_input``; the mask is
+then embedded once, but image tokens are still copied for each prompt. Resizing of photographs and masks is not
+exported; all runtimes share `pipeline.ops.geometry`.
 """
 
 import copy
@@ -29,15 +29,15 @@ from pipeline.models.sam import EMBEDDING_CHANNELS, Sam
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 Axes = Mapping[str, tuple[str | int, ...]]
-"""Inputs or outputs by name; an axis is a number, or a word where it is dynamic."""
+"""Shapes of inputs or outputs by name; a dynamic axis is a name instead of a number."""
 
 
 @runtime_checkable
 class Foldable(Protocol):
-    """A part of a student that can be written as a simpler one of the same function."""
+    """A module of a student with a simpler equivalent for export."""
 
     def folded(self) -> nn.Module:
-        """The simpler one."""
+        """Return the simpler module."""
 
 
 class _Encoder(nn.Module):
@@ -65,14 +65,14 @@ class _Decoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         image = image_tokens(self.sam, image_embedding, mask_input[None], has_mask_input)
         last = torch.full((1,), mask_input.shape[0] - 1)
-        mask_of_prompt = torch.minimum(torch.arange(point_coords.shape[0]), last)  # TensorRT clips no integers
+        mask_of_prompt = torch.minimum(torch.arange(point_coords.shape[0]), last)  # TensorRT cannot clip integers
         prompts = (point_coords[None], point_labels[None])
         low_res_logits, iou_predictions, _ = decode_tokens(self.sam, image.index_select(0, mask_of_prompt), *prompts)
         return low_res_logits[0], iou_predictions[0]
 
 
 class _ChannelNorm(nn.Module):
-    """segment-anything's ``LayerNorm2d`` as one operator: engines keep that one in fp32 where they lower the rest."""
+    """segment-anything's ``LayerNorm2d`` as one operator, which engines keep in fp32 in reduced precision."""
 
     def __init__(self, norm: LayerNorm2d) -> None:
         super().__init__()
@@ -85,11 +85,11 @@ class _ChannelNorm(nn.Module):
 
 
 def export_encoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dict[str, float]:
-    """Write ``encoder.onnx`` and check it against PyTorch on batches of one and of two, and on padding.
+    """Write ``encoder.onnx`` and check it against PyTorch on batches of one and two, and on padding.
 
     Args:
-        sam: On the CPU; not changed.
-        path: Where to write.
+        sam: The model, on the CPU; not modified.
+        path: Output file.
         opset: Version of ONNX's operators, at least 18.
         tolerance: Largest absolute difference of embeddings that passes.
 
@@ -97,7 +97,7 @@ def export_encoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dic
         ``encoder_max_difference`` and ``encoder_nodes``.
 
     Raises:
-        Refused: The graph breaks a rule of `pipeline.export.rules`, or does not give PyTorch's result.
+        Refused: The graph breaks a rule of `pipeline.export.rules`, or its outputs differ from PyTorch's.
     """
     side, grid = sam.input_size, sam.embedding_size
     inputs: Axes = {"image": ("batch", 3, side, side)}
@@ -105,7 +105,7 @@ def export_encoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dic
     module = _Encoder(_for_export(sam)).eval()
     generator = torch.Generator().manual_seed(0)
     trials = [(torch.randn(batch, 3, side, side, generator=generator),) for batch in (2, 1)]
-    # Padding alone: zeros show quotients that lost what keeps them from 0/0.
+    # Padding only: zeros reveal divisions that lost their epsilon (0/0).
     trials.append((torch.zeros(1, 3, side, side),))
     return _export(module, trials, path, inputs, outputs, opset=opset, tolerance=tolerance)
 
@@ -113,7 +113,7 @@ def export_encoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dic
 def export_decoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dict[str, float]:
     """Write ``decoder.onnx`` and check it against PyTorch on several numbers of prompts and points.
 
-    Arguments, results and errors are `export_encoder`'s.
+    Arguments, results and errors are those of `export_encoder`.
     """
     grid = sam.embedding_size
     inputs: Axes = {
@@ -146,7 +146,7 @@ def export_decoder(sam: Sam, path: Path, *, opset: int, tolerance: float) -> dic
 
 
 def _for_export(sam: Sam) -> Sam:
-    """A copy in which constants are computed, and channel norms and two linear maps in a row are one operator each."""
+    """Copy the model with constants precomputed and channel norms and consecutive linear maps as one operator each."""
     sam = copy.deepcopy(sam).eval().requires_grad_(False)
     for module in list(sam.modules()):
         for name, child in module.named_children():
@@ -202,10 +202,10 @@ def _export(
 
 
 def write(model: onnx.ModelProto, path: Path, inputs: Axes, outputs: Axes) -> None:
-    """Bring an exported model into its one form, check it, and write it.
+    """Name the dynamic axes of an exported model, normalise it, check it, and write it.
 
     Raises:
-        Refused: It breaks a rule of `pipeline.export.rules`.
+        Refused: The model breaks a rule of `pipeline.export.rules`.
     """
     _name_axes(model.graph.input, inputs)
     _name_axes(model.graph.output, outputs)
@@ -222,7 +222,7 @@ def _name_axes(values: Any, axes: Axes) -> None:
 
 
 def _difference(path: Path, module: nn.Module, trials: Sequence[tuple[Tensor, ...]], names: list[str]) -> float:
-    """Largest absolute difference between a file on ONNX Runtime and the module it was made from; NaN counts as one."""
+    """Largest absolute difference between a file in ONNX Runtime and its module; infinite if an output is NaN."""
     from pipeline.runtime.onnxruntime import open_session
 
     session, largest = open_session(path), 0.0
@@ -230,15 +230,15 @@ def _difference(path: Path, module: nn.Module, trials: Sequence[tuple[Tensor, ..
         results = session.run(None, {name: value.numpy() for name, value in zip(names, trial, strict=True)})
         with torch.inference_mode():
             expected = module(*trial)
-        for found, value in zip(results, expected if isinstance(expected, tuple) else (expected,), strict=True):
-            distance = float(np.abs(found - value.numpy()).max(initial=0.0))
+        for result, value in zip(results, expected if isinstance(expected, tuple) else (expected,), strict=True):
+            distance = float(np.abs(result - value.numpy()).max(initial=0.0))
             largest = max(largest, distance) if np.isfinite(distance) else float("inf")
     return largest
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's notices of its own deprecations off the screen; errors still come."""
+    """Suppress the exporter's deprecation warnings; errors are still shown."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
