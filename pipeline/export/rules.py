@@ -1,9 +1,9 @@
-"""Rules that every ONNX file of a student keeps, so that engines take it as it is.
+"""Rules for the ONNX files of students, so that all engines accept them unchanged.
 
-Sources: NVIDIA TensorRT's documentation, "Explicit Quantization" (zero points of 0, weights with one scale for each
-output channel, activations with one scale, biases never rounded) and the operator table of onnx-tensorrt. What differs:
-an int8 weight must be stored as int8, which TensorRT only allows, since the file is a quarter as large then; and what
-TensorRT takes but answers with data-dependent shapes or slow kernels is refused (`FORBIDDEN`).
+Sources: NVIDIA TensorRT's documentation, "Explicit Quantization" (zero points of 0, one scale per output channel of
+weights, one scale per activation, biases never quantized) and the operator table of onnx-tensorrt. Differences: int8
+weights must be stored as int8, which TensorRT only allows, because the file is then a quarter as large; and operators
+that TensorRT supports only with data-dependent shapes or slow kernels are refused (`FORBIDDEN`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from pipeline.export.saturation import factor_ranges
 from pipeline.ops.cpu import EXACT_FACTOR
 
 RULES = "export.rules"
-"""What a refusal by one of them names as its rule; its reason says which."""
+"""Rule name in the refusals of this module; the reason says which rule is broken."""
 OPSETS = range(18, 24)
 DYNAMIC_AXES = frozenset({"batch", "masks", "prompts", "points"})
 LOWERED = ("Conv", "MatMul", "Gemm")
@@ -30,7 +30,7 @@ FORBIDDEN = frozenset(
         "ScatterElements", "ScatterND", "Tile", "Unique",
     }
 )  # fmt: skip
-"""Operators that engines refuse or run badly: data-dependent shapes, control flow, and norms left unfolded."""
+"""Operators that engines reject or run slowly: data-dependent shapes, control flow, and unfolded norms."""
 DOCUMENTED = frozenset(
     {
         "Abs", "Add", "And", "ArgMax", "ArgMin", "AveragePool", "Cast", "Ceil", "Clip", "Concat", "Constant",
@@ -46,12 +46,12 @@ DOCUMENTED = frozenset(
         "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
     }
 )  # fmt: skip
-"""Of TensorRT's table those that a student may have."""
+"""Operators of TensorRT's table that students may use."""
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """A graph with its look-up tables."""
+    """A graph with lookup tables."""
 
     nodes: Sequence[NodeProto]
     constants: Mapping[str, TensorProto]
@@ -82,15 +82,15 @@ class _Graph:
 
 
 def check_onnx(model: ModelProto, name: str, *, reduce_range: bool = False) -> None:
-    """Hold a model against every rule.
+    """Check a model against every rule.
 
     Args:
-        model: With named nodes.
-        name: Of its file, for errors.
-        reduce_range: Also against the rule that no pair of int8 products saturates.
+        model: A model with named nodes.
+        name: File name for errors.
+        reduce_range: Also check that no sum of two int8 products saturates.
 
     Raises:
-        Refused: A rule is broken; the text names the node and what to do.
+        Refused: A rule is broken; the message names the node and the remedy.
     """
     graph = _Graph.of(model)
     for fault in (*_operators(model, graph), *_axes(model), *_placement(graph)):
@@ -186,7 +186,7 @@ def _dequantizer(graph: _Graph, node: NodeProto) -> Iterator[str]:
 
 
 def _takes_int8(graph: _Graph, node: NodeProto, name: str) -> bool:
-    """Whether a node reads ``name`` as one of the two inputs that int8 arithmetic has, be it through a cast."""
+    """Whether a node reads ``name``, directly or through a cast, as one of the two factors of int8 arithmetic."""
     if node.op_type == "Cast":
         return any(_takes_int8(graph, reader, node.output[0]) for reader in graph.readers.get(node.output[0], []))
     return node.op_type in LOWERED and name in node.input[:2]
@@ -206,7 +206,7 @@ def _reader(graph: _Graph, node: NodeProto) -> Iterator[str]:
 
 
 def _widened(graph: _Graph, name: str) -> NodeProto | None:
-    """The DequantizeLinear that gives a tensor, be it through a cast."""
+    """The DequantizeLinear that produces a tensor, directly or through a cast."""
     maker = graph.made_by.get(name)
     if maker is not None and maker.op_type == "Cast":
         return graph.dequantizer(maker.input[0])
@@ -231,7 +231,7 @@ def _per_channel(graph: _Graph, node: NodeProto, dequantizer: NodeProto) -> Iter
 
 
 def output_axis(node: NodeProto, rank: int) -> int:
-    """Which axis of a node's weight counts its output channels."""
+    """Axis of the output channels in a node's weight."""
     if node.op_type == "Conv":
         return 0
     transposed = any(a.name == "transB" and a.i for a in node.attribute)

@@ -1,4 +1,4 @@
-"""Whether int8 arithmetic of a file can saturate on a processor: see `pipeline.ops.cpu.EXACT_FACTOR`."""
+"""Check whether a file's int8 arithmetic can saturate on a CPU; see `pipeline.ops.cpu.EXACT_FACTOR`."""
 
 from collections.abc import Mapping
 
@@ -10,20 +10,20 @@ _PRODUCTS = ("Conv", "MatMul", "Gemm")
 
 
 def factor_ranges(model: ModelProto) -> dict[str, int]:
-    """The largest magnitude of the second factor of every int8 product, by the product's node.
+    """Largest magnitude of the second factor of each int8 product, by node name.
 
     Args:
         model: A graph with QuantizeLinear and DequantizeLinear; a product counts where both factors are dequantized.
     """
     made_by = {name: node for node in model.graph.node for name in node.output}
     constants = {constant.name: numpy_helper.to_array(constant) for constant in model.graph.initializer}
-    found = {}
+    ranges = {}
     for node in model.graph.node:
         if node.op_type in _PRODUCTS:
             first, second = (_dequantizer(made_by, name) for name in node.input[:2])
             if first is not None and second is not None:
-                found[node.name] = _reach(second, made_by, constants)
-    return found
+                ranges[node.name] = _reach(second, made_by, constants)
+    return ranges
 
 
 def weight_range(model: ModelProto) -> int:
@@ -32,7 +32,7 @@ def weight_range(model: ModelProto) -> int:
 
 
 def _dequantizer(made_by: Mapping[str, NodeProto], name: str) -> NodeProto | None:
-    """The DequantizeLinear that gives a tensor, be it through a cast."""
+    """The DequantizeLinear that produces a tensor, directly or through a cast."""
     node = made_by.get(name)
     if node is not None and node.op_type == "Cast":
         node = made_by.get(node.input[0])

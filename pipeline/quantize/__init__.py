@@ -1,4 +1,4 @@
-"""The verb ``quantize``: a student's ONNX files, the encoder brought into the precision asked for."""
+"""Stage ``quantize``: convert an exported student's ONNX files to one precision."""
 
 import shutil
 from pathlib import Path
@@ -32,20 +32,20 @@ def quantize(
     out: Path,
     log: Log,
 ) -> Contents:
-    """Lower an exported student to one precision.
+    """Convert an exported student to one precision.
 
     Args:
         config: See `QuantizeConfig`.
-        prepare: A dataset; its calibration split alone is read.
-        align: The student's checkpoint, for the loss of its task.
-        export: The student as ONNX files.
-        student: Its name.
+        prepare: The dataset; only its calibration split is read.
+        align: The student's checkpoint, for the task loss.
+        export: The student's ONNX files in fp32.
+        student: Name of the student.
         precision: A key of `PRECISIONS`.
-        out: Gets ``encoder.onnx``, ``decoder.onnx`` and ``metrics.json``.
-        log: Told the figures.
+        out: Output directory for ``encoder.onnx``, ``decoder.onnx`` and ``metrics.json``.
+        log: Receives the metrics.
 
     Raises:
-        InputError: The precision is unknown, or an artifact is another model's or damaged.
+        InputError: The precision is unknown, or an artifact is damaged or of another model.
         Refused: The result is too far from fp32, or breaks a rule of the exported file.
     """
     if precision not in PRECISIONS:

@@ -1,13 +1,12 @@
-"""Scales, and a graph written with them as QuantizeLinear and DequantizeLinear (QDQ).
+"""Scales, and the writer of QuantizeLinear and DequantizeLinear nodes (QDQ).
 
-Whatever found the scales, the file has one form: symmetric signed values, zero points of 0; weights stored as int8
-with one scale for each output channel, activations rounded with one scale where they arise. Norms, GELU, softmax,
-additions, transposed convolutions and biases stay in floating point. Where one of these reads a tensor that is rounded
-for a product, it reads the rounded one: OpenVINO 2026.4 loses accuracy on graphs that give both forms of a tensor to
-different readers.
+All calibration methods share one scheme: symmetric signed values with zero point 0; weights stored as int8 with one
+scale per output channel; activations quantized per tensor where they are computed. Norms, GELU, softmax, additions,
+transposed convolutions and biases stay in floating point. Such an operator reads the quantized form of a tensor that is
+quantized for a product: OpenVINO 2026.4 loses accuracy on graphs in which consumers read both forms of a tensor.
 
-Fewer bits are written too, for studies: weights are int8 of a shorter range, activations are clipped before they are
-rounded. Such a file computes exactly what hardware of that width would, on any runtime, and is no faster.
+Fewer than 8 bits are supported for studies: weights are int8 of a smaller range, activations are clipped before
+quantization. Such a file computes exactly what hardware of that width would, on any runtime, and is no faster.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,8 +31,8 @@ class Widths:
     weight_bits: int = 8
     activation_bits: int = 8
     reduce_range: bool = False
-    """Weights keep to [-64, 64], and the second factors of products of two activations, which processors multiply as
-    they multiply weights, to 7 bits."""
+    """Limit weights to [-64, 64], and the second factor of products of two activations, which processors treat like
+    weights, to 7 bits."""
 
     @property
     def weight_qmax(self) -> int:
@@ -41,7 +40,7 @@ class Widths:
         return min(qmax(self.weight_bits), EXACT_FACTOR) if self.reduce_range else qmax(self.weight_bits)
 
     def bits_of(self, lowered: Sequence[Layer]) -> dict[str, int]:
-        """Width of each activation that layers read, by tensor."""
+        """Bit width of each quantized activation, by tensor."""
         widths = {name: self.activation_bits for layer in lowered for name in layer.inputs}
         second = {layer.inputs[1] for layer in lowered if layer.weight is None} if self.reduce_range else set()
         return widths | {name: min(self.activation_bits, _REDUCED_BITS) for name in second}
@@ -49,22 +48,22 @@ class Widths:
 
 @dataclass(frozen=True)
 class Scales:
-    """What a step of a rounded value is worth."""
+    """Quantization scales: the value of one integer step."""
 
     activations: Mapping[str, float]
-    """By tensor."""
+    """Scale by tensor."""
     weights: Mapping[str, Float32[np.ndarray, " channels"]]
-    """By initializer, one for each output channel."""
+    """Scales by initializer, one per output channel."""
     widths: Widths = Widths()
 
 
 def qmax(bits: int) -> int:
-    """The largest value of ``bits`` signed bits."""
+    """Largest signed integer of ``bits`` bits."""
     return 2 ** (bits - 1) - 1
 
 
 def weight_scales(weight: Float32[np.ndarray, "..."], axis: int, qmax: int) -> Float32[np.ndarray, " channels"]:
-    """The largest magnitude of each output channel, over ``qmax``, the largest integer it is stored as."""
+    """Scale of each output channel: its largest magnitude divided by ``qmax``, the largest stored integer."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     scale: Float32[np.ndarray, " channels"] = np.abs(weight).max(axis=others) / np.float32(qmax)
     return np.maximum(scale, np.float32(1e-12))
@@ -73,19 +72,19 @@ def weight_scales(weight: Float32[np.ndarray, "..."], axis: int, qmax: int) -> F
 def rounded(
     weight: Float32[np.ndarray, "..."], scale: Float32[np.ndarray, " channels"], axis: int, qmax: int
 ) -> Int8[np.ndarray, "..."]:
-    """A weight in steps of its scales; the range is symmetric, as TensorRT asks of weights."""
+    """Quantize a weight to int8 by its scales, with the symmetric range that TensorRT requires of weights."""
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     steps = np.rint(weight / scale.reshape(shape)).clip(-qmax, qmax)
     return np.asarray(steps, np.int8)
 
 
 def write_qdq(model: ModelProto, lowered: Sequence[Layer], scales: Scales) -> ModelProto:
-    """A copy of a model in which layers read rounded values.
+    """Copy a model and insert QDQ nodes before the inputs and weights of layers.
 
     Args:
-        model: In fp32.
-        lowered: The layers; all they read and weigh with has a scale.
-        scales: Of tensors and weights; of others than ``lowered`` has they are not looked at.
+        model: The model in fp32; not modified.
+        lowered: The layers to quantize; each of their inputs and weights has a scale.
+        scales: Scales of tensors and weights; those of other layers are ignored.
 
     Raises:
         InputError: There is no layer, or a scale is missing.
@@ -110,7 +109,7 @@ def write_qdq(model: ModelProto, lowered: Sequence[Layer], scales: Scales) -> Mo
     nodes = [*front, *(n for value in graph.input for n in after.get(value.name, []))]
     for node in graph.node:
         for i, name in enumerate(node.input):
-            # A weight that another kind of node reads too stays with that one as it was.
+            # Other kinds of nodes that read the same weight keep reading it in floating point.
             if name in tensors or (name in axes and i == 1):
                 node.input[i] = renamed[name]
         nodes.append(node)
@@ -125,7 +124,7 @@ def write_qdq(model: ModelProto, lowered: Sequence[Layer], scales: Scales) -> Mo
 
 
 def read_scales(model: ModelProto) -> dict[str, float]:
-    """The scales of activations in a QDQ graph that some tool has written, by tensor."""
+    """Read the activation scales of a QDQ graph written by any tool, by tensor."""
     constants = {constant.name: constant for constant in model.graph.initializer}
     return {
         node.input[0]: float(numpy_helper.to_array(constants[node.input[1]]))
