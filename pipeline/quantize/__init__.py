@@ -1,4 +1,4 @@
-"""Stage ``quantize``: convert an exported student's ONNX files to one precision."""
+"""Quantize a student's ONNX files to one precision."""
 
 import shutil
 from pathlib import Path
@@ -32,21 +32,21 @@ def quantize(
     out: Path,
     log: Log,
 ) -> Contents:
-    """Convert an exported student to one precision.
+    """Quantize an exported student to one precision.
 
     Args:
-        config: See `QuantizeConfig`.
+        config: Section ``quantize`` of params.yaml.
         prepare: The dataset; only its calibration split is read.
-        align: The student's checkpoint, for the task loss.
-        export: The student's ONNX files in fp32.
+        align: The student's checkpoint, for its loss.
+        export: The student as ONNX files.
         student: Name of the student.
         precision: A key of `PRECISIONS`.
-        out: Output directory for ``encoder.onnx``, ``decoder.onnx`` and ``metrics.json``.
+        out: Empty directory for ``encoder.onnx``, ``decoder.onnx`` and ``metrics.json``.
         log: Receives the metrics.
 
     Raises:
-        InputError: The precision is unknown, or an artifact is damaged or of another model.
-        Refused: The result is too far from fp32, or breaks a rule of the exported file.
+        InputError: The precision is unknown, or an artifact is another model's or damaged.
+        Refused: The result differs too much from fp32, or breaks a rule of `pipeline.export.rules`.
     """
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}: there is {', '.join(PRECISIONS)}.")

@@ -1,4 +1,4 @@
-"""Which images calibrate, how they are told apart from all others, and how a lowered file is compared on them."""
+"""Calibration and held-out images of a quantization, and the comparison of a quantized encoder with fp32."""
 
 import hashlib
 import logging
@@ -29,11 +29,11 @@ Feeds = Mapping[str, Any]
 
 
 class CalibrationData:
-    """What a precision may look at. Images are chosen when they are first asked for: fp32 needs none.
+    """Data that a precision may use. Images are chosen at first use, because fp32 needs none.
 
     Args:
-        config: How many images, and the seed that chooses them.
-        sam: The student, for the loss of its task.
+        config: Number of images, and the seed that chooses them.
+        sam: The student, for its loss.
         shards: The calibration split.
     """
 
@@ -46,8 +46,8 @@ class CalibrationData:
         config, shards = self._config, self.shards
         if shards.split != SPLIT:
             raise InputError(
-                f"quantize calibrates on the split {SPLIT!r} only, not on {shards.split!r}, whose images would be seen "
-                "before they are measured on: hand that one over."
+                f"quantize calibrates on the split {SPLIT!r}, not on {shards.split!r}: images used for calibration "
+                "must not be used for evaluation."
             )
         asked = config.calibration_images + config.holdout_images
         if len(shards) < asked:
@@ -69,19 +69,19 @@ class CalibrationData:
 
     @property
     def held_out(self) -> Sequence[int]:
-        """Indices of other images, on which a result is compared. Errors are those of `chosen`."""
+        """Indices of further images, on which a result is compared. Raises as `chosen`."""
         return self._order[self._config.calibration_images :]
 
     def sample(self, index: int) -> Sample:
-        """An image with its masks."""
+        """Read an image with its masks."""
         return self.shards[index]
 
     def pixels(self, index: int) -> Float32[np.ndarray, "1 3 s s"]:
-        """An image as the encoder reads it."""
+        """Read an image as the encoder's input."""
         return to_input(self.shards[index].image, self.sam.input_size)[None].numpy()
 
     def feeds(self, index: int) -> Feeds:
-        """The encoder's input."""
+        """The encoder's inputs by name."""
         return {"image": self.pixels(index)}
 
     def card(self) -> Calibration:
@@ -94,7 +94,7 @@ class CalibrationData:
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Inputs as quantizers ask for them: a range of them, or one after the other, or all anew."""
+    """Inputs in the interface of ONNX Runtime's quantizers."""
 
     def __init__(self, feeds: Callable[[int], Feeds], indices: Sequence[int]) -> None:
         self._feeds, self._indices = feeds, indices
@@ -105,19 +105,19 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
         return len(self._indices)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Go on with these."""
+        """Continue with a range of the images."""
         self._next, self._end = start_index, end_index
 
     def rewind(self) -> None:
-        """Start again."""
+        """Restart from the first image."""
         self.set_range(0, len(self._indices))
 
     def get_first(self) -> Feeds:
-        """The first, without going on."""
+        """Return the first input without advancing."""
         return self._feeds(self._indices[0])
 
     def get_next(self) -> Feeds | None:
-        """The next, or None after the last."""
+        """Return the next input, or None after the last."""
         if self._next >= self._end:
             if self._end == len(self._indices):
                 self._bar.close()
@@ -128,9 +128,9 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def agreement(reference: Path, lowered: Path, data: CalibrationData) -> dict[str, float]:
-    """Mean and least cosine, and mean relative L1 difference, of embeddings on held-out images.
+    """Compute mean and minimum cosine, and mean relative L1 difference, of embeddings on held-out images.
 
-    Int8 is simulated in floating point, so that the figures do not depend on the processor's int8 arithmetic.
+    Int8 is computed in floating point, so that the figures do not depend on the processor's int8 arithmetic.
     """
     cosines, differences = [], []
     sessions = [open_session(path, simulate=True) for path in (reference, lowered)]
@@ -147,17 +147,17 @@ def agreement(reference: Path, lowered: Path, data: CalibrationData) -> dict[str
 
 
 def gate(config: QuantizeConfig, precision: str, figures: Mapping[str, float]) -> None:
-    """Refuse an encoder that is too far from fp32.
+    """Refuse an encoder whose embeddings differ too much from fp32.
 
     Raises:
-        Refused: It is, or its embeddings are not finite.
+        Refused: The cosine is below ``config.min_cosine``, or not finite.
     """
     cosine = figures["embedding_cosine"]
     if not cosine >= config.min_cosine:
         raise Refused(
             "quantize.min_cosine",
-            f"{precision} embeddings agree with fp32 ones to a cosine of {cosine:.4f} only, quantize.min_cosine asks "
-            f"for {config.min_cosine}: try another quantize.method or calibration, more images, or quantize.keep.",
+            f"the cosine of {precision} and fp32 embeddings is {cosine:.4f}, below quantize.min_cosine "
+            f"{config.min_cosine}: try another quantize.method or calibration, more images, or quantize.keep.",
             value=cosine,
             limit=config.min_cosine,
         )
@@ -165,7 +165,7 @@ def gate(config: QuantizeConfig, precision: str, figures: Mapping[str, float]) -
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Quantizers print, and advise what the export has already done: keep both off the screen."""
+    """Silence quantizers, which print, and advise steps that the export has already done."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # ModelOpt sets the levels of its loggers anew
     try:

@@ -1,6 +1,6 @@
-"""The mask decoder in fewer bits: an option, since it is small and makes the masks' borders.
+"""Quantization of the mask decoder: optional, since the decoder is small and determines the masks' borders.
 
-Its price is in the metrics: how far its masks move on held-out images, given the same embeddings.
+The metrics show its cost: how much masks change on held-out images, given the same embeddings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,17 +25,17 @@ from pipeline.runtime.onnxruntime import open_session
 
 
 def lower_decoder(config: QuantizeConfig, decoder: Path, encoder: Path, data: CalibrationData) -> dict[str, float]:
-    """Replace ``decoder`` by the precision that the config names.
+    """Replace ``decoder`` by its form in ``config.decoder``.
 
     Args:
         config: See `QuantizeConfig`.
         decoder: ``decoder.onnx`` in fp32.
-        encoder: In its final precision: gives the embeddings.
+        encoder: ``encoder.onnx`` in its final precision; computes the embeddings.
         data: Images and prompts.
 
     Returns:
-        ``decoder_mask_agreement``, mean IoU of masks with the fp32 decoder's, ``decoder_iou_difference``, mean absolute
-        difference of predicted IoUs; nothing for fp32.
+        ``decoder_mask_agreement``, the mean IoU of masks with the fp32 decoder's, and ``decoder_iou_difference``, the
+        mean absolute difference of predicted IoUs; empty for fp32.
     """
     if config.decoder == "fp32":
         return {}
@@ -59,11 +59,11 @@ def _int8(
 ) -> None:
     model = onnx.load(decoder)
     values = {c.name: len(c.dims) for c in model.graph.initializer}
-    # Products folded with a weight of each head have three axes, which engines do not take with scales per channel.
+    # Products folded with a weight per head have three axes, for which engines do not support scales per channel.
     chosen = [
         layer
         for layer in chosen_layers(model, attention=False, keep=())
-        # What reads a mask prompt stays as it is: calibration has none.
+        # Layers that read a mask prompt stay in floating point, because calibration has none.
         if values[str(layer.weight)] in (2, 4) and "mask_downscaling" not in str(layer.weight)
     ]
     copy = lowered.with_name("source.onnx")
@@ -79,7 +79,7 @@ def _int8(
 
 
 def decoder_feeds(session: InferenceSession, data: CalibrationData, index: int) -> dict[str, Any]:
-    """An image's embedding, and the first instances' boxes and clicks."""
+    """The decoder's inputs by name: an image's embedding, and boxes and clicks of its first instances."""
     coords, labels = (values.numpy() for values in prompts(data.sample(index), data.sam.image_size))
     logits = 4 * data.sam.embedding_size
     return {

@@ -1,8 +1,8 @@
-"""fp16 by NVIDIA ModelOpt's AutoCast, and what must stay in fp32 whatever a tool thinks.
+"""fp16 by NVIDIA ModelOpt's AutoCast, with nodes that must stay in fp32.
 
-Channel LayerNorm squares distances from a mean: above 255 they leave fp16's range. The sums of ReLU linear attention
-run over thousands of products that nothing normalises, and the 1e-15 that keeps its division from 0/0 is 0 in fp16.
-AutoCast itself leaves in fp32 what exceeds its range on the image it is shown.
+Channel LayerNorm squares distances from the mean, which exceed fp16's range above 255. ReLU linear attention sums
+thousands of unnormalized products, and the 1e-15 that keeps its division from 0/0 is 0 in fp16. AutoCast itself keeps
+in fp32 the nodes that exceed fp16's range on its example image.
 """
 
 from pathlib import Path
@@ -24,13 +24,13 @@ def fp16(config: QuantizeConfig, encoder: Path, data: CalibrationData) -> dict[s
     """Replace ``encoder`` by its fp16 form.
 
     Args:
-        config: Has the gate.
+        config: Its ``min_cosine`` is the gate.
         encoder: ``encoder.onnx`` in fp32.
-        data: An image AutoCast looks at, and those the result is compared on.
+        data: AutoCast's example image, and the images the result is compared on.
 
     Raises:
-        InputError: The tool is missing.
-        Refused: The result is too far from fp32.
+        InputError: ModelOpt is not installed.
+        Refused: The result differs too much from fp32.
     """
     with TemporaryDirectory(dir=encoder.parent, prefix=".fp16-") as directory:
         lowered = Path(directory) / encoder.name
@@ -42,7 +42,7 @@ def fp16(config: QuantizeConfig, encoder: Path, data: CalibrationData) -> dict[s
 
 
 def narrowed(source: Path, feeds: Feeds, directory: Path) -> ModelProto:
-    """A model of ``source`` in fp16; ``directory`` gets what is needed meanwhile."""
+    """Convert ``source`` to fp16; temporary files go to ``directory``."""
     model, copy = onnx.load(source), directory / "source.onnx"
     onnx.save(model, copy)
     keep = [node.name for node in linear_attention(model)]

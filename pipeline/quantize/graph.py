@@ -1,7 +1,7 @@
-"""An exported encoder computed in PyTorch, so that any tensor can be rounded and gradients reach every tensor.
+"""Interpreter of an exported encoder in PyTorch, in which any tensor can be rounded and has a gradient.
 
-The graph is the file's own, not the module it was exported from: what is rounded here is what the QDQ file rounds, and
-names are the file's. It knows the operators that students' encoders have and refuses others by name.
+It runs the file's graph, not the module that was exported, so it rounds the same tensors as the QDQ file, under the
+file's names. It supports the operators of the students' encoders.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +17,7 @@ from pipeline.core.errors import InputError
 
 Attributes = Mapping[str, Any]
 Rounding = Mapping[str, Callable[[Tensor], Tensor]]
-"""What is done to a tensor as soon as it is there, by name."""
+"""Function applied to each named tensor when it is computed."""
 
 
 class Graph:
@@ -27,7 +27,7 @@ class Graph:
         model: An encoder: one input, one output.
 
     Raises:
-        InputError: It holds an operator that is not known here.
+        InputError: The model has an unsupported operator.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -51,14 +51,14 @@ class Graph:
 
         Args:
             images: ``(B, 3, S, S)``, as the encoder reads them.
-            rounding: Applied to tensors as they arise; all that read one read what this gives.
-            constants: In place of the model's own.
-            keep: Names of tensors to give back beside the output.
-            fork: For a tensor the nodes that read it as it is; all others read a copy, which is given back under the
-                name with ``/copy``, so that the two have gradients of their own.
+            rounding: Applied to tensors when they are computed; all readers get the result.
+            constants: Replacements of the model's constants, by name.
+            keep: Names of tensors to return besides the output.
+            fork: For a tensor, the nodes that read the original; all others read a copy, returned as ``<name>/copy``,
+                so that the two have separate gradients.
 
         Returns:
-            The output and what ``keep`` and ``fork`` name.
+            The output, and the tensors named by ``keep`` and ``fork``, by name.
         """
         rounding, fork = rounding or {}, fork or {}
         values: dict[str, Tensor] = self.constants | dict(constants or {})
@@ -84,7 +84,7 @@ class Graph:
         return kept | {self.output: values[self.output]}
 
     def node(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
-        """What one node gives for ``values``, and the model's constants where these have none."""
+        """Compute one node from ``values``, or the model's constants for names absent there."""
         node, attributes = next((n, a) for n, a in self.nodes if n.name == name)
         known = self.constants | dict(values)
         result = _OPERATORS[node.op_type](attributes, *(known[name] if name else None for name in node.input))

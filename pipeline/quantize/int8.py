@@ -1,7 +1,6 @@
-"""int8: the encoder's convolutions and matrix products in QDQ form, and the same form with fewer bits.
+"""int8: convolutions and matrix products of the encoder in QDQ form, and the same form with fewer bits.
 
-The file is `pipeline.quantize.qdq`'s, whichever tool has found the scales. The decoder is not touched: it is small, and
-makes the masks' borders.
+`pipeline.quantize.qdq` writes the file, whichever tool finds the scales.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,22 +22,22 @@ from pipeline.quantize.scales.search import search
 
 Calibrator = Callable[[QuantizeConfig, Path, Sequence[Layer], Reader], dict[str, float]]
 CALIBRATORS: Mapping[str, Calibrator] = {"modelopt": modelopt, "onnxruntime": onnxruntime}
-"""Tools that look at activations one by one; weights get the largest magnitude of each channel."""
+"""Tools that find scales of activations only; the scale of a weight's channel is that of its largest magnitude."""
 
 
 def int8(config: QuantizeConfig, encoder: Path, data: CalibrationData) -> dict[str, float]:
     """Replace ``encoder`` by its int8 form.
 
     Args:
-        config: Which tool, and which ranges.
+        config: Section ``quantize`` of params.yaml.
         encoder: ``encoder.onnx`` in fp32.
-        data: Images to calibrate on and to compare on.
+        data: Calibration and held-out images.
 
     Returns:
-        Figures of agreement on held-out images, and counts of lowered nodes.
+        Agreement with fp32 on held-out images, and counts of quantized nodes.
 
     Raises:
-        Refused: A rule of `pipeline.export.rules` is broken, or the result is too far from fp32.
+        Refused: The file breaks a rule of `pipeline.export.rules`, or differs too much from fp32.
     """
     return lower(config, encoder, data, precision="int8", weight_bits=8, activation_bits=8)
 
@@ -52,7 +51,7 @@ def lower(
     weight_bits: int,
     activation_bits: int,
 ) -> dict[str, float]:
-    """Replace ``encoder`` by a form of any width up to 8 bits; otherwise see `int8`."""
+    """Replace ``encoder`` by its QDQ form with weights and activations of up to 8 bits. See `int8`."""
     widths = Widths(weight_bits, activation_bits, config.reduce_range)
     with TemporaryDirectory(dir=encoder.parent, prefix=f".{precision}-") as directory:
         lowered, model = Path(directory) / encoder.name, onnx.load(encoder)
@@ -65,7 +64,7 @@ def lower(
         figures |= agreement(encoder, lowered, data)
         gate(config, precision, figures)
         if config.sensitivity_images:
-            from pipeline.quantize.sensitivity import write_sensitivity  # brings matplotlib, half a second
+            from pipeline.quantize.sensitivity import write_sensitivity  # imports matplotlib, half a second
 
             write_sensitivity(encoder.parent, model, chosen, scales, data, images=config.sensitivity_images)
         lowered.replace(encoder)
@@ -80,9 +79,9 @@ def find_scales(
     widths: Widths,
     known: Scales | None = None,
 ) -> Scales:
-    """Scales of layers by the method that the config names.
+    """Find the scales of layers by ``config.method``.
 
-    The tools' are for 8 bits; fewer share their ranges, so those of other widths may be handed over as ``known``.
+    Tools find ranges for 8 bits, which narrower widths share; ``known`` passes scales found for another width.
     """
     if config.method == "search":
         return search(config.search, model, chosen, data, widths=widths, seed=config.seed)

@@ -1,11 +1,11 @@
-"""Keys of attention whose values gather around two peaks, and a shift that makes them one.
+"""Centering of attention keys with a bimodal distribution.
 
-Source: PTQ4SAM (Lv et al. 2024, bimodal integration): in SAM, what the key projection gives is often bimodal over a
-tensor, while each channel lies at one of the peaks; it flips the signs of channels, in keys and queries, so that one
-peak is left for a quantizer with a zero point. What differs: engines take zero points of 0, and a symmetric grid rounds
-a flipped channel as it rounded it before, so the trick gains nothing here. Instead the middle of each channel is
-subtracted from the keys. That adds one number to all scores of a query, which softmax ignores: the function stays, and
-the range shrinks.
+Source: PTQ4SAM (Lv et al. 2024, bimodal integration): in SAM, the output of the key projection is often bimodal over a
+tensor, while each channel lies at one of the peaks; PTQ4SAM flips the signs of channels in keys and queries, which
+leaves one peak for a quantizer with a zero point. What differs: engines require zero points of 0, and a symmetric grid
+rounds a flipped channel as before, so flipping has no effect here. Instead, the center of each channel is subtracted
+from the keys. This adds one number to all scores of a query, which softmax ignores: the function is unchanged, and the
+range shrinks.
 """
 
 from collections import defaultdict
@@ -22,14 +22,14 @@ from pipeline.quantize.graph import Graph
 
 _BINS = 33
 _VALLEY = 0.5
-"""Bimodal: around 0 there are fewer values than this part of each side's peak."""
+"""Keys are bimodal if the density around 0 is below this share of each side's peak."""
 _PEAK_FROM = 0.25
-"""Where the sides begin, as part of the largest magnitude."""
+"""Start of either side, as a share of the largest magnitude."""
 _IMAGES = 4
 
 
 def keys(model: ModelProto) -> dict[str, NodeProto]:
-    """The product of queries and keys in front of each softmax, by the tensor of keys ``(..., d, n)``."""
+    """Find the product of queries and keys before each softmax, by the tensor of keys ``(..., d, n)``."""
     made_by = {name: node for node in model.graph.node for name in node.output}
     constants = {constant.name for constant in model.graph.initializer}
     found: dict[str, NodeProto] = {}
@@ -45,7 +45,7 @@ def keys(model: ModelProto) -> dict[str, NodeProto]:
 
 
 def is_bimodal(values: Float[Tensor, "..."]) -> bool:
-    """Whether values gather on both sides of 0 and leave it out."""
+    """Whether values have a peak on either side of 0 and few values around it."""
     reach = float(values.abs().max())
     counts, edges = np.histogram(values.numpy(), _BINS, (-reach, reach) if reach else None)
     middle = (edges[1:] + edges[:-1]) / 2 / max(reach, 1e-30)
@@ -54,11 +54,11 @@ def is_bimodal(values: Float[Tensor, "..."]) -> bool:
 
 
 def centre_keys(model: ModelProto, data: CalibrationData) -> tuple[ModelProto, list[str]]:
-    """A model in which bimodal keys are shifted, and the names of these.
+    """Center bimodal keys; returns the new model and the names of the centered tensors.
 
     Args:
         model: The encoder in fp32; not changed.
-        data: The first calibration images are looked at.
+        data: Its first calibration images are used.
     """
     asked, graph = keys(model), Graph(model)
     found: dict[str, list[Tensor]] = {name: [] for name in asked}
@@ -73,7 +73,7 @@ def centre_keys(model: ModelProto, data: CalibrationData) -> tuple[ModelProto, l
     for name, node in asked.items():
         every = torch.cat(found[name])
         if is_bimodal(every):
-            # Not over channels, nor over heads where these have an axis of their own.
+            # Not over channels, nor over heads if they have an axis.
             along = [
                 axis for axis in range(every.ndim) if axis != every.ndim - 2 and (axis != 1 or 1 not in fixed[name])
             ]

@@ -1,4 +1,4 @@
-"""The parts of an exported graph that can be lowered, under names that people know."""
+"""The quantizable layers of an exported graph, under the names of the PyTorch modules."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ class Layer:
     """A convolution, a product with a weight, or a product of two activations."""
 
     name: str
-    """The PyTorch module's, without ``image_encoder``; the node's where the exporter kept none."""
+    """Name of the PyTorch module without ``image_encoder``, or of the node if the exporter kept none."""
     node: str
     op: str
     inputs: tuple[str, ...]
-    """Activations that are rounded: one, or two where there is no weight."""
+    """Quantized activations: one, or two for a product without a weight."""
     output: str
     weight: str | None
     axis: int
-    """Of the weight, counting output channels."""
+    """Axis of the weight's output channels."""
 
 
 def layers(model: ModelProto) -> list[Layer]:
-    """All of a model, in the order of computation."""
+    """List all layers of a model, in the order of computation."""
     constants = {constant.name: constant for constant in model.graph.initializer}
     biases = {
         node.input[k]: node.input[1 - k]
@@ -64,21 +64,21 @@ def layers(model: ModelProto) -> list[Layer]:
 
 
 def _unique(found: list[Layer]) -> list[Layer]:
-    """Equal biases are stored once, so names taken from them may be shared: then the node's is."""
+    """Replace names shared by several layers by the nodes' names: equal biases are stored once, under one name."""
     times = Counter(layer.name for layer in found)
     return [layer if times[layer.name] == 1 else Layer(**(vars(layer) | {"name": layer.node})) for layer in found]
 
 
 def chosen_layers(model: ModelProto, *, attention: bool, keep: Sequence[str]) -> list[Layer]:
-    """The layers to be lowered.
+    """Choose the layers to quantize.
 
     Args:
-        model: In fp32.
-        attention: Also products of two activations, but for those of linear attention: sums without a bound.
+        model: The encoder in fp32.
+        attention: Include products of two activations, except those of linear attention, whose sums are unbounded.
         keep: Patterns of names, such as ``neck.*``, that stay in floating point.
 
     Raises:
-        InputError: A pattern fits no layer.
+        InputError: A pattern matches no layer.
     """
     every = layers(model)
     for pattern in keep:
@@ -95,7 +95,7 @@ def chosen_layers(model: ModelProto, *, attention: bool, keep: Sequence[str]) ->
 
 
 def weights(model: ModelProto, of: Sequence[Layer]) -> dict[str, Float32[np.ndarray, "..."]]:
-    """The weights of layers, by the initializer's name."""
+    """Read the weights of layers, by the initializer's name."""
     wanted = {layer.weight for layer in of}
     return {
         constant.name: numpy_helper.to_array(constant)
@@ -105,14 +105,14 @@ def weights(model: ModelProto, of: Sequence[Layer]) -> dict[str, Float32[np.ndar
 
 
 def products(model: ModelProto) -> list[str]:
-    """Names of the matrix products that have no weight: attention's."""
+    """Names of matrix products without a weight, which are those of attention."""
     return [layer.node for layer in layers(model) if layer.weight is None]
 
 
 def linear_attention(model: ModelProto) -> list[NodeProto]:
-    """The sums of ReLU linear attention and the division by them: what fp16 cannot hold.
+    """Find the sums of ReLU linear attention and the division by them, which exceed fp16's range.
 
-    Found from the division of one activation by another back to the products.
+    They are the ancestors, up to the matrix products, of a division of one activation by another.
     """
     constants = {constant.name for constant in model.graph.initializer}
     made_by = {name: node for node in model.graph.node for name in node.output}

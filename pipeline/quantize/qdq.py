@@ -1,12 +1,13 @@
-"""Scales, and the writer of QuantizeLinear and DequantizeLinear nodes (QDQ).
+"""Scales, and a graph written with them as QuantizeLinear and DequantizeLinear (QDQ).
 
-All calibration methods share one scheme: symmetric signed values with zero point 0; weights stored as int8 with one
-scale per output channel; activations quantized per tensor where they are computed. Norms, GELU, softmax, additions,
-transposed convolutions and biases stay in floating point. Such an operator reads the quantized form of a tensor that is
-quantized for a product: OpenVINO 2026.4 loses accuracy on graphs in which consumers read both forms of a tensor.
+The file has one form, whichever method finds the scales: symmetric signed values with zero points of 0, weights stored
+as int8 with one scale per output channel, and activations rounded with one scale where they are computed. Norms, GELU,
+softmax, additions, transposed convolutions and biases stay in floating point. If one of these reads a tensor that is
+rounded for a product, it reads the rounded tensor: OpenVINO 2026.4 loses accuracy on graphs in which different readers
+get different forms of a tensor.
 
-Fewer than 8 bits are supported for studies: weights are int8 of a smaller range, activations are clipped before
-quantization. Such a file computes exactly what hardware of that width would, on any runtime, and is no faster.
+Fewer bits are for studies: weights are int8 of a smaller range, activations are clipped before they are rounded. Such a
+file computes what hardware of that width would, on any runtime, and is not faster.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,16 +32,16 @@ class Widths:
     weight_bits: int = 8
     activation_bits: int = 8
     reduce_range: bool = False
-    """Limit weights to [-64, 64], and the second factor of products of two activations, which processors treat like
-    weights, to 7 bits."""
+    """Limit weights to [-64, 64], and the second factors of products of two activations, which processors multiply as
+    they multiply weights, to 7 bits."""
 
     @property
     def weight_qmax(self) -> int:
-        """The largest integer that a weight is stored as."""
+        """Largest integer of a stored weight."""
         return min(qmax(self.weight_bits), EXACT_FACTOR) if self.reduce_range else qmax(self.weight_bits)
 
     def bits_of(self, lowered: Sequence[Layer]) -> dict[str, int]:
-        """Bit width of each quantized activation, by tensor."""
+        """Width in bits of each activation that layers read, by tensor."""
         widths = {name: self.activation_bits for layer in lowered for name in layer.inputs}
         second = {layer.inputs[1] for layer in lowered if layer.weight is None} if self.reduce_range else set()
         return widths | {name: min(self.activation_bits, _REDUCED_BITS) for name in second}
@@ -48,7 +49,7 @@ class Widths:
 
 @dataclass(frozen=True)
 class Scales:
-    """Quantization scales: the value of one integer step."""
+    """Scales of activations and weights."""
 
     activations: Mapping[str, float]
     """Scale by tensor."""
@@ -58,12 +59,12 @@ class Scales:
 
 
 def qmax(bits: int) -> int:
-    """Largest signed integer of ``bits`` bits."""
+    """Largest value of ``bits`` signed bits."""
     return 2 ** (bits - 1) - 1
 
 
 def weight_scales(weight: Float32[np.ndarray, "..."], axis: int, qmax: int) -> Float32[np.ndarray, " channels"]:
-    """Scale of each output channel: its largest magnitude divided by ``qmax``, the largest stored integer."""
+    """Scale of each output channel: its largest magnitude over ``qmax``, the largest stored integer."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     scale: Float32[np.ndarray, " channels"] = np.abs(weight).max(axis=others) / np.float32(qmax)
     return np.maximum(scale, np.float32(1e-12))
@@ -72,25 +73,25 @@ def weight_scales(weight: Float32[np.ndarray, "..."], axis: int, qmax: int) -> F
 def rounded(
     weight: Float32[np.ndarray, "..."], scale: Float32[np.ndarray, " channels"], axis: int, qmax: int
 ) -> Int8[np.ndarray, "..."]:
-    """Quantize a weight to int8 by its scales, with the symmetric range that TensorRT requires of weights."""
+    """Round a weight to multiples of its scales; the range is symmetric, as TensorRT requires."""
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     steps = np.rint(weight / scale.reshape(shape)).clip(-qmax, qmax)
     return np.asarray(steps, np.int8)
 
 
 def write_qdq(model: ModelProto, lowered: Sequence[Layer], scales: Scales) -> ModelProto:
-    """Copy a model and insert QDQ nodes before the inputs and weights of layers.
+    """Copy a model with QuantizeLinear and DequantizeLinear before the inputs of ``lowered``.
 
     Args:
-        model: The model in fp32; not modified.
-        lowered: The layers to quantize; each of their inputs and weights has a scale.
-        scales: Scales of tensors and weights; those of other layers are ignored.
+        model: The model in fp32.
+        lowered: The layers to quantize.
+        scales: Scales of all their tensors and weights; others are ignored.
 
     Raises:
         InputError: There is no layer, or a scale is missing.
     """
     if not lowered:
-        raise InputError("not one layer of the encoder would become int8: shorten quantize.keep.")
+        raise InputError("no layer of the encoder would be int8: shorten quantize.keep.")
     result = ModelProto()
     result.CopyFrom(model)
     graph = result.graph
@@ -109,7 +110,7 @@ def write_qdq(model: ModelProto, lowered: Sequence[Layer], scales: Scales) -> Mo
     nodes = [*front, *(n for value in graph.input for n in after.get(value.name, []))]
     for node in graph.node:
         for i, name in enumerate(node.input):
-            # Other kinds of nodes that read the same weight keep reading it in floating point.
+            # Another kind of node that reads the weight too keeps the original.
             if name in tensors or (name in axes and i == 1):
                 node.input[i] = renamed[name]
         nodes.append(node)
@@ -124,7 +125,7 @@ def write_qdq(model: ModelProto, lowered: Sequence[Layer], scales: Scales) -> Mo
 
 
 def read_scales(model: ModelProto) -> dict[str, float]:
-    """Read the activation scales of a QDQ graph written by any tool, by tensor."""
+    """Read the scales of activations from a tool's QDQ graph, by tensor."""
     constants = {constant.name: constant for constant in model.graph.initializer}
     return {
         node.input[0]: float(numpy_helper.to_array(constants[node.input[1]]))

@@ -1,4 +1,4 @@
-"""Rounding simulated in floating point: one scale, or TinySAM's two ranges after softmax and after GELU."""
+"""Fake quantization in floating point: one scale, or TinySAM's two ranges after softmax and after GELU."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -11,23 +11,23 @@ from torch import Tensor
 from pipeline.quantize.qdq import qmax
 
 Kind = Literal["plain", "gelu", "softmax"]
-"""How many ranges a tensor has: one, one on each side of 0, or one for small values and one up to 1."""
+"""Ranges of a tensor: one; one on each side of 0; or one for small values and one up to 1."""
 _GELU_LEAST = 0.17
-"""The least value of GELU is -0.16997."""
+"""GELU's minimum is -0.16997."""
 
 
 def fake_quantize(
     x: Float[Tensor, "..."], scale: Float[Tensor, "..."], bits: int, kind: Kind = "plain"
 ) -> Float[Tensor, "..."]:
-    """A tensor as it is after rounding to ``bits`` signed bits and back.
+    """Round a tensor to ``bits`` signed bits and back.
 
     Args:
         x: Values.
-        scale: One step; may have leading dimensions of its own, for candidates.
+        scale: Step size; may have additional leading dimensions, for candidates.
         bits: 2 to 8.
-        kind: ``gelu`` rounds what is below 0 in steps of GELU's own negative range; ``softmax`` rounds what lies above
-            the range of ``scale`` in steps of 1 over the largest value (TinySAM and PTQ4ViT: twin ranges). Both need
-            one bit that plain QDQ has not: the range a value is in takes the place of the sign.
+        kind: ``gelu`` rounds negative values in steps of GELU's negative range; ``softmax`` rounds values above the
+            range of ``scale`` in steps of 1 over the largest value (twin ranges of TinySAM and PTQ4ViT). Both encode
+            the range in place of the sign, which plain QDQ cannot.
     """
     top = qmax(bits)
     if kind == "plain":
@@ -40,7 +40,7 @@ def fake_quantize(
 
 
 def kinds(model: ModelProto) -> dict[str, Kind]:
-    """Tensors that come from softmax or GELU, unmoved but for their shape."""
+    """Find tensors that are outputs of softmax or GELU, possibly reshaped."""
     made_by = {name: node for node in model.graph.node for name in node.output}
     constants = {constant.name for constant in model.graph.initializer}
     found: dict[str, Kind] = {}
@@ -55,7 +55,7 @@ def kinds(model: ModelProto) -> dict[str, Kind]:
 
 
 def _is_gelu(name: str, made_by: Mapping[str, object], constants: set[str]) -> bool:
-    """Whether a product is ``x * (1 + erf or tanh of x)``, with its halves anywhere."""
+    """Whether a product is ``x * (1 + erf(x))`` or ``x * (1 + tanh(x))``, with the factor 0.5 anywhere."""
     waiting, seen = [(name, 0)], list[str]()
     while waiting:
         current, depth = waiting.pop()
@@ -71,7 +71,7 @@ def _is_gelu(name: str, made_by: Mapping[str, object], constants: set[str]) -> b
 def rounders(
     scales: Mapping[str, float], bits: Mapping[str, int], split: Mapping[str, Kind]
 ) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What `pipeline.quantize.graph.Graph` does to tensors, by name; ``scales`` and ``bits`` are by name, too."""
+    """Build the rounding functions of `pipeline.quantize.graph.Graph`; everything is by tensor name."""
 
     def rounder(scale: float, bits: int, kind: Kind) -> Callable[[Tensor], Tensor]:
         return lambda x: fake_quantize(x, torch.tensor(scale), bits, kind)

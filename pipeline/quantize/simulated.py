@@ -1,7 +1,7 @@
-"""A student whose encoder is rounded in simulation, as a `pipeline.runtime.Segmenter`.
+"""A student with a fake-quantized encoder, as a `pipeline.runtime.Segmenter`.
 
-What is rounded is what the QDQ file of the same scales rounds, so the two agree; and what no file can say, the two
-ranges after softmax and GELU, can be measured too.
+It rounds the same tensors as the QDQ file of the same scales, so the two agree. It also runs what no file can express:
+two ranges after softmax and GELU.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +23,10 @@ class SimulatedSegmenter(TorchSegmenter):
     """Runs a SAM in PyTorch with an encoder of any width. See `pipeline.runtime.Segmenter`.
 
     Args:
-        sam: Gives the decoder, which is not rounded.
+        sam: Its decoder is used, without rounding.
         model: The encoder's ONNX file in fp32.
-        lowered: The layers that are rounded.
-        scales: Of all they read and weigh with.
+        lowered: The quantized layers.
+        scales: Scales of all their tensors and weights.
         split: Tensors with two ranges, by name.
     """
 
@@ -55,10 +55,10 @@ class SimulatedSegmenter(TorchSegmenter):
     def compare(
         self, images: Float[Tensor, "b 3 s s"], lowered: Sequence[Layer]
     ) -> Iterator[tuple[Layer, list[Tensor], Tensor, Tensor, Tensor]]:
-        """What rounding does to each layer.
+        """Compare each layer's output with and without rounding.
 
         Yields:
-            A layer, what it reads in fp32, and what it gives: in fp32, where it alone is rounded, where all are.
+            A layer, its inputs in fp32, and its outputs: in fp32, with this layer rounded, with all layers rounded.
         """
         names = {name for layer in lowered for name in (*layer.inputs, layer.output)}
         exact = self._graph(images, keep=names)

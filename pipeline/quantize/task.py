@@ -1,10 +1,10 @@
-"""How much the task minds a change of each value in the encoder: squared gradients of its loss.
+"""Sensitivity of the task's loss to each value in the encoder: squared gradients.
 
-Source: TinySAM (arXiv 2312.13789), whose distance between rounded and unrounded outputs is weighted by a
-Hessian from the loss ``KL(masks) + KL(predicted IoUs)`` against fp32; PTQ4ViT (Yuan et al. 2022) approximates the
-Hessian by squared gradients. What differs: at the fp32 model itself the gradient of a KL divergence from it is zero, so
-masks and IoUs are drawn from what the model predicts and the log-likelihood of the draw is differentiated. The square
-of that gradient has the KL's Hessian (Fisher's information) as its mean.
+Source: TinySAM (arXiv 2312.13789), which weights the distance between rounded and unrounded outputs by a Hessian of the
+loss ``KL(masks) + KL(predicted IoUs)`` against fp32; PTQ4ViT (Yuan et al. 2022) approximates the Hessian by squared
+gradients. What differs: at the fp32 model, the gradient of a KL divergence from it is zero. So masks and IoUs are drawn
+from the model's prediction, and the log-likelihood of the draw is differentiated; the expectation of the squared
+gradient is the KL's Hessian (the Fisher information).
 """
 
 import math
@@ -24,11 +24,11 @@ from pipeline.ops.geometry import boxes_to_frame, points_to_frame
 from pipeline.ops.point_labels import BOX_CORNERS, FOREGROUND, PADDING
 
 PROMPTS = 8
-"""Instances of an image that are asked for, by box and by click."""
+"""Maximum number of instances per image, each prompted by box and by click."""
 
 
 def prompts(sample: Sample, side: int) -> tuple[Float[Tensor, "p 2 2"], Float[Tensor, "p 2"]]:
-    """Boxes and clicks of the first instances, in the prompt frame; the image's middle where there is none."""
+    """Boxes and clicks of the first instances, in the prompt frame; a click on the image's center if there are none."""
     size = (sample.image.shape[0], sample.image.shape[1])
     found = [masks.decode(a["segmentation"]) for a in sample.annotations[:PROMPTS]]
     clicks = np.array([masks.center(mask) for mask in found] or [(size[1] / 2, size[0] / 2)], np.float32)
@@ -44,18 +44,18 @@ def prompts(sample: Sample, side: int) -> tuple[Float[Tensor, "p 2 2"], Float[Te
 def likelihood(
     sam: Sam, embedding: Float[Tensor, "1 c g g"], sample: Sample, generator: torch.Generator
 ) -> Float[Tensor, ""]:
-    """Negative log-likelihood of masks and IoUs drawn from the model's own prediction.
+    """Compute the negative log-likelihood of masks and IoUs drawn from the model's own prediction.
 
     Args:
-        sam: Gives the decoder.
-        embedding: What the gradient is asked for.
-        sample: Its image's masks are the prompts.
-        generator: Draws.
+        sam: Its decoder is used.
+        embedding: Image embedding, with a gradient.
+        sample: Image whose masks give the prompts.
+        generator: Source of the draws.
     """
     coords, labels = prompts(sample, sam.image_size)
     logits, ious = decode(sam, embedding, coords[None], labels[None])
     odds = {"masks": logits, "ious": torch.logit(ious.clamp(1e-3, 1 - 1e-3))}
-    # Sums over the root of their number: squares of the gradient then estimate the Hessian of a mean.
+    # Divided by the root of the number of terms, so that squared gradients estimate the Hessian of a mean.
     return torch.stack(
         [
             F.binary_cross_entropy_with_logits(
@@ -68,7 +68,7 @@ def likelihood(
 
 
 def squared_gradients(loss: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The squared gradient of a loss with respect to each tensor; zeros where it does not depend on one."""
+    """Compute the squared gradient of a loss with respect to each tensor; zeros if it does not depend on it."""
     found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
     return {
         name: torch.zeros_like(tensor) if gradient is None else gradient.square()

@@ -59,7 +59,7 @@ def stage_of(name):
 
 
 def arguments(stage):
-    return [stage.name, *(word for key in stage.over for word in (f"--{key}", KEYS[key]))]
+    return [stage.name, *(word for key in stage.matrix for word in (f"--{key}", KEYS[key]))]
 
 
 def refused(stage, capfd, code, *says):

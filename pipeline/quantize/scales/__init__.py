@@ -1,1 +1,1 @@
-"""Ways to find the scales of activations."""
+"""Methods that find the scales of activations."""

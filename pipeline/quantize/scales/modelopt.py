@@ -1,4 +1,4 @@
-"""NVIDIA ModelOpt: ranges of activations, and AutoCast to fp16. It runs on a CPU."""
+"""NVIDIA ModelOpt: ranges of activations, and AutoCast to fp16. Runs on the CPU."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,17 +24,17 @@ def _import(module: str, name: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(import_module(module), name)
     except ImportError as error:
         raise InputError(
-            f"nvidia-modelopt cannot be imported ({error}): `make setup` installs it with what it needs, or set "
+            f"nvidia-modelopt cannot be imported ({error}): `make setup` installs it; or set "
             "quantize.method to onnxruntime or search and leave out the precisions fp16 and int8_fp16."
         ) from None
     return found
 
 
 def modelopt(config: QuantizeConfig, source: Path, lowered: Sequence[Layer], reader: Reader) -> dict[str, float]:
-    """Scales of activations, by tensor. See `pipeline.quantize.scales.onnxruntime.onnxruntime`.
+    """Find the scales of activations, by tensor. See `pipeline.quantize.scales.onnxruntime.onnxruntime`.
 
     Raises:
-        InputError: The package is missing, or has no such calibration.
+        InputError: The package is missing, or does not offer the calibration.
     """
     if config.calibration == "percentile":
         raise InputError(
@@ -60,7 +60,7 @@ def modelopt(config: QuantizeConfig, source: Path, lowered: Sequence[Layer], rea
 
 @contextmanager
 def _unpatched() -> Iterator[None]:
-    """ModelOpt 0.47 replaces methods of ONNX Runtime's quantizer for the whole process: put back what was there."""
+    """Restore the methods of ONNX Runtime's quantizer, which ModelOpt 0.47 replaces for the whole process."""
     from onnxruntime.quantization import base_quantizer, calibrate, qdq_quantizer
 
     places = [calibrate, base_quantizer.BaseQuantizer, qdq_quantizer.QDQQuantizer]
@@ -76,7 +76,7 @@ def _unpatched() -> Iterator[None]:
 
 
 def autocast(source: Path, feeds: Feeds, *, keep_nodes: Sequence[str], keep_kinds: Sequence[str]) -> ModelProto:
-    """A model in fp16, but for named nodes and kinds of nodes, and for what leaves fp16's range on ``feeds``.
+    """Convert a model to fp16, except named nodes, kinds of nodes, and nodes that exceed fp16's range on ``feeds``.
 
     Inputs and outputs stay fp32.
 

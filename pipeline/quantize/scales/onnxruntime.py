@@ -1,4 +1,4 @@
-"""Ranges by ONNX Runtime's static quantizer: the light tool, always there."""
+"""Ranges by ONNX Runtime's static quantizer."""
 
 import logging
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def onnxruntime(config: QuantizeConfig, source: Path, lowered: Sequence[Layer], reader: Reader) -> dict[str, float]:
-    """Scales of activations, by tensor.
+    """Find the scales of activations, by tensor.
 
     Args:
-        config: Says the kind of calibration.
-        source: The fp32 file; its directory gets one more.
-        lowered: The layers to be lowered.
+        config: Its ``calibration`` is used.
+        source: The fp32 file; a second file is written to its directory.
+        lowered: The layers to quantize.
         reader: The calibration inputs.
     """
     out = source.with_name("onnxruntime.onnx")
@@ -47,16 +47,16 @@ def onnxruntime(config: QuantizeConfig, source: Path, lowered: Sequence[Layer], 
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
                 "QuantizeBias": False,
-                # Inputs alone: what follows a product stays in floating point, and rounds once instead of twice.
+                # Only inputs: outputs of products stay in floating point, and are rounded once instead of twice.
                 "OpTypesToExcludeOutputQuantization": sorted({layer.op for layer in lowered}),
                 "CalibTensorRangeSymmetric": True,
                 "CalibPercentile": config.percentile,
-                # One image at a time: the histograms' activations of a whole split do not fit in memory.
+                # One image at a time: activations of a whole split do not fit in memory.
                 "CalibStridedMinMax": 1,
             },
         )
     scales = read_scales(onnx.load(out))
-    for name in (name for name, scale in scales.items() if scale == 1.0):  # its answer to a range of nothing
+    for name in (name for name, scale in scales.items() if scale == 1.0):  # what it returns for an empty range
         _LOGGER.warning(
             "%s is 0 up to the percentile, so it is rounded to whole numbers: see the sensitivity report", name
         )

@@ -1,8 +1,8 @@
-"""What layers read and give, at a few places of each calibration image.
+"""Samples of layers' inputs and output Hessians, from each calibration image.
 
-A layer is a product of rows with a matrix: a convolution of patches with kernels, a linear map of tokens with weights.
-The distance between a rounded and an unrounded output is a sum over rows, so some of them, drawn at random, tell which
-scale is best at a cost that depends on neither the image's size nor the layer's stride.
+A layer is a product of rows with a matrix: patches with kernels in a convolution, tokens with weights in a linear map.
+The distance between a rounded and an unrounded output is a sum over rows. A random sample of rows estimates it at a
+cost that depends neither on the image's size nor on the layer's stride.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,32 +28,32 @@ class Rows:
     left: list[Tensor] = field(default_factory=list)
     """``(groups, rows, k)`` per image."""
     right: list[Tensor] = field(default_factory=list)
-    """``(groups, k, n)`` per image, where there is no weight."""
+    """``(groups, k, n)`` per image, for products without a weight."""
     hessian: list[Tensor] = field(default_factory=list)
-    """``(groups, rows, n)`` per image: of the outputs."""
+    """``(groups, rows, n)`` per image, of the outputs."""
 
 
 @dataclass
 class Samples:
-    """Samples of all layers and of what else reads their inputs."""
+    """Samples of all layers, and of tensors that other nodes read too."""
 
     rows: dict[str, Rows]
-    """By node."""
+    """Samples by node."""
     values: dict[str, tuple[Tensor, Tensor]]
-    """By tensor that other nodes read too: some of its values, and their Hessian."""
+    """By tensor that other nodes read too: sampled values, and their Hessian."""
     peaks: dict[str, float]
-    """The largest magnitude of each tensor."""
+    """Largest magnitude of each tensor."""
 
 
 def collect(model: ModelProto, lowered: Sequence[Layer], data: CalibrationData, *, rows: int, seed: int) -> Samples:
-    """Compute the calibration images, and the gradients of their loss.
+    """Run the calibration images, and sample layers with the squared gradients of the loss.
 
     Args:
         model: The encoder in fp32.
         lowered: The layers to sample.
         data: Images, prompts and decoder.
-        rows: Of a layer, from all images together.
-        seed: Draws places and masks.
+        rows: Rows per layer, from all images together.
+        seed: Seed of rows and drawn masks.
     """
     graph, generator = Graph(model), torch.Generator().manual_seed(seed)
     # In the order of the layers: the iteration order of a set differs between processes, and with it the draws.
@@ -70,20 +70,20 @@ def collect(model: ModelProto, lowered: Sequence[Layer], data: CalibrationData, 
     attributes = {node.name: values for node, values in graph.nodes}
     for index in progress(data.chosen, "observe", "image"):
         image = torch.from_numpy(data.pixels(index)).requires_grad_()
-        found = graph(image, keep={*tensors, *(layer.output for layer in lowered)}, fork=fork)
-        loss = likelihood(data.sam, found[graph.output], data.sample(index), generator)
-        wanted = [*(layer.output for layer in lowered), *(f"{name}/copy" for name in fork)]
-        hessians = squared_gradients(loss, {name: found[name] for name in wanted})
-        found = {name: value.detach() for name, value in found.items()}
+        values_of = graph(image, keep={*tensors, *(layer.output for layer in lowered)}, fork=fork)
+        loss = likelihood(data.sam, values_of[graph.output], data.sample(index), generator)
+        differentiated = [*(layer.output for layer in lowered), *(f"{name}/copy" for name in fork)]
+        hessians = squared_gradients(loss, {name: values_of[name] for name in differentiated})
+        values_of = {name: value.detach() for name, value in values_of.items()}
         for name in tensors:
-            samples.peaks[name] = max(samples.peaks[name], float(found[name].abs().max()))
+            samples.peaks[name] = max(samples.peaks[name], float(values_of[name].abs().max()))
         for layer in lowered:
-            inputs = [found[name] for name in layer.inputs]
+            inputs = [values_of[name] for name in layer.inputs]
             _sample(samples.rows[layer.node], layer, attributes[layer.node], graph, inputs, hessians, each, generator)
         for name in fork:
-            flat, hessian = found[name].flatten(), hessians[f"{name}/copy"].flatten()
-            places = torch.randint(len(flat), (min(len(flat), 64 * each),), generator=generator)
-            values[name].append((flat[places], hessian[places] * (len(flat) / len(places))))
+            flat, hessian = values_of[name].flatten(), hessians[f"{name}/copy"].flatten()
+            indices = torch.randint(len(flat), (min(len(flat), 64 * each),), generator=generator)
+            values[name].append((flat[indices], hessian[indices] * (len(flat) / len(indices))))
     samples.values = {
         name: (torch.cat([v for v, _ in parts]), torch.cat([h for _, h in parts])) for name, parts in values.items()
     }
@@ -102,17 +102,17 @@ def _sample(
 ) -> None:
     hessian = hessians[layer.output]
     if layer.op == "Conv":
-        places = torch.randperm(hessian.shape[2] * hessian.shape[3], generator=generator)[:count]
+        indices = torch.randperm(hessian.shape[2] * hessian.shape[3], generator=generator)[:count]
         kernel = graph.constants[str(layer.weight)]
-        rows.left.append(_patches(inputs[0], kernel, attributes, places, hessian.shape[3]))
+        rows.left.append(_patches(inputs[0], kernel, attributes, indices, hessian.shape[3]))
         groups = int(attributes.get("group", 1))  # type: ignore[call-overload]
-        picked = hessian[0].flatten(1)[:, places].unflatten(0, (groups, -1)).transpose(1, 2)
-        rows.hessian.append(picked * (hessian.shape[2] * hessian.shape[3] / len(places)))
+        picked = hessian[0].flatten(1)[:, indices].unflatten(0, (groups, -1)).transpose(1, 2)
+        rows.hessian.append(picked * (hessian.shape[2] * hessian.shape[3] / len(indices)))
     elif layer.weight:
         flat, weight = inputs[0].flatten(0, -2), hessian.flatten(0, -2)
-        places = torch.randperm(len(flat), generator=generator)[:count]
-        rows.left.append(flat[places][None])
-        rows.hessian.append(weight[places][None] * (len(flat) / len(places)))
+        indices = torch.randperm(len(flat), generator=generator)[:count]
+        rows.left.append(flat[indices][None])
+        rows.hessian.append(weight[indices][None] * (len(flat) / len(indices)))
     else:
         _sample_product(rows, inputs, hessian, count, generator)
 
@@ -120,27 +120,27 @@ def _sample(
 def _sample_product(
     rows: Rows, inputs: Sequence[Tensor], hessian: Tensor, count: int, generator: torch.Generator
 ) -> None:
-    """Some rows of some of the matrices of a product of activations."""
+    """Sample rows of some matrices of a product of activations."""
     sides = hessian.shape[:-2]
     left, right = (x.expand(*sides, *x.shape[-2:]).flatten(0, -3) for x in inputs)
     weight = hessian.flatten(0, -3)
     which = torch.randperm(len(left), generator=generator)[:4]
-    places = torch.randperm(left.shape[1], generator=generator)[: max(1, count // 2)]
-    rows.left.append(left[which][:, places])
+    indices = torch.randperm(left.shape[1], generator=generator)[: max(1, count // 2)]
+    rows.left.append(left[which][:, indices])
     rows.right.append(right[which])
-    rows.hessian.append(weight[which][:, places] * (weight.shape[0] * weight.shape[1] / (len(which) * len(places))))
+    rows.hessian.append(weight[which][:, indices] * (weight.shape[0] * weight.shape[1] / (len(which) * len(indices))))
 
 
 def _patches(
-    x: Float[Tensor, "1 c h w"], kernel: Tensor, attributes: Mapping[str, object], places: Tensor, width: int
+    x: Float[Tensor, "1 c h w"], kernel: Tensor, attributes: Mapping[str, object], indices: Tensor, width: int
 ) -> Float[Tensor, "groups p k"]:
-    """The patches that a convolution reads for some of its outputs."""
+    """Gather the input patches of some of a convolution's outputs."""
     pads: list[int] = list(attributes.get("pads", [0, 0, 0, 0]))  # type: ignore[call-overload]
     strides: list[int] = list(attributes.get("strides", [1, 1]))  # type: ignore[call-overload]
     dilations: list[int] = list(attributes.get("dilations", [1, 1]))  # type: ignore[call-overload]
     padded = F.pad(x, (pads[1], pads[3], pads[0], pads[2]))[0]
     height, across = kernel.shape[2:]
-    top, left = places // width * strides[0], places % width * strides[1]
+    top, left = indices // width * strides[0], indices % width * strides[1]
     ys = top[:, None, None] + dilations[0] * torch.arange(height)[None, :, None]
     xs = left[:, None, None] + dilations[1] * torch.arange(across)[None, None, :]
     groups = int(attributes.get("group", 1))  # type: ignore[call-overload]

@@ -1,11 +1,11 @@
-"""TinySAM's quantizer: scales of weights and activations searched in turn, by what the task minds.
+"""TinySAM's quantizer: alternating search of the scales of weights and activations, weighted by the task's Hessian.
 
-Source: Shu et al. 2023, "TinySAM" (arXiv 2312.13789): uniform symmetric rounding, 100 candidates from 0.01
-to 1.2 of the largest magnitude, 3 rounds of alternating search, distance of layer outputs weighted by a Hessian of the
-task's loss. No code of it was published. What differs: weights have a scale for each output channel, as engines take
-them, each searched by itself; the distance is taken on sampled rows (module `rows`); a tensor that several
-nodes read has one scale, chosen by the sum of their distances; a scale changes only where that lowers the distance.
-The result is plain scales. The paper's two ranges after softmax and GELU are ``split``, for simulation only.
+Source: Shu et al. 2023, "TinySAM" (arXiv 2312.13789): uniform symmetric rounding, 100 candidates from 0.01 to 1.2 of
+the largest magnitude, 3 rounds of alternating search, and a distance of layer outputs weighted by a Hessian of the
+task's loss. Its code is not published. What differs: a weight has a scale per output channel, as engines require, each
+searched separately; distances are computed on sampled rows (module `rows`); a tensor that several nodes read has one
+scale, which minimizes the sum of their distances; a scale changes only if that lowers the distance. The paper's two
+ranges after softmax and GELU are ``split``, for simulation only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from pipeline.quantize.rounding import Kind, fake_quantize
 from pipeline.quantize.scales.rows import Samples, collect
 
 _AT_ONCE = 1 << 18
-"""Numbers that candidates tried together may take: they stay in the processor's cache."""
+"""Maximum number of values of the candidates evaluated together, so that they fit in the processor's cache."""
 
 
 def search(
@@ -38,15 +38,15 @@ def search(
     seed: int,
     split: Mapping[str, Kind] | None = None,
 ) -> Scales:
-    """Scales of layers.
+    """Search the scales of layers.
 
     Args:
         config: Candidates, rounds and rows.
         model: The encoder in fp32.
-        lowered: The layers to be lowered.
+        lowered: The layers to quantize.
         data: Calibration images with prompts, and the decoder.
-        widths: Of weights and activations.
-        seed: Draws rows and masks.
+        widths: Bits of weights and activations.
+        seed: Seed of rows and drawn masks.
         split: Tensors with two ranges, by name.
     """
     samples = collect(model, lowered, data, rows=config.rows, seed=seed)
@@ -54,7 +54,7 @@ def search(
 
 
 class Search:
-    """The state of a search: a scale for each tensor and each channel of each weight."""
+    """State of a search: one scale per tensor and per channel of each weight."""
 
     def __init__(
         self,
@@ -83,13 +83,13 @@ class Search:
         self._right = {node: torch.cat(rows.right) for node, rows in samples.rows.items() if rows.right}
         self._hessian = {node: torch.cat(rows.hessian, dim=-2) for node, rows in samples.rows.items()}
         for layer in lowered:
-            if not layer.weight:  # slices of images are matrices of their own, not rows of one
+            if not layer.weight:  # slices of different images are separate matrices
                 self._left[layer.node] = torch.cat(samples.rows[layer.node].left)
                 self._hessian[layer.node] = torch.cat(samples.rows[layer.node].hessian)
         self._exact = {layer.node: self._left[layer.node] @ self._other(layer, 0, exact=True) for layer in lowered}
 
     def run(self) -> Scales:
-        """All rounds."""
+        """Run all rounds."""
         readers = {name: [x for x in self._layers if name in x.inputs] for name in self._activations}
         work = self._config.rounds * (len(readers) + len(self._matrix))
         bar = counter("search", "scale", work)
@@ -113,7 +113,7 @@ class Search:
         )
 
     def _other(self, layer: Layer, side: int, *, exact: bool = False) -> Tensor:
-        """What one side of a product is multiplied with, ``(groups, k, n)`` or ``(groups, rows, k)``."""
+        """The other factor of one side of a product, ``(groups, k, n)`` or ``(groups, rows, k)``."""
         if side == 1:
             return self._rounded(self._left[layer.node], layer.inputs[0])
         if layer.weight:
@@ -160,12 +160,12 @@ class Search:
     ) -> Float[Tensor, " c"]:
         own = self._right[layer.node] if side else self._left[layer.node]
         other, exact, hessian = self._other(layer, side), self._exact[layer.node], self._hessian[layer.node]
-        bits, found = self._bits[layer.inputs[side]], []
+        bits, distances = self._bits[layer.inputs[side]], []
         for part in scales.split(_chunk(own.numel(), exact.numel())):
             candidates = fake_quantize(own, part.reshape(-1, *[1] * own.ndim), bits, kind)
             products = other @ candidates if side else candidates @ other
-            found.append(((products - exact).square_() * hessian).flatten(1).sum(1))
-        return torch.cat(found)
+            distances.append(((products - exact).square_() * hessian).flatten(1).sum(1))
+        return torch.cat(distances)
 
 
 def _matrix(weight: Float[np.ndarray, "..."], layer: Layer, groups: int) -> Float[Tensor, "groups n k"]:
@@ -174,7 +174,7 @@ def _matrix(weight: Float[np.ndarray, "..."], layer: Layer, groups: int) -> Floa
 
 
 def _round_weight(weight: Tensor, scale: Tensor, top: int) -> Tensor:
-    """As `pipeline.quantize.qdq.rounded` does; the range is symmetric."""
+    """Fake-quantize a weight as `pipeline.quantize.qdq.rounded` does, with a symmetric range."""
     return (weight / scale).round_().clamp_(-top, top).mul_(scale)
 
 

@@ -1,12 +1,12 @@
-"""Which layers suffer from rounding: ``sensitivity.json`` and plots beside the ONNX files.
+"""Sensitivity of layers to quantization: ``sensitivity.json`` and plots beside the ONNX files.
 
-All of it is measured in simulation on held-out images of the calibration split, by their masks:
+Everything is simulated on held-out images of the calibration split:
 
-- ``layers``: signal-to-noise ratio (dB) and cosine of each layer's output, where this layer alone is rounded
-  (``snr_db``, ``cosine``), and where all are (``accumulated_snr_db``, ``accumulated_cosine``);
-- ``groups``: mIoU by box and by one click, and the embedding's cosine, with each group of layers left out of rounding;
-- ``worst``: histograms of what the worst layers read, and the range they round it in;
-- ``suggested``: layers to name in ``quantize.keep``, and the same figures with them kept.
+- ``layers``: signal-to-noise ratio (dB) and cosine of each layer's output, with only this layer rounded (``snr_db``,
+  ``cosine``) and with all layers rounded (``accumulated_snr_db``, ``accumulated_cosine``);
+- ``groups``: mIoU by box and by one click, and the embedding's cosine, with each group of layers in floating point;
+- ``worst``: histograms of the inputs of the worst layers, and their quantization ranges;
+- ``suggested``: layers for ``quantize.keep``, and the same figures with them kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,9 +34,9 @@ FILE = "sensitivity.json"
 _WORST = 4
 _BINS = 64
 _SUGGEST_BELOW_MEDIAN_DB = 10.0
-"""A layer is suggested where its noise is ten times the median layer's."""
+"""A layer is suggested if its noise is ten times the median layer's."""
 _SUGGEST_AT_MOST = 0.1
-"""Part of the layers that is suggested at most."""
+"""Largest share of the layers that is suggested."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ def write_sensitivity(
     """Measure, and write ``sensitivity.json`` and ``sensitivity_*.png``.
 
     Args:
-        directory: Where to.
+        directory: Where to write.
         model: The encoder in fp32.
-        lowered: The layers that are rounded.
-        scales: Theirs.
+        lowered: The quantized layers.
+        scales: Their scales.
         data: Held-out images and their masks.
-        images: How many of these.
+        images: Number of held-out images.
     """
     held_out = data.held_out[:images]
     groups = dict.fromkeys(group(layer.name) for layer in lowered)
@@ -96,7 +96,7 @@ def write_sensitivity(
 
 
 def group(name: str) -> str:
-    """The part of the encoder a layer belongs to: a stage, a block, the neck."""
+    """The part of the encoder a layer belongs to: a stage, a block, or the neck."""
     words = name.split(".")
     for i, word in enumerate(words):
         if word.isdigit():
@@ -111,7 +111,7 @@ def _layers(
     data: CalibrationData,
     held_out: Sequence[int],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of all layers, and histograms of the worst."""
+    """Compute the entries of all layers, and histograms of the worst."""
     segmenter = SimulatedSegmenter(data.sam, model, lowered, scales)
     noise = {layer.name: np.zeros(8) for layer in lowered}
     read: dict[str, list[Tensor]] = {layer.name: [] for layer in lowered}
@@ -154,7 +154,7 @@ def _histogram(layer: Layer, values: Tensor, scales: Scales) -> dict[str, Any]:
 
 
 def _moments(exact: Tensor, other: Tensor) -> tuple[float, float, float, float]:
-    """Sums of squares of signal and noise, of the other, and of their product."""
+    """Sums of squares of the exact output, the noise and the rounded output, and of the outputs' product."""
     a, b = exact.double().flatten(), other.double().flatten()
     return float(a @ a), float((a - b) @ (a - b)), float(b @ b), float(a @ b)
 
@@ -176,7 +176,7 @@ def _suggest(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _measure(
     segmenter: SimulatedSegmenter, exact: SimulatedSegmenter, data: CalibrationData, held_out: Sequence[int]
 ) -> _Figures:
-    """By box and by one click: of three masks the one that the model thinks best, against the truth."""
+    """MIoU by box and by one click: of three masks the one with the highest predicted IoU, against ground truth."""
     predictor, scores = Predictor(segmenter), {"boxes": list[float](), "clicks": list[float]()}
     cosines = []
     for index in held_out:

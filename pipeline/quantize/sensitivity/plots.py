@@ -1,4 +1,4 @@
-"""The sensitivity report as pictures: layers, groups left out, and what the worst layers read."""
+"""Plots of the sensitivity report: layers, groups, and inputs of the worst layers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ def draw(report: Mapping[str, Any], directory: Path) -> None:
         ("histograms", _histograms(report)),
     ):
         FigureCanvasAgg(figure)
-        # No name of a tool or its version in the file: the same figures are the same bytes.
+        # Without the tool's name and version in the file, equal figures give equal bytes.
         figure.savefig(directory / f"sensitivity_{name}.png", dpi=90, metadata={"Software": None})
 
 
