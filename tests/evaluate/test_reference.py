@@ -44,7 +44,7 @@ def _both(sam, image, truths, *, batch, with_mask_input, same_decoder=True):
     return ours, theirs
 
 
-@pytest.mark.parametrize("fed", [False, True])
+@pytest.mark.parametrize("with_mask_input", [False, True])
 def test_one_prompt_at_a_time_gives_exactly_the_published_ious(with_mask_input):
     scene = render(np.random.default_rng(3), 256)
     truths = [mask for mask in scene.masks if mask.any()][:3]

@@ -194,7 +194,7 @@ def test_the_card_tells_how_many_images_which_seed_and_their_digest(small, whole
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_other_splits_than_calibration_are_refused(small, split):
-    with pytest.raises(InputError, match=f"'calibration' only, not on '{split}'"):
+    with pytest.raises(InputError, match=f"'calibration', not on '{split}'"):
         _ = CalibrationData(CONFIG, small, Pictures(split=split)).chosen
 
 
@@ -204,7 +204,7 @@ def test_too_few_images_are_refused_with_both_numbers(small):
 
 
 def test_int8_too_far_from_fp32_fails_and_leaves_the_file(small, encoder, tmp_path):
-    with pytest.raises(Refused, match="quantize.min_cosine asks for 1.0") as caught:
+    with pytest.raises(Refused, match="below quantize.min_cosine 1.0") as caught:
         lowered(small, encoder, tmp_path, min_cosine=1.0)
     assert (caught.value.rule, caught.value.limit) == ("quantize.min_cosine", 1.0)
     assert 0.9 < caught.value.value < 1
