@@ -8,7 +8,6 @@ stability, and a first round that covers 0.7 of the image. Fresh masks all span 
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from pipeline.runtime.everything.grid import coarse_points, point_grid
 
 IMAGE_PX = 512
 PASS_IOU, PASS_STABILITY, COVERED = 0.5, 0.75, 0.7
-OWN = ("output_mode", "coarse_stride", "confident_logit")
+OWN = {"output_mode", "coarse_stride", "confident_logit"}
 """Settings that segment-anything's generator does not know, or that are given to it by hand."""
 
 
@@ -124,8 +123,7 @@ class PublishedEncoder(nn.Module):
 def generator(sam: Sam, asked: EverythingSettings) -> SamAutomaticMaskGenerator:
     """Segment-anything's generator on the same parameters, with its own number of points per batch."""
     whole = PublishedSam(PublishedEncoder(sam), sam.prompt_encoder, sam.mask_decoder).eval()
-    same = {name: value for name, value in asdict(asked).items() if name not in OWN}
-    return SamAutomaticMaskGenerator(whole, **same, output_mode="coco_rle")
+    return SamAutomaticMaskGenerator(whole, **asked.model_dump(exclude=OWN), output_mode="coco_rle")
 
 
 def realistic(sam: Sam, image: UInt8[np.ndarray, "h w 3"], points: int) -> EverythingSettings:
@@ -146,7 +144,7 @@ def realistic(sam: Sam, image: UInt8[np.ndarray, "h w 3"], points: int) -> Every
     stable = kept[_stability(kept, offset) >= asked.stability_score_thresh]
     highest = (stable if len(stable) else kept).max(axis=0)
     confident = max(float(np.quantile(highest, 1 - COVERED)), 1e-6)
-    return replace(asked, stability_score_offset=offset, confident_logit=confident)
+    return asked.model_copy(update={"stability_score_offset": offset, "confident_logit": confident})
 
 
 def _stability(logits: Float[np.ndarray, "n m m"], offset: float) -> Float[np.ndarray, " n"]:
@@ -155,7 +153,7 @@ def _stability(logits: Float[np.ndarray, "n m m"], offset: float) -> Float[np.nd
 
 
 def _published(sam: Sam, image: UInt8[np.ndarray, "h w 3"], asked: EverythingSettings) -> Callable[[], list[Any]]:
-    theirs = generator(sam, replace(asked, points_per_batch=64))
+    theirs = generator(sam, asked.model_copy(update={"points_per_batch": 64}))
     return lambda: theirs.generate(image)
 
 

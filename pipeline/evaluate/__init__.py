@@ -1,12 +1,12 @@
-"""Accuracy, latency, memory and size of a teacher or of a student's engine, by the protocols of the papers.
+"""Measure accuracy, latency, memory and size of a teacher or a student's engine by the papers' protocols.
 
-Everything goes through `pipeline.runtime`, the way users run it. What is written: ``metrics.json`` (flat numbers),
-``instances.json`` (each instance's IoUs), ``calibration.json`` (predicted against true IoU), ``predictions.json``
-(masks of the first images, for the report), ``subject.json`` (what was measured), ``everything.json`` (all masks of
-some images, where that is asked for), and ``latency.json`` and ``memory.json`` unless nothing is to be timed; of the
-teacher ``masks.json``, which students are compared with, and ``baselines.json``: what trivial masks score.
+Models run through `pipeline.runtime`, as in deployment. Outputs: ``metrics.json`` (flat metrics), ``instances.json``
+(IoUs per instance), ``calibration.json`` (predicted against true IoU), ``predictions.json`` (masks of the first images,
+for the report), ``subject.json`` (the measured model), ``everything.json`` (all masks of some images, if everything
+mode is enabled), and ``latency.json`` and ``memory.json`` if ``latency.runs`` is above 0. The teacher's evaluation adds
+``masks.json``, the reference for students' agreement, and ``baselines.json``, the scores of trivial masks.
 
-Several processes may share the work (``torchrun``); the figures are the same. A killed evaluation goes on where it was.
+Several processes may share the work (``torchrun``) with identical metrics. An interrupted evaluation resumes.
 """
 
 import os
@@ -44,7 +44,7 @@ from pipeline.evaluate.detections import (
     evaluate_detections,
     evaluate_sginw,
     files,
-    refuse_unwatched,
+    require_tracked,
 )
 from pipeline.evaluate.everything import EverythingConfig, evaluate_everything
 from pipeline.evaluate.images import Done, Run
@@ -65,28 +65,28 @@ MASKS = "masks.json"
 
 
 class EvaluateConfig(Config):
-    """How teacher and students are measured."""
+    """Settings of the evaluation of teacher and students."""
 
     prompts_batch: Annotated[int, Field(ge=1)] = 32
-    """Prompts decoded at once when accuracy is measured."""
+    """Prompts per decoder call when accuracy is measured."""
     feed_back: bool = True
-    """Ask by 3 and 5 clicks also with the mask before given as a prompt."""
+    """Evaluate 3 and 5 clicks also with the previous mask as an additional prompt."""
     pictures: Annotated[int, Field(ge=0)] = 12
-    """Validation images whose masks are kept for the report."""
+    """Validation images whose masks are stored for the report."""
     data: str
-    """The folder that holds all files of ``detections`` and ``sginw``: DVC watches it. Any path if there are none."""
+    """Folder with all files of ``detections`` and ``sginw``, tracked by DVC. Any path if both are empty."""
     detections: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], DetectionsConfig] = {}
-    """Detectors' boxes to be segmented, by the name that their figures get; ``{}`` for none."""
+    """Detector boxes used as prompts, by the prefix of their metrics; ``{}`` for none."""
     sginw: SginwConfig | None = None
-    """Segmentation in the Wild; null leaves it out."""
+    """Segmentation in the Wild; null disables it."""
     everything: EverythingConfig | None = EverythingConfig()
-    """All masks of an image; null leaves it out."""
+    """Everything mode: all masks of an image; null disables it."""
     latency: LatencyConfig = LatencyConfig()
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is measured."""
+    """The model under evaluation."""
 
     source: Path
     role: str
@@ -99,10 +99,10 @@ def evaluate_teacher(config: EvaluateConfig, *, prepare: Path, teacher: Path, ou
 
     Args:
         config: Section ``evaluate`` of params.yaml.
-        prepare: The dataset.
-        teacher: The checkpoint.
+        prepare: Dataset artifact.
+        teacher: Checkpoint artifact.
         out: Empty directory for the artifact.
-        log: Gets the metrics.
+        log: Receives the metrics.
 
     Raises:
         InputError: The dataset or the checkpoint is missing or damaged.
@@ -125,56 +125,56 @@ def evaluate(
 
     Args:
         config: Section ``evaluate`` of params.yaml.
-        prepare: The dataset.
-        build_engine: The engine.
-        evaluate_teacher: The teacher's evaluation, whose masks the student's are compared with.
-        student: The student it should be.
-        precision: The precision it should have.
+        prepare: Dataset artifact.
+        build_engine: Engine artifact.
+        evaluate_teacher: The teacher's evaluation; its masks are the reference for agreement.
+        student: Expected student of the engine.
+        precision: Expected precision of the engine.
         out: Empty directory for the artifact.
-        log: Gets the metrics.
+        log: Receives the metrics.
 
     Raises:
-        InputError: The dataset or the engine is missing or damaged, it is another student's, or the teacher was
-            measured on another dataset.
+        InputError: The dataset or the engine is missing or damaged, the engine is of another student or precision, or
+            the teacher was evaluated on another dataset.
     """
-    card, teachers = Card.read(build_engine), Card.read(evaluate_teacher)
+    card, teacher_card = Card.read(build_engine), Card.read(evaluate_teacher)
     if (card.model, card.precision) != (student, precision):
         raise InputError(
             f"{build_engine} holds {card.model} {card.precision}, not {student} {precision}: "
             f"run `dvc repro --force --single-item build_engine@{student}-{precision}`."
         )
-    if teachers.parents.get("prepare") != Card.read(prepare).digest:
-        raise InputError(f"{evaluate_teacher} was measured on another dataset than {prepare}: run `dvc repro`.")
+    if teacher_card.parents.get("prepare") != Card.read(prepare).digest:
+        raise InputError(f"{evaluate_teacher} was evaluated on a dataset other than {prepare}: run `dvc repro`.")
     subject = _Subject(build_engine, "student", read_teacher_masks(evaluate_teacher / MASKS))
-    return _evaluate(config, prepare, subject, [teachers.digest], out, log)
+    return _evaluate(config, prepare, subject, [teacher_card.digest], out, log)
 
 
 def _evaluate(
     config: EvaluateConfig, prepare: Path, subject: _Subject, inputs: list[str], out: Path, log: Log
 ) -> Contents:
-    refuse_unwatched(config.data, config.detections, config.sginw)
+    require_tracked(config.data, config.detections, config.sginw)
     source, card = subject.source, Card.read(subject.source)
     validation = photographs(prepare)
     example = next(photograph for photograph in validation if photograph.instances)
     box = masks.box(masks.decode(example.instances[0].rle))
     segmenter = load(source, threads=config.latency.threads)
-    timed, measured = config.latency.runs > 0, dict[str, float]()
+    timed, cost_metrics = config.latency.runs > 0, dict[str, float]()
     identity = [
         config.model_dump_json(exclude={"latency"}),
         str(config.latency.threads),
-        # What a killed run of other code left must not be mixed with this one's.
+        # Results of an interrupted run of other code must not be reused.
         code.digest(__name__, module_of(card.model or "")),
         *(file_sha256(path) for path in files(config.detections, config.sginw)),
     ]
-    kept = checkpoint_of(
+    partial_results = checkpoint_of(
         f"evaluate-{card.model}", *identity, Card.read(prepare).digest, card.digest, *inputs
     ).with_suffix("")
     with ExitStack() as stack:
         ranks = stack.enter_context(joined())
-        if timed and ranks.first:  # beside accuracy, of which no time is taken
+        if timed and ranks.first:  # in parallel with accuracy, which is not timed
             path = prepare / "validation" / "images" / example.file_name
             memory = stack.enter_context(measuring_memory(source, path, box, threads=config.latency.threads))
-        with torch.inference_mode(), _running(config, segmenter, ranks, kept) as run:
+        with torch.inference_mode(), _running(config, segmenter, ranks, partial_results) as run:
             scores = evaluate_accuracy(
                 run,
                 prepare,
@@ -185,47 +185,47 @@ def _evaluate(
                 keep_all=subject.role == "teacher",
             )
             metrics = _detections(config, run, out)
-        contents = Contents(kind="evaluation", model=card.model, precision=card.precision, scratch=(kept,))
+        contents = Contents(kind="evaluation", model=card.model, precision=card.precision, scratch=(partial_results,))
         if not ranks.first:
             return contents
         metrics |= scores.metrics() | _cost(card) | {"size_mib": _size_mib(source)}
         log(metrics)
         if timed:
-            measured["memory_mib"] = memory()
-            write_json(out / "memory.json", measured)
-            measured |= _measure_latency(config.latency, segmenter, read_image(prepare, example), box, out)
-            log(measured)
+            cost_metrics["memory_mib"] = memory()
+            write_json(out / "memory.json", cost_metrics)
+            cost_metrics |= _measure_latency(config.latency, segmenter, read_image(prepare, example), box, out)
+            log(cost_metrics)
     metrics |= _everything(config, segmenter, prepare, validation, out)
     if subject.role == "teacher":
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             write_json(out / BASELINES, baselines.trivial_masks(validation, pool))
     _write(out, scores, subject, card, validation, config.pictures)
-    write_metrics(out, metrics | measured)
+    write_metrics(out, metrics | cost_metrics)
     return contents
 
 
 @contextmanager
-def _running(config: EvaluateConfig, segmenter: Segmenter, ranks: Ranks, kept: Path) -> Iterator[Run]:
-    """What evaluators share, and the threads that work beside the model."""
+def _running(config: EvaluateConfig, segmenter: Segmenter, ranks: Ranks, partial_results: Path) -> Iterator[Run]:
+    """Resources shared by the evaluators, with a thread pool for work outside the model."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        yield Run(Predictor(segmenter), pool, config.prompts_batch, ranks, Done(kept, ranks.rank))
+        yield Run(Predictor(segmenter), pool, config.prompts_batch, ranks, Done(partial_results, ranks.rank))
 
 
 def _detections(config: EvaluateConfig, run: Run, out: Path) -> dict[str, float]:
-    """Figures of detectors' boxes, for the first process."""
+    """Metrics of detector boxes and SGinW; empty on processes other than the first."""
     metrics = dict[str, float]()
     for name, boxes in config.detections.items():
         metrics |= evaluate_detections(run, name, boxes) or {}
-    if config.sginw is not None and (found := evaluate_sginw(run, config.sginw)) is not None:
-        metrics |= found[0]
-        write_json(out / "sginw.json", found[1])
+    if config.sginw is not None and (result := evaluate_sginw(run, config.sginw)) is not None:
+        metrics |= result[0]
+        write_json(out / "sginw.json", result[1])
     return metrics
 
 
 def _everything(
     config: EvaluateConfig, segmenter: Segmenter, prepare: Path, validation: list[Photograph], out: Path
 ) -> dict[str, float]:
-    """Figures of everything mode, in one process."""
+    """Metrics of everything mode; runs in one process."""
     if config.everything is None:
         return {}
     arguments = (Predictor(segmenter), prepare, validation, config.everything)
@@ -235,22 +235,22 @@ def _everything(
 
 
 def _write(out: Path, scores: Scores, subject: _Subject, card: Card, validation: Any, pictures: int) -> None:
-    """Everything but metrics and times."""
+    """Write all outputs except metrics, latency and memory."""
     shown = {p.id for p in [p for p in validation if p.instances][:pictures]}
     write_json(out / "instances.json", scores.instances)
     write_json(out / "calibration.json", scores.calibration())
     write_json(out / "predictions.json", [p for p in scores.predictions if p["image_id"] in shown])
     if subject.role == "teacher":
         write_json(out / MASKS, scores.predictions)
-    about = {"precision": card.precision or "fp32", "runtime": str(card.load.get("engine", "torch"))}
-    write_json(out / "subject.json", about | {"model": card.model, "role": subject.role})
+    description = {"precision": card.precision or "fp32", "runtime": str(card.load.get("engine", "torch"))}
+    write_json(out / "subject.json", description | {"model": card.model, "role": subject.role})
 
 
 def _cost(card: Card) -> dict[str, float]:
-    """Parameters and multiply-accumulates of the model an artifact was made from."""
+    """Parameters and multiply-accumulates of an artifact's model."""
     if card.model is None:
-        raise InputError("this artifact's card names no model: make it anew with `dvc repro`.")
-    with torch.device("meta"):  # shapes are enough, and a ViT-H would fill 2.4 GB
+        raise InputError("this artifact's card names no model: rebuild it with `dvc repro`.")
+    with torch.device("meta"):  # only shapes matter, and a ViT-H would fill 2.4 GB
         sam = build(card.model, card.options)
     cost = macs(sam)
     return {
@@ -261,9 +261,9 @@ def _cost(card: Card) -> dict[str, float]:
 
 
 def _size_mib(source: Path) -> float:
-    """Size of the files that are deployed: the artifact without what only tells of it."""
-    aside = (CARD, METRICS, SELF_CHECK)
-    files = [path for path in source.rglob("*") if path.is_file() and path.name not in aside]
+    """Size of the deployed files: the artifact without its metadata."""
+    metadata = (CARD, METRICS, SELF_CHECK)
+    files = [path for path in source.rglob("*") if path.is_file() and path.name not in metadata]
     return sum(path.stat().st_size for path in files) / _MIB
 
 
@@ -274,7 +274,7 @@ def _measure_latency(
     box: tuple[float, float, float, float],
     out: Path,
 ) -> dict[str, float]:
-    """Write latency.json; the numbers of it that are compared."""
+    """Measure latency, write latency.json and return the metrics used in comparisons."""
     timings = measure_latency(segmenter, config, image, np.array(box, np.float32))
     write_json(
         out / "latency.json",

@@ -1,9 +1,8 @@
-"""How well a model's masks fit the validation split's instances, by every prompt, and how well it knows.
+"""Mask accuracy per prompt on the validation split, and calibration of the predicted IoU.
 
-Means are over instances, not over images, and each instance counts exactly once. What differs from EfficientViT-SAM's
-evaluation, whose prompts these are: boxes and areas are those of the mask itself, not the annotation's ``bbox`` and
-``area``; annotations are looked up by image instead of scanned for each; and a sampler that pads to the number of
-workers, which counts some instances twice, has no place here.
+Means are over instances, not images, and each instance counts exactly once. Prompts follow EfficientViT-SAM's
+evaluation. Differences: boxes and areas are computed from the mask instead of read from ``bbox`` and ``area``;
+annotations are indexed by image; no sampler pads to the number of workers, which would count some instances twice.
 """
 
 import json
@@ -27,7 +26,7 @@ from pipeline.ops.metrics import Bin
 
 REMEDY = "Run `dvc repro --force --single-item prepare`."
 AT_ONCE = 64
-"""Instances of an image whose masks are held in memory."""
+"""Instances of an image whose masks are in memory at once."""
 BOUNDARY_SHARE = 0.02
 """Width of a boundary, as a share of the image's diagonal (Cheng et al. 2021)."""
 DIGITS = 6
@@ -38,28 +37,28 @@ TeacherMasks = Mapping[int, Mapping[str, masks.Rle]]
 
 @dataclass(frozen=True)
 class Scores:
-    """What came out, per instance."""
+    """Results per instance."""
 
     instances: list[dict[str, Any]]
     """Ids, ``area``, and per prompt ``<prompt>_iou`` and ``<prompt>_predicted_iou``; for box and click also
-    ``_boundary_iou`` and, where a teacher's masks were given, ``_agreement``."""
+    ``_boundary_iou`` and, if a teacher's masks are available, ``_agreement``."""
     predictions: list[dict[str, Any]]
-    """Ids and for box and click the mask as RLE, of the instances of the first images."""
+    """Ids and the RLE masks for box and click, of the instances of the first images."""
 
     def metrics(self) -> dict[str, float]:
-        """Means over all instances and by COCO's bands, calibration errors, and how many instances there were."""
+        """Means over all instances and per COCO size band, calibration errors, and the number of instances."""
         areas = [instance["area"] for instance in self.instances]
         means: dict[str, float] = {"instances": float(len(self.instances))}
         for prompt in self._prompts():
             means |= metrics.band_means(f"{prompt}_miou", self._values(f"{prompt}_iou"), areas)
-        for name in (f"{prompt}_{what}" for prompt in SAME_PROMPTS for what in ("boundary_iou", "agreement")):
+        for name in (f"{prompt}_{metric}" for prompt in SAME_PROMPTS for metric in ("boundary_iou", "agreement")):
             if values := self._values(name):
                 means[name] = float(np.mean(values))
         bins = self.calibration()
         return means | {f"{p}_calibration_error": metrics.calibration_error(bins[p]) for p in SAME_PROMPTS}
 
     def calibration(self) -> dict[str, list[Bin]]:
-        """Predicted against true IoU, by prompt and tenths."""
+        """Predicted against true IoU per prompt, in ten bins."""
         return {
             prompt: metrics.calibration(self._values(f"{prompt}_predicted_iou"), self._values(f"{prompt}_iou"))
             for prompt in self._prompts()
@@ -73,33 +72,33 @@ class Scores:
 
 
 def photographs(prepare: Path) -> list[Photograph]:
-    """The validation images with their instances, by id.
+    """Read the validation images with their instances, ordered by id.
 
     Raises:
-        InputError: They are missing or damaged, or there is not one instance.
+        InputError: The annotations are missing or damaged, or contain no instance.
     """
     path = prepare / "validation" / "instances.json"
-    found = coco.read(path, min_area_px=1).photographs
-    if not any(photograph.instances for photograph in found):
-        raise InputError(f"{path} has no instance to evaluate with: give prepare a validation split that has some.")
-    return found
+    validation = coco.read(path, min_area_px=1).photographs
+    if not any(photograph.instances for photograph in validation):
+        raise InputError(f"{path} has no instance: configure prepare with a validation split that has instances.")
+    return validation
 
 
 def read_image(prepare: Path, photograph: Photograph) -> UInt8[np.ndarray, "h w 3"]:
-    """The RGB pixels of a validation image.
+    """Read the RGB pixels of a validation image.
 
     Raises:
-        InputError: The file is missing, damaged or not of the size that its masks have.
+        InputError: The file is missing or damaged, or its size differs from its masks'.
     """
     path = prepare / "validation" / "images" / photograph.file_name
     return read_rgb(path, (photograph.height, photograph.width), REMEDY)
 
 
 def read_teacher_masks(path: Path) -> TeacherMasks:
-    """A teacher's masks, as its evaluation has left them.
+    """Read the teacher's masks from its evaluation.
 
     Raises:
-        InputError: They are missing or damaged.
+        InputError: The file is missing or damaged.
     """
     try:
         return {entry["annotation_id"]: {p: entry[p] for p in SAME_PROMPTS} for entry in json.loads(path.read_text())}
@@ -119,35 +118,35 @@ def evaluate_accuracy(
     teacher: TeacherMasks | None = None,
     keep_all: bool = False,
 ) -> Scores:
-    """Ask for every instance of the validation split in every way.
+    """Predict every instance of the validation split from every prompt, and score the masks.
 
     Args:
-        run: The model, and what it shares with other evaluators.
-        prepare: The dataset.
+        run: The model and the resources shared with other evaluators.
+        prepare: Dataset artifact.
         validation: From `photographs`. Images without instances are not encoded.
-        pictures: Of how many images with instances, counted from the first, masks are kept.
-        with_mask_input: Ask also with the mask before given as a prompt.
-        teacher: The teacher's masks, to compare with.
-        keep_all: Keep the masks of all images.
+        pictures: Number of images, the first with instances, whose masks are stored.
+        with_mask_input: Evaluate also with the previous mask as a prompt.
+        teacher: The teacher's masks, for agreement.
+        keep_all: Store the masks of all images.
 
     Raises:
         InputError: An image is missing or damaged, or the teacher's masks lack an instance.
     """
-    asked = [photograph for photograph in validation if photograph.instances]
-    keep = {photograph.id for photograph in asked} if keep_all else {photograph.id for photograph in asked[:pictures]}
+    annotated = [photograph for photograph in validation if photograph.instances]
+    keep = {photograph.id for photograph in (annotated if keep_all else annotated[:pictures])}
 
     def work(photograph: Photograph) -> Result:
         return _one_image(run, photograph, with_mask_input=with_mask_input, teacher=teacher, keep=photograph.id in keep)
 
-    results = run.each_image("prompts", asked, partial(read_image, prepare), work)
+    results = run.each_image("prompts", annotated, partial(read_image, prepare), work)
     instances = [instance for result in results for instance in result["instances"]]
-    return Scores(instances, [kept for result in results for kept in result["predictions"]])
+    return Scores(instances, [prediction for result in results for prediction in result["predictions"]])
 
 
 def _one_image(
     run: Run, photograph: Photograph, *, with_mask_input: bool, teacher: TeacherMasks | None, keep: bool
 ) -> Result:
-    """All instances of the image that is set, some at a time so that memory stays bounded."""
+    """Score all instances of the current image, in groups to bound memory."""
     result: Result = {"instances": [], "predictions": []}
     for start in range(0, len(photograph.instances), AT_ONCE):
         group = photograph.instances[start : start + AT_ONCE]
@@ -158,7 +157,7 @@ def _one_image(
             i: int, answer: Answer, truths: Sequence[Any] = truths, scored: Any = scored, s: int = start
         ) -> None:
             instance = photograph.instances[s + i]
-            scored[i].append(run.pool.submit(_score, answer, truths[i], _teachers(teacher, instance, answer), keep))
+            scored[i].append(run.pool.submit(_score, answer, truths[i], _teacher_mask(teacher, instance, answer), keep))
 
         ask(run.predictor, truths, run.pool, run.prompts_batch, with_mask_input, answered)
         for instance, futures in zip(group, scored, strict=True):
@@ -166,10 +165,10 @@ def _one_image(
             values: Result = {}
             for future in futures:
                 values |= future.result()
-            kept = {p: values.pop(f"{p}_mask") for p in SAME_PROMPTS if f"{p}_mask" in values}
+            predictions = {p: values.pop(f"{p}_mask") for p in SAME_PROMPTS if f"{p}_mask" in values}
             result["instances"].append(ids | {"area": masks.area(instance.rle)} | values)
-            if kept:
-                result["predictions"].append(ids | kept)
+            if predictions:
+                result["predictions"].append(ids | predictions)
     return result
 
 
@@ -177,8 +176,8 @@ def _truth(instance: Instance) -> Bool[np.ndarray, "h w"]:
     return np.ascontiguousarray(masks.decode(instance.rle))
 
 
-def _teachers(teacher: TeacherMasks | None, instance: Instance, answer: Answer) -> masks.Rle | None:
-    """The teacher's mask for the same prompt, where one can be compared with."""
+def _teacher_mask(teacher: TeacherMasks | None, instance: Instance, answer: Answer) -> masks.Rle | None:
+    """The teacher's mask for the same prompt; None if there is none or the prompt depends on the model."""
     if teacher is None or answer.prompt not in SAME_PROMPTS:
         return None
     if instance.id not in teacher:
@@ -190,10 +189,10 @@ def _teachers(teacher: TeacherMasks | None, instance: Instance, answer: Answer) 
 
 
 def _score(answer: Answer, truth: Bool[np.ndarray, "h w"], teacher: masks.Rle | None, keep: bool) -> Result:
-    """The figures of one answer; its RLE as ``<prompt>_mask`` where it is to be kept."""
+    """Metrics of one answer; with ``keep`` also its RLE as ``<prompt>_mask``."""
     name, mask = answer.prompt, answer.mask
     if not np.isfinite(answer.predicted_iou):
-        raise InputError(f"the model predicts an IoU of {answer.predicted_iou}: its weights are damaged; make it anew.")
+        raise InputError(f"the model predicts an IoU of {answer.predicted_iou}: its weights are damaged; rebuild it.")
     values: Result = {
         f"{name}_iou": metrics.iou(mask, truth),
         f"{name}_predicted_iou": round(answer.predicted_iou, DIGITS),

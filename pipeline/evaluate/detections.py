@@ -1,8 +1,8 @@
-"""Masks for a detector's boxes, and their average precision by COCO's and LVIS's rules; the 25 sets of SGinW.
+"""Average precision of masks prompted by a detector's boxes, by COCO's and LVIS's rules; the 25 SGinW datasets.
 
-The protocol of EfficientViT-SAM's evaluation (``box_from_detector``): each detection's box is a prompt, its score and
-category are kept, and the area that decides a detection's band is its mask's. The detector itself is not run: its
-results file, in COCO's format, comes with the data (ViTDet, YOLOv8, Grounding-DINO ...).
+Protocol of EfficientViT-SAM's evaluation (``box_from_detector``): each detected box is a prompt and keeps its score and
+category; the predicted mask's area determines the size band. The detector itself does not run: its results file in COCO
+format comes with the data (ViTDet, YOLOv8, Grounding-DINO ...).
 """
 
 import os
@@ -35,66 +35,66 @@ FIGURES = {
     "APr": "ap_rare", "APc": "ap_common", "APf": "ap_frequent",
     "AR1": "ar1", "AR10": "ar10", "AR100": "ar100", "AR@300": "ar300",
 }  # fmt: skip
-"""How `average_precision`'s figures are called in metrics.json."""
+"""Names in metrics.json of `average_precision`'s keys."""
 SGINW = (
     "Airplane-Parts", "Bottles", "Brain-Tumor", "Chicken", "Cows", "Electric-Shaver", "Elephants", "Fruits", "Garbage",
     "Ginger-Garlic", "Hand", "Hand-Metal", "House-Parts", "HouseHold-Items", "Nutterfly-Squireel", "Phones", "Poles",
     "Puppies", "Rail", "Salmon-Fillet", "Strawberry", "Tablets", "Toolkits", "Trash", "Watermelon",
 )  # fmt: skip
-"""The sets of Segmentation in the Wild, as their folders are called."""
+"""Folder names of the Segmentation in the Wild datasets."""
 SGINW_TRUTH = "_annotations_min1cat.coco.json"
 
 
 class DetectionsConfig(Config):
-    """One set of boxes on one dataset."""
+    """A detector's boxes on one dataset."""
 
     truth: str
     """Annotations in COCO's or LVIS's format."""
     results: str
     """The detector's results in COCO's format."""
     images: Annotated[list[str], Field(min_length=1)]
-    """Folders that hold the images; of LVIS also the one that holds train2017 and val2017."""
+    """Folders with the images; for LVIS also the parent of train2017 and val2017."""
     lvis: bool = False
-    """LVIS's rules: 300 detections; rare, common and frequent categories."""
+    """Use LVIS's rules: 300 detections per image; rare, common and frequent categories."""
 
 
 class SginwConfig(Config):
     """Segmentation in the Wild: 25 small datasets."""
 
     folder: str
-    """Holds each set's folder, with ``valid`` in it."""
+    """Folder with one subfolder per dataset, each with ``valid`` in it."""
     detections: Annotated[str, Field(pattern=r"\{set\}")]
-    """The detector's results; ``{set}`` stands for the set's name."""
+    """The detector's results files; ``{set}`` is replaced by the dataset's name."""
 
 
 def files(detections: Mapping[str, DetectionsConfig], sginw: SginwConfig | None) -> list[Path]:
-    """The files that decide the figures, those that are there."""
-    named = [Path(path) for boxes in detections.values() for path in (boxes.truth, boxes.results)]
+    """The existing annotation and results files that the metrics depend on."""
+    paths = [Path(path) for boxes in detections.values() for path in (boxes.truth, boxes.results)]
     if sginw is not None:
         for name in SGINW:
-            named += [Path(sginw.folder) / name / "valid" / SGINW_TRUTH, Path(sginw.detections.replace("{set}", name))]
-    return [path for path in named if path.is_file()]
+            paths += [Path(sginw.folder) / name / "valid" / SGINW_TRUTH, Path(sginw.detections.replace("{set}", name))]
+    return [path for path in paths if path.is_file()]
 
 
-def refuse_unwatched(data: str, detections: Mapping[str, DetectionsConfig], sginw: SginwConfig | None) -> None:
-    """See that DVC would notice another results file or other annotations.
+def require_tracked(data: str, detections: Mapping[str, DetectionsConfig], sginw: SginwConfig | None) -> None:
+    """Check that DVC tracks all annotation and results files.
 
     Raises:
-        InputError: One of the files that decide the figures is not below ``data``.
+        InputError: A file that the metrics depend on is outside ``data``.
     """
-    named = [path for boxes in detections.values() for path in (boxes.truth, boxes.results)]
-    named += [sginw.folder, sginw.detections] if sginw is not None else []
-    for path in named:
+    paths = [path for boxes in detections.values() for path in (boxes.truth, boxes.results)]
+    paths += [sginw.folder, sginw.detections] if sginw is not None else []
+    for path in paths:
         if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(data)):
             raise InputError(
-                f"{path} is not in evaluate.data, which is {data!r}, so DVC would not see it change: put the files of "
-                "detections and sginw into one folder and name it there (params.yaml)."
+                f"{path} is not in evaluate.data ({data!r}), so DVC does not track it: put the files of detections and "
+                "sginw into one folder and set evaluate.data to it (params.yaml)."
             )
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One image and the boxes on it, in the order of the results file."""
+class _PromptedImage:
+    """An image and its detections, in the order of the results file."""
 
     id: int
     file: Path
@@ -106,30 +106,30 @@ def evaluate_detections(run: Run, name: str, config: DetectionsConfig) -> dict[s
     """Average precision of the model's masks for a detector's boxes.
 
     Args:
-        run: The model, and what it shares with other evaluators.
-        name: Of these boxes in params.yaml.
-        config: Where they and their dataset are.
+        run: The model and the resources shared with other evaluators.
+        name: Name of these boxes in params.yaml, the prefix of the metrics.
+        config: Paths of the boxes and their dataset.
 
     Returns:
-        ``<name>_ap``, ``_ap50``, ``_ap75``, ``_ap_small`` ...; a group without an instance has no figure. None for any
-        but the first process.
+        ``<name>_ap``, ``_ap50``, ``_ap75``, ``_ap_small`` ..., without groups that have no instance. None on processes
+        other than the first.
 
     Raises:
         InputError: A file is missing or malformed, or a detection has no box.
     """
-    found = _figures(run, name, config)
-    return None if found is None else {f"{name}_{FIGURES[key]}": v for key, v in found.items() if key in FIGURES}
+    values = _average_precision(run, name, config)
+    return None if values is None else {f"{name}_{FIGURES[key]}": v for key, v in values.items() if key in FIGURES}
 
 
 def evaluate_sginw(run: Run, config: SginwConfig) -> tuple[dict[str, float], dict[str, Any]] | None:
-    """Mean over the sets of each one's average precision.
+    """Mean average precision over the SGinW datasets.
 
     Returns:
-        ``sginw_ap`` and ``sginw_sets``, how many there were; and what each set has, and which ones are missing. None
-        for any but the first process.
+        Metrics ``sginw_ap`` and ``sginw_sets``, the number of datasets evaluated; and for sginw.json the AP per dataset
+        and the missing datasets. None on processes other than the first.
 
     Raises:
-        InputError: Not one set is there, or a file is malformed.
+        InputError: No dataset is available, or a file is malformed.
     """
     values, missing = dict[str, float](), dict[str, str]()
     for name in SGINW:
@@ -140,72 +140,74 @@ def evaluate_sginw(run: Run, config: SginwConfig) -> tuple[dict[str, float], dic
             missing[name] = f"{absent[0]} does not exist"
             continue
         boxes = DetectionsConfig(truth=str(truth), results=str(results), images=[str(folder)], lvis=False)
-        figures = _figures(run, f"sginw {name}", boxes)
-        if figures is None:
+        result = _average_precision(run, f"sginw {name}", boxes)
+        if result is None:
             values[name] = float("nan")
-        elif "AP" in figures:
-            values[name] = figures["AP"]
+        elif "AP" in result:
+            values[name] = result["AP"]
         else:
             missing[name] = f"{truth} has no instance"
     if not values:
         first = next(iter(missing.values()))
-        raise InputError(f"evaluate.sginw: none of the 25 sets is there ({first}): correct the paths in params.yaml.")
+        raise InputError(f"evaluate.sginw: none of the 25 datasets exists ({first}): correct the paths in params.yaml.")
     if not run.ranks.first:
         return None
     for name, reason in missing.items():
-        tqdm.write(f"left out of sginw: {name}: {reason}", file=sys.stderr)
+        tqdm.write(f"sginw: skipped {name}: {reason}", file=sys.stderr)
     mean = float(np.mean(list(values.values())))
     return {"sginw_ap": mean, "sginw_sets": float(len(values))}, {"ap": values, "missing": missing}
 
 
-def _figures(run: Run, name: str, config: DetectionsConfig) -> dict[str, float] | None:
-    """`average_precision`'s figures without those of groups that have no instance."""
+def _average_precision(run: Run, name: str, config: DetectionsConfig) -> dict[str, float] | None:
+    """`average_precision` of the predicted masks, without groups that have no instance."""
     truth = read_truth(Path(config.truth), iou_type="segm", lvis=config.lvis)
-    asked = _asked(config, truth)
+    images = _prompted_images(config, truth)
 
-    def read(image: _Asked) -> UInt8[np.ndarray, "h w 3"]:
+    def read(image: _PromptedImage) -> UInt8[np.ndarray, "h w 3"]:
         return read_rgb(image.file, image.size, f"It belongs to {config.truth}.")
 
-    def work(image: _Asked) -> Result:
+    def work(image: _PromptedImage) -> Result:
         return {"segmentations": _segment(run, image.detections)}
 
-    results = run.each_image(name, asked, read, work)
+    results = run.each_image(name, images, read, work)
     if not run.ranks.first:
         return None
     records = [
         {"image_id": image.id, "category_id": detection.category_id, "score": detection.score, "iscrowd": 0}
         | {"segmentation": rle, "area": float(masks.area(rle))}
-        for image, result in zip(asked, results, strict=True)
+        for image, result in zip(images, results, strict=True)
         for detection, rle in zip(image.detections, result["segmentations"], strict=True)
     ]
     numbered = [record | {"id": number} for number, record in enumerate(records, start=1)]
     return {key: value for key, value in average_precision(truth, numbered).items() if value >= 0}
 
 
-def _asked(config: DetectionsConfig, truth: Truth) -> list[_Asked]:
-    """The images that have detections, by id; of LVIS only those detections that count."""
+def _prompted_images(config: DetectionsConfig, truth: Truth) -> list[_PromptedImage]:
+    """The images with detections, ordered by id; for LVIS only the detections that are scored."""
     path, by_image = Path(config.results), dict[int, list[Detection]]()
     for number, detection in enumerate(read_detections(path)):
-        where = f"{path}: detection {number} (counted from 0)"
+        location = f"{path}: detection {number} (counted from 0)"
         if detection.image_id not in truth.images:
-            raise InputError(f"{where}: {config.truth} has no image {detection.image_id}: take those it was made for.")
+            raise InputError(
+                f"{location}: {config.truth} has no image {detection.image_id}: use the annotations it was made for."
+            )
         if detection.category_id not in truth.categories:
             raise InputError(
-                f"{where}: {config.truth} has no category {detection.category_id}: map it to one of theirs."
+                f"{location}: {config.truth} has no category {detection.category_id}: map it to one of its categories."
             )
         if detection.bbox is None or min(detection.bbox[2:]) < 0:
-            raise InputError(f"{where}: its bbox must be x, y, width and height, not {detection.bbox}.")
+            raise InputError(f"{location}: its bbox must be x, y, width and height, not {detection.bbox}.")
         by_image.setdefault(detection.image_id, []).append(detection)
-    asked = []
+    images = []
     for number in sorted(by_image):
         image, detections = truth.images[number], by_image[number]
-        counted = most_certain(detections, lambda d: d.score) if truth.lvis else detections
-        asked.append(_Asked(number, _file(config, image), (image["height"], image["width"]), counted))
-    return asked
+        scored = most_certain(detections, lambda d: d.score) if truth.lvis else detections
+        images.append(_PromptedImage(number, _file(config, image), (image["height"], image["width"]), scored))
+    return images
 
 
 def _file(config: DetectionsConfig, image: dict[str, Any]) -> Path:
-    """Where an image is: by its file name, or by the end of its ``coco_url``, with or without train2017 and val2017."""
+    """Path of an image, from its ``file_name`` or the end of its ``coco_url`` (train2017 and val2017 optional)."""
     url = PurePosixPath(image["coco_url"] or "").parts[-2:]
     names = [name for name in (image["file_name"], "/".join(url), *url[-1:]) if name]
     for name in names:
@@ -217,21 +219,21 @@ def _file(config: DetectionsConfig, image: dict[str, Any]) -> Path:
         for folder in config.images:
             if (Path(folder) / pure).is_file():
                 return Path(folder) / pure
-    what = names[0] if names else "without file_name and coco_url"
+    name = names[0] if names else "without file_name and coco_url"
     raise InputError(
-        f"{config.truth}: image {image['id']} ({what}) is in none of {', '.join(config.images)}: "
-        "list its folder (LVIS needs that of train2017 and val2017)."
+        f"{config.truth}: image {image['id']} ({name}) is in none of {', '.join(config.images)}: "
+        "list its folder (for LVIS the parent of train2017 and val2017)."
     )
 
 
 def _segment(run: Run, detections: Sequence[Detection]) -> list[masks.Rle]:
-    """Masks of the boxes on the image that is set."""
+    """RLE masks for the boxes on the current image."""
     boxes = np.array([_corners(detection) for detection in detections])
-    codes = []
+    encodings = []
     for start in range(0, len(boxes), run.prompts_batch):
         best = run.predictor.predict_best(boxes=boxes[start : start + run.prompts_batch])
-        codes += [run.pool.submit(masks.encode, mask) for mask in best.masks]
-    return [code.result() for code in codes]
+        encodings += [run.pool.submit(masks.encode, mask) for mask in best.masks]
+    return [encoding.result() for encoding in encodings]
 
 
 def _corners(detection: Detection) -> Float[np.ndarray, "4"]:

@@ -1,4 +1,4 @@
-"""One way through many images: read ahead in threads, shared among processes, and what is done is never done again."""
+"""Run an evaluator over many images: prefetch in threads, split among processes, resume after interruption."""
 
 import json
 from collections import deque
@@ -20,32 +20,32 @@ from pipeline.ops.geometry import Size
 from pipeline.runtime import Predictor
 
 _READ_AHEAD = 4
-"""Images decoded before they are needed."""
+"""Images prefetched."""
 
 Result = dict[str, Any]
-"""What an evaluator says of one image: JSON, and nothing of other images."""
+"""An evaluator's JSON result for one image; independent of other images."""
 
 
 @runtime_checkable
 class Listed(Protocol):
-    """An image of a json."""
+    """An image with an id."""
 
     @property
     def id(self) -> int:
-        """Unique in its json."""
+        """Unique in its annotation file."""
 
 
 ImageT = TypeVar("ImageT", bound=Listed)
 
 
 class Done:
-    """Results of images that are done, on the disk: a killed evaluation goes on from there.
+    """Results of finished images on disk, from which an interrupted evaluation resumes.
 
-    Every process writes a file of its own, one line per image; a line that a kill cut short does not count.
+    Each process writes its own file, one line per image; truncated lines are ignored.
 
     Args:
-        directory: Kept from run to run. None keeps nothing.
-        rank: The process's own file.
+        directory: Persists between runs. None stores nothing on disk.
+        rank: Rank of this process; names its file.
     """
 
     def __init__(self, directory: Path | None, rank: int = 0) -> None:
@@ -63,21 +63,21 @@ class Done:
                     continue
 
     def add(self, key: str, result: Result) -> None:
-        """Remember one image's result."""
+        """Store the result of one image."""
         self.results[key] = result
         if self._path is not None:
-            with self._path.open("a") as stream:  # the newline in front ends what a kill cut short
+            with self._path.open("a") as stream:  # the leading newline ends a truncated line
                 stream.write(f"\n{json.dumps({'key': key, 'result': result}, allow_nan=False)}\n")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What all evaluators of one model share."""
+    """Resources shared by all evaluators of one model."""
 
     predictor: Predictor
     pool: ThreadPoolExecutor
-    """For what is not the model's: reading, distance transforms, run-length codes. numpy, cv2 and PIL let go of the
-    interpreter's lock."""
+    """For work outside the model: reading, distance transforms, run-length encoding. numpy, cv2 and PIL release the
+    GIL."""
     prompts_batch: int
     ranks: Ranks
     done: Done
@@ -89,16 +89,16 @@ class Run:
         read: Callable[[ImageT], UInt8[np.ndarray, "h w 3"]],
         work: Callable[[ImageT], Result],
     ) -> list[Result]:
-        """Encode every image that is this process's and not done, and do ``work`` on it.
+        """Encode this process's unfinished images and call ``work`` on each.
 
         Args:
-            name: Of the evaluator; on the progress bar, and what tells its results from others'.
-            images: In the order of the result.
-            read: Gives the pixels; called in threads.
+            name: Name of the evaluator, for the progress bar and the keys of its results.
+            images: Images, in the order of the results.
+            read: Returns the pixels of an image; called in threads.
             work: Called while the image is set in the predictor.
 
         Returns:
-            For the first process one result per image; for the others those of their own images.
+            One result per image on the first process; on the others the results of their own images.
         """
         key = {image.id: f"{name}/{image.id}" for image in images}
         own = self.ranks.share(images)
@@ -109,25 +109,25 @@ class Run:
             self.predictor.set_image(array)
             self.done.add(key[image.id], work(image))
         self.predictor.reset_image()
-        known = {key[image.id]: self.done.results[key[image.id]] for image in own}
-        found = self.ranks.gather(known)
-        return [found[key[image.id]] for image in images if key[image.id] in found]
+        own_results = {key[image.id]: self.done.results[key[image.id]] for image in own}
+        results = self.ranks.gather(own_results)
+        return [results[key[image.id]] for image in images if key[image.id] in results]
 
 
 def _ahead(pool: ThreadPoolExecutor, read: Callable[[ImageT], Any], images: Sequence[ImageT]) -> Iterator[Any]:
     waiting: deque[Future[Any]] = deque(pool.submit(read, image) for image in images[:_READ_AHEAD])
-    coming = iter(images[_READ_AHEAD:])
+    remaining = iter(images[_READ_AHEAD:])
     while waiting:
         array = waiting.popleft().result()
-        waiting.extend(pool.submit(read, image) for image in islice(coming, 1))
+        waiting.extend(pool.submit(read, image) for image in islice(remaining, 1))
         yield array
 
 
 def read_rgb(path: Path, size: Size, remedy: str) -> UInt8[np.ndarray, "h w 3"]:
-    """The RGB pixels of an image.
+    """Read the RGB pixels of an image.
 
     Raises:
-        InputError: The file is missing, damaged or not of ``size``, which its masks have.
+        InputError: The file is missing or damaged, or its size differs from ``size``, its masks' (H, W).
     """
     try:
         with Image.open(path) as image:
@@ -135,5 +135,5 @@ def read_rgb(path: Path, size: Size, remedy: str) -> UInt8[np.ndarray, "h w 3"]:
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"{path} cannot be read ({error}). {remedy}") from None
     if pixels.shape[:2] != size:
-        raise InputError(f"{path} is {pixels.shape[:2]} pixels (H, W), its masks are {size}. {remedy}")
+        raise InputError(f"{path} is {pixels.shape[:2]} pixels (H, W), but its masks are {size}. {remedy}")
     return pixels

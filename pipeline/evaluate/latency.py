@@ -1,4 +1,4 @@
-"""Latency of a model as its users meet it: encoder alone, decoder for one prompt, and both with all around them."""
+"""Latency of a model: encoder alone, decoder for one prompt, and end to end with pre- and post-processing."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -16,18 +16,18 @@ from pipeline.runtime import Predictor, Segmenter
 
 
 class LatencyConfig(Config):
-    """How latency and memory are measured."""
+    """Settings of latency and memory measurements."""
 
     warmup: Annotated[int, Field(ge=0)] = 5
-    """Calls before the first that is timed."""
+    """Untimed calls before the first sample."""
     runs: Annotated[int, Field(ge=0)] = 40
-    """Samples of each part; 0 measures neither latency nor memory, so that the result repeats byte for byte."""
+    """Samples per part; 0 disables latency and memory, so that results are reproducible byte for byte."""
     max_foreign_load: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the processors that other processes may use while a sample is taken."""
+    """Largest share of the CPUs that other processes may use during a sample."""
     batch: Annotated[int, Field(ge=1)] = 4
-    """Images encoded at once for the throughput."""
+    """Images per batch for the throughput."""
     threads: Annotated[int, Field(ge=1)] = 2
-    """Processor threads the model may use."""
+    """CPU threads of the model."""
 
 
 def measure_latency(
@@ -36,18 +36,18 @@ def measure_latency(
     image: UInt8[np.ndarray, "h w 3"],
     box: Float[np.ndarray, "4"],
 ) -> dict[str, Timing]:
-    """Time a model on a real image and the box of one of its instances.
+    """Time a model on a real image and one instance's box.
 
     Args:
         segmenter: The model.
-        config: ``runs`` of at least 1.
+        config: Settings, with ``runs`` of at least 1.
         image: RGB.
-        box: xyxy in the original frame.
+        box: xyxy in pixels of the image.
 
     Returns:
         ``encoder``: one forward pass. ``decoder``: one box. ``end_to_end``: `Predictor.set_image` and
-        `Predictor.predict` of the box, with resizing before and after. ``throughput``: the same on ``batch`` images at
-        once, a box on each.
+        `Predictor.predict` of the box, including all resizing. ``throughput``: the same on a batch of ``batch`` images,
+        one box each.
     """
     predictor = Predictor(segmenter)
     side, frame = segmenter.input_size, segmenter.image_size
@@ -67,7 +67,7 @@ def measure_latency(
 
     with torch.inference_mode():
         embedding = segmenter.encode(pixels)
-        # What ends on a GPU is timed there; the other two return arrays of the host, so they have finished.
+        # CUDA events time encoder and decoder; the other two return host arrays, so wall time includes all their work.
         clock = cuda_events if embedding.is_cuda else wall
         parts: Mapping[str, tuple[Callable[[], object], Clock]] = {
             "encoder": (lambda: segmenter.encode(pixels), clock),

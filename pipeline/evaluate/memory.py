@@ -1,6 +1,6 @@
-"""Peak memory of a model, measured in a process of its own.
+"""Peak memory of a model, measured in a fresh process.
 
-In the process that evaluates, the allocator's leftovers of other work would hide what a model needs.
+In the evaluating process, memory that the allocator retains from other work would hide the model's own use.
 """
 
 import json
@@ -21,30 +21,30 @@ _PROBE = "pipeline.evaluate.probe"
 def measuring_memory(
     source: Path, image: Path, box: tuple[float, float, float, float], *, threads: int
 ) -> Iterator[Callable[[], float]]:
-    """Measure while the body does something else.
+    """Measure in the background while the body of the ``with`` statement runs.
 
     Args:
-        source: An artifact that `pipeline.runtime.load` takes.
-        image: A photograph.
-        box: xyxy in the original frame.
-        threads: Processor threads the model may use.
+        source: An artifact that `pipeline.runtime.load` accepts.
+        image: Path of an image.
+        box: xyxy in pixels of the image.
+        threads: CPU threads of the model.
 
     Yields:
-        What waits for the result: how far the resident memory of a fresh process grows while it loads the model and
-        predicts once, in MiB. It raises RuntimeError, with the end of what the process said, if that failed.
+        A function that waits for the result: the growth of a fresh process's resident memory while it loads the model
+        and predicts once, in MiB. It raises RuntimeError with the end of the process's output on failure.
     """
     root = str(Path(pipeline.__file__).resolve().parents[1])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     with TemporaryDirectory() as directory:
-        answer, said = Path(directory) / "memory.json", Path(directory) / "said"
-        command = [sys.executable, "-m", _PROBE, str(source), str(image), json.dumps(box), str(threads), str(answer)]
-        with said.open("w") as stream:
+        output, log = Path(directory) / "memory.json", Path(directory) / "log"
+        command = [sys.executable, "-m", _PROBE, str(source), str(image), json.dumps(box), str(threads), str(output)]
+        with log.open("w") as stream:
             process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}, stdout=stream, stderr=stream)
 
         def result() -> float:
             if process.wait():
-                raise RuntimeError(f"measuring the memory of {source} failed: {said.read_text().strip()[-2000:]}")
-            return float(json.loads(answer.read_text())["memory_mib"])
+                raise RuntimeError(f"measuring the memory of {source} failed: {log.read_text().strip()[-2000:]}")
+            return float(json.loads(output.read_text())["memory_mib"])
 
         try:
             yield result

@@ -1,6 +1,6 @@
-"""What `pipeline.evaluate.memory` starts: load a model, predict once, write down how far memory grew.
+"""Subprocess of `pipeline.evaluate.memory`: load a model, predict once, and write the memory growth.
 
-``python -m pipeline.evaluate.probe SOURCE IMAGE BOX THREADS ANSWER``
+``python -m pipeline.evaluate.probe SOURCE IMAGE BOX THREADS OUTPUT``
 """
 
 import gc
@@ -28,32 +28,32 @@ _RESET_PEAK = "5"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, and write ``{"memory_mib": ...}`` to the last argument."""
-    source, image, box, threads, answer = arguments
+    """Measure and write ``{"memory_mib": ...}`` to the path in the last argument."""
+    source, image, box, threads, output = arguments
     die_with_parent()
     pixels = np.asarray(Image.open(image).convert("RGB"))
     _import_engine(Path(source))
     gc.collect()
-    with suppress(OSError):  # where the kernel forbids it, the peak of the imports remains, which is hardly more
+    with suppress(OSError):  # if the kernel forbids it, the peak includes the imports, which is hardly more
         _CLEAR.write_text(_RESET_PEAK)
     before = psutil.Process().memory_info().rss
     with torch.inference_mode():
         predictor = Predictor(load(Path(source), threads=int(threads)))
         predictor.set_image(pixels)
         predictor.predict(box=np.array(json.loads(box), np.float32), multimask_output=True)
-    write_json(Path(answer), {"memory_mib": max(0, _peak_bytes() - before) / _MIB})
+    write_json(Path(output), {"memory_mib": max(0, _peak_bytes() - before) / _MIB})
 
 
 def _import_engine(source: Path) -> None:
-    """Load the engine's library first: torch's is in memory already, and code is not what a model needs."""
+    """Import the engine's library, so that its code does not count as the model's memory, as with torch."""
     with suppress(ImportError):
         import_module(str(Card.read(source).load.get("engine", "torch")))
 
 
 def _peak_bytes() -> int:
-    """The most memory this process ever held.
+    """Peak resident memory of this process.
 
-    Not ``ru_maxrss`` where Linux has better: that keeps, across exec, the size of the process that forked.
+    On Linux from ``VmHWM``, since ``ru_maxrss`` keeps the forking process's size across exec.
     """
     if _STATUS.is_file():
         fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)

@@ -1,9 +1,9 @@
-"""How long a function takes, and whether the machine was quiet meanwhile.
+"""Time a function, and check that the machine is idle meanwhile.
 
-A latency measured beside other work says little: on a busy machine the same forward pass takes 2 to 8 times as long.
-So samples are gathered in short windows, and a window counts only if other processes used little of the processors
-during it. That is read from ``/proc/stat``, which ticks every 10 ms: a window is long enough for a tick to be a small
-part of it, and holds many calls of a quick function. Time stolen by other guests of the host counts as foreign.
+On a busy machine the same forward pass takes 2 to 8 times as long. Samples are therefore taken in short windows, and a
+window is accepted only if other processes used little CPU time during it. That is read from ``/proc/stat``, which ticks
+every 10 ms: a window is much longer than a tick and holds many calls of a fast function. Time stolen by other guests of
+the host counts as foreign load.
 """
 
 import math
@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 Clock = Callable[[Callable[[], object]], float]
-"""Calls a function once and gives the seconds it took."""
+"""Calls a function once and returns the elapsed seconds."""
 
 _STAT = Path("/proc/stat")
 _TICKS_PER_S = 100
-"""USER_HZ: what the kernel counts in towards programs, on every Linux architecture in use."""
+"""USER_HZ, the unit of ``/proc/stat`` on every Linux architecture in use."""
 _WINDOW_S = 0.2
 _PATIENCE = 4
-"""Samples are taken for at most this many times the calls, or windows' worth of them, that were asked for."""
+"""Sampling stops after this multiple of the requested samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +34,13 @@ class Timing:
     p90_ms: float
     p95_ms: float
     spread_ms: float
-    """Distance between the quartiles: where the middle half of the samples lies."""
+    """Interquartile range."""
     samples: int
-    """Calls that count."""
+    """Number of accepted samples."""
     foreign_load: float | None
-    """Mean share of all processors that others used while the samples were taken; None where it cannot be known."""
+    """Mean share of all CPUs that other processes used during the samples; None if it is unknown."""
     guarded: bool
-    """Whether the samples were all taken while the machine was quiet; if not, all that were taken count."""
+    """Whether enough samples fell into quiet windows; if not, the statistics are over all samples."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class _Window:
 
 
 def wall(function: Callable[[], object]) -> float:
-    """Time by the processor's clock. ``function`` must have finished its work when it returns."""
+    """Wall-clock seconds of one call. ``function`` must have finished its work when it returns."""
     begin = time.perf_counter()
     function()
     return time.perf_counter() - begin
 
 
 def cuda_events(function: Callable[[], object]) -> float:
-    """Time between two events on the current CUDA stream, around what ``function`` puts on it; waits for the second."""
+    """Seconds between CUDA events around the work that ``function`` enqueues on the current stream; synchronizes."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
     function()
@@ -70,11 +70,11 @@ def cuda_events(function: Callable[[], object]) -> float:
 
 
 class Stopwatch:
-    """Gathers durations of one function in one turn or several, so that others can be measured in between.
+    """Samples durations of one function over one or more turns, so that turns of several functions can alternate.
 
     Args:
-        function: What is timed.
-        max_foreign_load: Share of all processors that other processes may use, in [0, 1].
+        function: The function to time.
+        max_foreign_load: Largest share of all CPUs that other processes may use, in [0, 1].
         clock: `wall` or `cuda_events`.
     """
 
@@ -85,7 +85,7 @@ class Stopwatch:
         self._accepted, self._taken = 0, 0
 
     def gather(self, goal: int) -> None:
-        """Call until ``goal`` samples in all, those of earlier turns among them, fell into quiet windows."""
+        """Sample until ``goal`` samples, including those of earlier turns, fell into quiet windows."""
         while self._accepted < goal and self._taken < _PATIENCE * goal:
             window = _window(self._function, goal - self._accepted, self._clock)
             self._windows.append(window)
@@ -93,10 +93,10 @@ class Stopwatch:
             self._accepted += len(window.durations_s) if window.quiet(self._max_foreign_load) else 0
 
     def timing(self, goal: int) -> Timing:
-        """What was gathered: the quiet windows alone, if they hold ``goal`` samples.
+        """Statistics of the quiet windows if they hold ``goal`` samples, else of all windows.
 
         Raises:
-            ValueError: Nothing was gathered.
+            ValueError: No sample was taken.
         """
         if not self._taken:
             raise ValueError("a measurement needs at least 1 run, not 0")
@@ -111,10 +111,10 @@ def measure(
     """Time calls of ``function`` until ``runs`` of them fell into quiet windows.
 
     Args:
-        function: What is timed.
-        warmup: Calls before the first that is timed.
-        runs: Samples wanted, at least 1.
-        max_foreign_load: Share of all processors that other processes may use, in [0, 1].
+        function: The function to time.
+        warmup: Untimed calls before the first sample.
+        runs: Number of samples, at least 1.
+        max_foreign_load: Largest share of all CPUs that other processes may use, in [0, 1].
         clock: `wall` or `cuda_events`.
 
     Raises:
@@ -130,7 +130,7 @@ def measure(
 
 
 def _window(function: Callable[[], object], at_most: int, clock: Clock) -> _Window:
-    """Call until the window is full, and at least once."""
+    """Sample for one window's length, at least once and at most ``at_most`` times."""
     durations = list[float]()
     busy, own, begin = _busy(), time.process_time(), time.perf_counter()
     while len(durations) < at_most and (not durations or time.perf_counter() - begin < _WINDOW_S):
@@ -144,12 +144,12 @@ def _window(function: Callable[[], object], at_most: int, clock: Clock) -> _Wind
 
 
 def _busy() -> tuple[float, int] | None:
-    """Seconds that all processors together were not idle, and how many there are; None where there is no /proc/stat."""
+    """Busy seconds summed over all CPUs, and the number of CPUs; None without /proc/stat."""
     try:
         lines = _STAT.read_text().splitlines()
     except OSError:
         return None
-    # user nice system idle iowait irq softirq steal; what guests used is in user already.
+    # user nice system idle iowait irq softirq steal; user already includes guest time.
     ticks = [int(field) for field in lines[0].split()[1:9]]
     processors = sum(line.startswith("cpu") for line in lines) - 1
     return (sum(ticks) - sum(ticks[3:5])) / _TICKS_PER_S, processors

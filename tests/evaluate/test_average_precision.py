@@ -229,7 +229,7 @@ def test_what_is_no_list_of_detections_is_refused(tmp_path, results, says):
 
 
 def test_coco_annotations_are_refused_under_lvis_rules(tmp_path):
-    with pytest.raises(InputError, match=r"frequency None, and LVIS's is r, c or f"):
+    with pytest.raises(InputError, match=r"frequency None, but LVIS requires r, c or f"):
         _score(*_world(6), tmp_path, lvis=True)
 
 

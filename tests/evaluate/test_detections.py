@@ -173,6 +173,6 @@ def test_the_sets_of_sginw_are_averaged_and_missing_ones_are_named(run, tmp_path
 
 
 def test_sginw_without_a_single_set_is_refused(run, tmp_path):
-    with pytest.raises(InputError, match="none of the 25 sets is there .*Airplane-Parts"):
+    with pytest.raises(InputError, match="none of the 25 datasets exists .*Airplane-Parts"):
         evaluate_sginw(run, SginwConfig(folder=str(tmp_path), detections="{set}.json"))
     assert len(SGINW) == len(set(SGINW)) == 25

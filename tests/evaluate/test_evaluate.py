@@ -15,7 +15,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.log import silent
 from pipeline.evaluate import EvaluateConfig, _cost, evaluate, evaluate_teacher, memory
 from pipeline.evaluate.accuracy import evaluate_accuracy, photographs, read_teacher_masks
-from pipeline.evaluate.detections import DetectionsConfig, refuse_unwatched
+from pipeline.evaluate.detections import DetectionsConfig, require_tracked
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.memory import measuring_memory
 from pipeline.evaluate.prompting import PROMPTS
@@ -355,4 +355,4 @@ def test_another_students_engine_is_refused(dataset, checkpoint, tmp_path):
 def test_a_results_file_that_dvc_does_not_watch_is_refused(data, results, refused):
     boxes = DetectionsConfig(truth="data/truth.json", results=results, images=["images"], lvis=False)
     with pytest.raises(InputError, match=r"not in evaluate\.data") if refused else nullcontext():
-        refuse_unwatched(data, {"boxes": boxes}, None)
+        require_tracked(data, {"boxes": boxes}, None)

@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,7 @@ from pipeline.evaluate.average_precision.recall import average_recall
 from pipeline.evaluate.everything import EverythingConfig, best_ious, evaluate_everything
 from pipeline.ops import masks
 from pipeline.ops.metrics import iou
-from pipeline.runtime import Predictor
+from pipeline.runtime import EverythingSettings, Predictor
 
 CONFIG = EverythingConfig(
     images=2,
@@ -101,9 +99,9 @@ def test_a_model_that_finds_nothing_has_zeros_and_no_agreement(dataset):
 
 
 def test_config_and_settings_are_the_same_values_and_have_the_same_bounds():
-    found = dataclasses.asdict(CONFIG.settings())
-    assert found["output_mode"] == "coco_rle"
-    assert all(found[key] == value for key, value in CONFIG if key not in ("images", "pictures"))
+    settings = CONFIG.settings().model_dump()
+    assert settings["output_mode"] == "coco_rle"
+    assert all(settings[key] == value for key, value in CONFIG if key not in ("images", "pictures"))
     for key, value in (
         ("points_per_side", 0),
         ("pred_iou_thresh", 1.5),
@@ -113,7 +111,7 @@ def test_config_and_settings_are_the_same_values_and_have_the_same_bounds():
         with pytest.raises(ValueError, match=key):
             EverythingConfig.model_validate(CONFIG.model_dump() | {key: value})
         with pytest.raises(InputError, match=key):
-            dataclasses.replace(CONFIG.settings(), **{key: value})
+            EverythingSettings(**settings | {key: value})
 
 
 _masks = st.lists(st.binary(min_size=12, max_size=12), max_size=6)

@@ -1,8 +1,7 @@
-"""The act ``score``: average precision of any results file in COCO's format, for COCO's and LVIS's annotations.
+"""Command ``score``: average precision of a COCO results file against COCO or LVIS annotations.
 
-`average_precision` is what `evaluate` scores detectors' boxes with. It goes through faster-coco-eval. The ``lvis``
-package itself is the check in the tests, and not used here: it is not maintained, and calls a name that numpy 2 does
-not have.
+`evaluate` uses `average_precision` to score masks of detector boxes. The implementation is faster-coco-eval. The
+``lvis`` package serves only as a reference in the tests: it is unmaintained and incompatible with numpy 2.
 """
 
 import json
@@ -28,16 +27,16 @@ _DIGITS = 6
 
 
 def score(*, gt: Path, results: Path, iou_type: Literal["segm", "bbox"], lvis: bool) -> str:
-    """What the command prints: the figures as JSON, to six digits.
+    """Score a results file; returns the metrics as JSON, rounded to six digits.
 
     Args:
         gt: Annotations in COCO's or LVIS's format.
         results: Detections: a list of ``image_id``, ``category_id``, ``score`` and ``segmentation`` or ``bbox``.
-        iou_type: What is matched: masks or boxes.
-        lvis: LVIS's rules: 300 detections per image, and only categories that were looked for in an image count.
+        iou_type: Whether masks or boxes are matched.
+        lvis: LVIS's rules: 300 detections per image, and per image only its exhaustively checked categories.
 
     Raises:
-        InputError: A file is absent or not what it should be; the text names the file and the record.
+        InputError: A file is missing or malformed; the message names the file and the record.
     """
     truth = read_truth(gt, iou_type=iou_type, lvis=lvis)
     figures = average_precision(truth, read_results(results, truth))

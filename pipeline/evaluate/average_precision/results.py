@@ -1,4 +1,4 @@
-"""Detections in COCO's results format, read whole and checked whole."""
+"""Read and validate detections in COCO's results format."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ from pipeline.ops import masks
 DetectionT = TypeVar("DetectionT")
 
 LVIS_DETECTIONS = 300
-"""Detections of an image that LVIS counts, those with the highest scores."""
+"""Number of highest-scoring detections per image that LVIS scores."""
 
 
 class Detection(BaseModel):
-    """One entry of a results file; what else it says is ignored."""
+    """One entry of a results file; other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -37,26 +37,26 @@ def read_detections(path: Path) -> list[Detection]:
     """Read a results file.
 
     Raises:
-        InputError: It is absent, not JSON, no list of detections, or has a score or box that is no finite number.
+        InputError: The file is missing, not JSON, not a list of detections, or a score or box is not finite.
     """
     try:
         return _DETECTIONS.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise InputError(
-            f"{refusal(path, error)} Give a list of image_id, category_id, score and segmentation or bbox."
+            f"{refusal(path, error)} Provide a list of image_id, category_id, score and segmentation or bbox."
         ) from None
 
 
 def read_results(path: Path, truth: Truth) -> list[Record]:
-    """Read a results file, and check it against the annotations it is scored by.
+    """Read a results file and check it against its annotations.
 
     Returns:
-        Annotations as scorers take them, numbered from 1. As pycocotools and lvis have it, the area that decides a
-        detection's band is its box's where the first detection states a box, and its mask's where it does not.
+        Annotations in the scorers' format, numbered from 1. As in pycocotools and lvis, a detection's size band is
+        determined by its box's area if the first detection has a box, else by its mask's area.
 
     Raises:
-        InputError: See `read_detections`; or a detection's image or category is not in the annotations, or it lacks or
-            has malformed what is scored.
+        InputError: See `read_detections`; or a detection's image or category is not in the annotations, or its mask or
+            box is missing or malformed.
     """
     detections = read_detections(path)
     by_box = truth.iou_type == "bbox" or (bool(detections) and detections[0].bbox is not None)
@@ -73,9 +73,9 @@ def read_results(path: Path, truth: Truth) -> list[Record]:
 def _record(detection: Detection, truth: Truth, by_box: bool) -> Record:
     image = truth.images.get(detection.image_id)
     if image is None:
-        raise InputError(f"the annotations have no image {detection.image_id}: score against those it was made for")
+        raise InputError(f"the annotations have no image {detection.image_id}: use the annotations it was made for")
     if detection.category_id not in truth.categories:
-        raise InputError(f"the annotations have no category {detection.category_id}: map it to one of theirs")
+        raise InputError(f"the annotations have no category {detection.category_id}: map it to one of their categories")
     ids = {"image_id": detection.image_id, "category_id": detection.category_id, "iscrowd": 0}
     record: Record = ids | {"score": detection.score}
     if by_box:
@@ -84,20 +84,20 @@ def _record(detection: Detection, truth: Truth, by_box: bool) -> Record:
         record |= {"bbox": detection.bbox, "area": detection.bbox[2] * detection.bbox[3]}
     if truth.iou_type == "segm":
         if detection.segmentation is None:
-            raise InputError("it has no segmentation: give masks, or score boxes (--iou-type bbox)")
+            raise InputError("it has no segmentation: provide masks, or score boxes (--iou-type bbox)")
         rle = masks.from_segmentation(detection.segmentation, (image["height"], image["width"]))
         record |= {"segmentation": rle} | ({} if by_box else {"area": float(masks.area(rle))})
     return record
 
 
 def most_certain(detections: Sequence[DetectionT], score: Callable[[DetectionT], float]) -> list[DetectionT]:
-    """Of one image's detections those that LVIS counts, the most certain first; of equal scores the earlier."""
+    """The detections of one image that LVIS scores, by descending score; ties keep their order."""
     return sorted(detections, key=lambda detection: -score(detection))[:LVIS_DETECTIONS]
 
 
 def _most_certain(records: list[Record]) -> list[Record]:
-    """Of each image the detections that LVIS counts."""
-    of_image: dict[int, list[Record]] = defaultdict(list)
+    """The detections per image that LVIS scores."""
+    by_image: dict[int, list[Record]] = defaultdict(list)
     for record in records:
-        of_image[record["image_id"]].append(record)
-    return [record for found in of_image.values() for record in most_certain(found, lambda record: record["score"])]
+        by_image[record["image_id"]].append(record)
+    return [record for group in by_image.values() for record in most_certain(group, lambda record: record["score"])]

@@ -1,4 +1,4 @@
-"""Annotations that detections are scored against, read whole and checked whole."""
+"""Read and validate the annotations that detections are scored against."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ FREQUENCIES = ("r", "c", "f")
 
 @dataclass(frozen=True)
 class Truth:
-    """Images, categories and annotations; the last with compressed RLE, or with a box alone where boxes are scored."""
+    """Images, categories and annotations; annotations have compressed RLE, or only a box if boxes are scored."""
 
     images: Mapping[int, Record]
     """By id: ``id``, ``height``, ``width``, ``file_name`` and ``coco_url`` or None; for LVIS also the categories that
-    were not found or not all found."""
+    are absent or not exhaustively annotated."""
     categories: Mapping[int, Record]
     """By id: ``id``; for LVIS also ``frequency``."""
     annotations: list[Record]
-    """Numbered from 1: pycocotools takes an annotation of id 0 for none."""
+    """Numbered from 1, since pycocotools treats id 0 as unmatched."""
     iou_type: IouType
     lvis: bool
 
@@ -63,13 +63,13 @@ def read_truth(path: Path, *, iou_type: IouType, lvis: bool) -> Truth:
     """Read annotations in COCO's format, or in LVIS's, v0.5 or v1.
 
     Args:
-        path: The json.
-        iou_type: Whether masks or boxes will be matched; an annotation must have what is.
-        lvis: Read what LVIS adds.
+        path: Path of the JSON file.
+        iou_type: Whether masks or boxes are matched; annotations must have them.
+        lvis: Read LVIS's additional keys.
 
     Raises:
-        InputError: The file is absent or no such json, an id occurs twice, an annotation's image or category is not in
-            the json, or a segmentation is malformed.
+        InputError: The file is missing or malformed, an id occurs twice, an annotation's image or category is not
+            listed, or a segmentation is malformed.
     """
     content = coco.parse(path, _File)
     images = coco.by_id(path, "image", content.images)
@@ -83,8 +83,10 @@ def read_truth(path: Path, *, iou_type: IouType, lvis: bool) -> Truth:
     for number, annotation in enumerate(content.annotations, start=1):
         image = images.get(annotation.image_id)
         if image is None or annotation.category_id not in categories:
-            what = f"image {annotation.image_id}" if image is None else f"category {annotation.category_id}"
-            raise InputError(f"{path}: annotation {annotation.id} is of {what}, which the json does not list: add it.")
+            missing = f"image {annotation.image_id}" if image is None else f"category {annotation.category_id}"
+            raise InputError(
+                f"{path}: annotation {annotation.id} is of {missing}, which the json does not list: add it."
+            )
         try:
             shape = _shape(annotation, image, iou_type)
         except InputError as error:
@@ -102,7 +104,7 @@ def read_truth(path: Path, *, iou_type: IouType, lvis: bool) -> Truth:
 
 
 def _shape(annotation: _Annotation, image: _Image, iou_type: IouType) -> Record:
-    """What is matched and the area that decides its band: the stated one, else the shape's own."""
+    """The matched box or mask, and its area: the annotated one if present, else computed."""
     rle = None
     if iou_type == "segm" or annotation.bbox is None:
         if annotation.segmentation is None:
@@ -125,6 +127,6 @@ def _check_lvis(path: Path, categories: Iterable[_Category]) -> None:
     for category in categories:
         if category.frequency not in FREQUENCIES:
             raise InputError(
-                f"{path}: category {category.id} has frequency {category.frequency!r}, and LVIS's is r, c or f: "
-                "give LVIS's annotations, or score by COCO's rules (without --lvis)."
+                f"{path}: category {category.id} has frequency {category.frequency!r}, but LVIS requires r, c or f: "
+                "provide LVIS annotations, or score by COCO's rules (without --lvis)."
             )
