@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.compare.grid import Cell, Column, Grid, Line, Section
 from pipeline.compare.leaderboard import Row
+from pipeline.ops.metrics import lower_is_better
 
 _FILE = Path(__file__).with_name("published.json")
 _SOURCES = {
@@ -127,7 +128,7 @@ def _grid(paper: Paper, table: PublishedTable, rows: Sequence[Row], dataset: Map
         scaled = [None if v is None else v * c.scale for v, c in zip(values, table.columns, strict=True)]
         lines.append(Line([name, *_values(table, scaled)], row["role"]))
     columns = [Column(title="Model", words=True, less_is_better=True)]
-    columns += [Column(title=c.title, less_is_better="ms" in c.title or "MB" in c.title) for c in table.columns]
+    columns += [Column(title=c.title, less_is_better=lower_is_better(c.metric or "")) for c in table.columns]
     caption = f"{paper.title}, arXiv {paper.arxiv}, {table.location}. {table.data}. {table.protocol}"
     return Grid(title=table.title, caption=caption, columns=columns, lines=lines, notes=notes)
 
