@@ -169,7 +169,7 @@ def test_the_sets_of_sginw_are_averaged_and_missing_ones_are_named(run, tmp_path
     assert sets["ap"] == {"Bottles": pytest.approx(1), "Cows": 0}
     assert set(sets["missing"]) == {*SGINW} - {"Bottles", "Cows"}
     assert sets["missing"]["Trash"].endswith("Trash.json does not exist")
-    assert "left out of sginw: Trash: " in capsys.readouterr().err
+    assert "sginw: skipped Trash: " in capsys.readouterr().err
 
 
 def test_sginw_without_a_single_set_is_refused(run, tmp_path):
