@@ -226,7 +226,8 @@ sys.exit(main(sys.argv[1:]))
 CRAMPED = """
 import inspect, resource, sys
 from pipeline import tracking
-from pipeline.__main__ import STAGES, main
+from pipeline.__main__ import main
+from pipeline.stages import STAGES
 from pipeline.core.stage import Stage
 
 verb = next(stage for stage in STAGES if stage.name == sys.argv[1]).function
