@@ -241,7 +241,8 @@ def cramped(*given, **named):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 cramped.__signature__ = inspect.signature(verb)
-Stage.function = property(lambda self: cramped)
+function = Stage.function.fget
+Stage.function = property(lambda self: cramped if self.name == sys.argv[1] else function(self))
 tracking.FLUSH_EVERY_S = 1e9  # what waits for MLflow is sent when there is room again
 sys.exit(main(sys.argv[1:]))
 """
