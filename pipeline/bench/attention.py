@@ -1,7 +1,7 @@
-"""Time of attention alone: dense, and dilated by segment and interval, on sequences of several lengths.
+"""Time of attention: dense, and dilated by segment and interval, for several sequence lengths.
 
-Queries, keys and values are views of one projection, as the encoder has them. The column ``formula`` is how many times
-fewer scores there are than in dense attention, ``N r^2 / w``; the column ``speedup`` is what of it time shows.
+Queries, keys and values are views of one projection, as in the encoder. The column ``formula`` is the theoretical
+reduction in scores over dense attention, ``N r^2 / w``; the column ``speedup`` is the measured one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from pipeline.models.attention import Pair, dilated_attention, fewer_scores
 
 HEADS, HEAD_DIM = 6, 64
 PAIRS: tuple[Pair, ...] = ((1024, 1), (1024, 2), (1024, 3), (512, 2), (256, 2))
-"""Segment and interval."""
+"""Pairs of segment and interval."""
 
 
 def _refuses(runtime: str, precision: str) -> str | None:
@@ -58,7 +58,7 @@ def _build(
 
 
 def _ways(tokens: int, runtime: str, precision: str) -> list[tuple[str, Callable[[], object], float]]:
-    """Name, call and formula's gain of each kind of attention, dense first."""
+    """Name, call and theoretical speedup of each kind of attention, dense first."""
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(1, tokens, 3, HEADS, HEAD_DIM, generator=generator)
     q, k, v = qkv.to("cuda" if runtime in CUDA else "cpu", cuda.DTYPES[precision]).permute(2, 0, 3, 1, 4)

@@ -1,7 +1,7 @@
-"""A training step with nothing around it: what a student's loop is held against.
+"""A bare training step, the baseline of a student's training loop.
 
-One batch that is on the device for good, forward, loss, backward, optimizer. No data, no clipping, no averaged weights,
-no checkpoint, no log.
+Forward, loss, backward and optimizer on one batch that stays on the device. No data loading, clipping, averaged
+weights, checkpoints or logging.
 """
 
 import copy
@@ -15,13 +15,13 @@ from pipeline.training import OptimizerConfig, autocast
 
 
 class Bare:
-    """Forward, backward and a step of AdamW on the same random images again and again.
+    """Forward, backward and a step of AdamW on the same random images.
 
     Args:
         sam: Its encoder is copied.
-        batch: Images in a step.
-        config: Gives precision and compilation.
-        device: Where it runs.
+        batch: Images per step.
+        config: Its precision and compilation are used.
+        device: Device of the step.
     """
 
     def __init__(self, sam: Sam, batch: int, config: OptimizerConfig, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class Bare:
         self._optimizer = torch.optim.AdamW(self._encoder.parameters(), lr=config.lr)
 
     def step(self) -> None:
-        """One step; it is over when this returns."""
+        """Run one step to completion."""
         with autocast(self._device, self._autocast):
             embedding = self._encoder(self._pixels)
         loss = F.mse_loss(embedding.float(), self._target)

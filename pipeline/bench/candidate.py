@@ -1,4 +1,4 @@
-"""One thing to be timed, and one kind of such things."""
+"""What is timed: a candidate is one row, a subject a kind of candidates."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,7 +11,7 @@ from pipeline.evaluate.timing import Clock, wall
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A row before it is measured."""
+    """A row that is not measured yet."""
 
     name: str
     runtime: str
@@ -19,34 +19,34 @@ class Candidate:
     call: Callable[[], object]
     clock: Clock = wall
     batch: int
-    """Images or prompts in one call."""
+    """Images or prompts per call."""
     divide: bool = False
     """Whether times are per element of the batch rather than per call."""
     parameters: int
     gmacs: float
     """Multiply-accumulates per image or prompt, in 10^9."""
     size_mib: float | None
-    """Of the engine's file; in PyTorch, what the weights take."""
+    """Size of the engine's file, or of the weights in PyTorch."""
     group: str = ""
-    """Candidates of one group are compared; its first is their baseline."""
+    """Group of compared candidates; the first is the baseline."""
     figures: Callable[[float], Mapping[str, float]] = lambda median_ms: {}
-    """More columns, read off after the measurement; gets the median of a call."""
+    """Additional columns, computed after the measurement from the median of a call in ms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What can be measured, of a student or without one."""
+    """A kind of measurement, of students or without one."""
 
     says: str
     unit: str
-    """What one time is for, in words."""
+    """Unit of the measured times, in words."""
     refuses: Callable[[str, str], str | None]
-    """Why a runtime and precision cannot be measured; None where they can."""
+    """Reason why a runtime and precision cannot be measured; None if they can."""
     build: Callable[[Settings, str, Sequence[Combination], Path, ExitStack], list[Candidate]]
-    """Candidates of one student in an empty directory; the stack closes what they need."""
+    """Build the candidates of one student in an empty directory; the stack closes their resources."""
     of_students: bool = True
-    """Whether ``build`` is called for each student; if not, once, with no name."""
+    """Whether ``build`` is called per student; if not, it is called once, without a name."""
     paired: bool = False
-    """Whether each combination brings a baseline of its own; if not, PyTorch in fp32 is measured for the first."""
+    """Whether each combination has its own baseline; if not, the first student is also measured in PyTorch fp32."""
     reference: Callable[[Sequence[str]], str] | None = None
-    """The teacher that the students are compared with; without one, it is the first student."""
+    """Teacher that is the baseline of the students; without one, the baseline is the first student."""

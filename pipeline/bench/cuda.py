@@ -1,4 +1,4 @@
-"""Encoders on a GPU, and what the card can do at most."""
+"""Encoders on a GPU, and the GPU's peak throughput."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -15,11 +15,11 @@ from pipeline.runtime.graphs import capture
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _SIDE = 8192
-"""Of the matrices whose product is taken for the card's peak."""
+"""Side of the matrices whose product measures the peak."""
 
 
 def refuses(precision: str) -> str | None:
-    """Why a precision cannot be measured on a GPU here; None where it can."""
+    """Reason why a precision cannot be measured on this machine's GPU; None if it can."""
     if not torch.cuda.is_available():
         return "there is no CUDA device here"
     return None if precision in DTYPES else "PyTorch runs no QDQ graph; on a GPU take bf16 or fp16"
@@ -28,10 +28,10 @@ def refuses(precision: str) -> str | None:
 def encoding(
     encoder: nn.Module, runtime: str, precision: str, pixels: Float[Tensor, "b 3 s s"], gmacs: float
 ) -> tuple[Callable[[], object], float, Callable[[float], Mapping[str, float]]]:
-    """An encoder ready to run, the size of its weights in MiB, and its figures.
+    """Prepare an encoder; returns its call, the size of its weights in MiB, and its figures.
 
-    The figures: ``peak_mib``, memory of weights and activations together at its highest; ``images_per_s``;
-    ``bf16_peak_share``, multiply-accumulates in a second as a share of what the card does in a large bf16 product.
+    The figures are ``peak_mib``, the peak memory of weights and activations; ``images_per_s``; and ``bf16_peak_share``,
+    multiply-accumulates per second relative to a large bf16 product.
 
     Args:
         encoder: Not changed.
@@ -50,7 +50,7 @@ def encoding(
         embedding: Tensor = encoder(pixels)
         return embedding
 
-    forward()  # compilation and the choice of algorithms take memory of their own
+    forward()  # compilation and the selection of algorithms need additional memory
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     call = capture(forward) if runtime == "cuda_graph" else forward
@@ -72,7 +72,7 @@ def encoding(
 
 @cache
 def peak_macs_per_s() -> float:
-    """Multiply-accumulates per second of a large product in bf16 on the device at hand."""
+    """Measure multiply-accumulates per second of a large bf16 product on the current device."""
     a, b = (torch.randn(_SIDE, _SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     timing = measure(lambda: a @ b, warmup=3, runs=20, max_foreign_load=1.0, clock=cuda_events)
     return float(_SIDE**3 / (timing.median_ms / 1e3))

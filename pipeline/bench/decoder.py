@@ -1,9 +1,8 @@
-"""Time of one box in the decoder, alone and among others on the same image: segment-anything's own order and ours.
+"""Time of one box in the decoder, alone and in batches on one image: segment-anything's decoder and ours.
 
-The baseline is what ``SamPredictor.predict`` computes for a box between its two resizings: prompt encoder, then mask
-decoder. Resizing of masks is the same for all and is not part of it. Segment-anything is
-measured with memory as the C library hands it out, and with the limits of `pipeline.runtime.processor.keep_pages`,
-which help it too.
+The baseline is the computation of ``SamPredictor.predict`` for a box between its two resizings: prompt encoder, then
+mask decoder. Resizing masks costs the same for all and is not measured. segment-anything is measured with the C
+library's default memory allocation, and with the limits of `pipeline.runtime.processor.keep_pages`, which help it too.
 """
 
 import copy
@@ -26,14 +25,14 @@ from pipeline.runtime.processor import keep_pages
 from pipeline.runtime.pytorch import TorchSegmenter
 
 Decoder = Callable[[Sam, Tensor, Tensor], object]
-"""Reads an embedding ``(1, 256, g, g)`` and boxes ``(P, 4)`` in the prompt frame."""
+"""Decodes boxes ``(P, 4)`` in the prompt frame on an embedding ``(1, 256, g, g)``."""
 
 
 def _build(
     settings: Settings, student: str, combinations: Sequence[Combination], directory: Path, stack: ExitStack
 ) -> list[Candidate]:
     sam = model(settings, student)
-    sam.image_encoder = _patches(sam)  # exporting the true one takes minutes, and it is not measured
+    sam.image_encoder = _patches(sam)  # not measured, and exporting the real encoder takes minutes
     generator = torch.Generator().manual_seed(0)
     embedding = torch.randn(1, EMBEDDING_CHANNELS, sam.embedding_size, sam.embedding_size, generator=generator)
     corners = torch.rand(max(settings.prompts), 2, 2, generator=generator).sort(dim=1).values * sam.image_size
@@ -70,7 +69,7 @@ def _build(
 
 
 def published(sam: Sam, embedding: Float[Tensor, "1 256 g g"], boxes: Float[Tensor, "p 4"]) -> object:
-    """Segment-anything's two forward passes, as its predictor calls them for boxes."""
+    """segment-anything's two forward passes, as its predictor calls them for boxes."""
     sparse, dense = sam.prompt_encoder(points=None, boxes=boxes, masks=None)
     return sam.mask_decoder(
         image_embeddings=embedding,
@@ -82,13 +81,13 @@ def published(sam: Sam, embedding: Float[Tensor, "1 256 g g"], boxes: Float[Tens
 
 
 def ours(sam: Sam, embedding: Float[Tensor, "1 256 g g"], boxes: Float[Tensor, "p 4"]) -> object:
-    """The same masks by `pipeline.models.decoder.decode`."""
+    """Compute the same masks with `pipeline.models.decoder.decode`."""
     coords, labels = _points(boxes)
     return decode(sam, embedding, coords[None], labels[None])
 
 
 def macs_per_prompt(sam: Sam, way: Decoder, count: int) -> int:
-    """Multiply-accumulates of one of ``count`` boxes decoded at once; only shapes pass through the model."""
+    """Count multiply-accumulates per box for ``count`` boxes decoded together, on the meta device."""
     shapes = copy.deepcopy(sam).to("meta")
     grid = sam.embedding_size
     embedding = torch.empty(1, EMBEDDING_CHANNELS, grid, grid, device="meta")
@@ -98,12 +97,12 @@ def macs_per_prompt(sam: Sam, way: Decoder, count: int) -> int:
 
 
 def _points(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes as pairs of points ``(P, 2, 2)`` with labels 2 and 3."""
+    """Convert boxes to pairs of points ``(P, 2, 2)`` with labels 2 and 3."""
     return boxes.unflatten(1, (2, 2)), torch.tensor([2.0, 3.0], device=boxes.device).expand(len(boxes), 2)
 
 
 def _patches(sam: Sam) -> nn.Module:
-    """A stand-in for the encoder with its shapes: one convolution."""
+    """A single convolution with the encoder's input and output shapes."""
     side = sam.input_size // sam.embedding_size
     return nn.Conv2d(3, EMBEDDING_CHANNELS, side, stride=side)
 
@@ -113,7 +112,7 @@ def _call(way: Decoder, sam: Sam) -> Callable[[Tensor, Tensor], object]:
 
 
 def _as_found(call: Callable[[Tensor, Tensor], object]) -> Callable[[Tensor, Tensor], object]:
-    """Without the limits on freed memory that our own segmenter sets for the whole process."""
+    """Run without the limits on freed memory that our segmenter sets for the process."""
 
     def guarded(embedding: Tensor, boxes: Tensor) -> object:
         keep_pages(False)

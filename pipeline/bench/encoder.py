@@ -1,8 +1,7 @@
-"""Latency of the image encoder: one image or a batch, handed over at once, no resizing around it.
+"""Latency of the image encoder for one image or a batch, without resizing.
 
-PyTorch's rows, too, are those of its runtime. The limits that it sets on processors, `keep_pages`, are the whole
-process's, so every row is measured with them. The baseline of all is the teacher with the students' prompt frame, in
-PyTorch in fp32: SAM ViT-B, or the bundled teacher where all students are nano ones.
+The memory limits of `keep_pages` concern the whole process, so every row is measured with them. The baseline is the
+teacher with the students' prompt frame in PyTorch fp32: SAM ViT-B, or the bundled teacher if all students are nano.
 """
 
 import copy
@@ -42,7 +41,7 @@ def _build(
     exported, candidates = Exported(sam, student, combinations, directory), list[Candidate]()
     for runtime, precision in combinations:
         engine = exported.engine(runtime, precision, settings.threads) if runtime not in ("torch", *CUDA) else None
-        # A GPU's throughput shows in batches.
+        # A GPU reaches its throughput with batches.
         for batch in settings.batches or ((1, 16) if runtime in CUDA else (1,)):
             pixels = torch.randn(batch, 3, sam.input_size, sam.input_size, generator=torch.Generator().manual_seed(0))
             figures = _peak_share(precision, settings.threads, gmacs * batch)
@@ -72,7 +71,7 @@ def _build(
 
 
 def _peak_share(precision: str, threads: int, gmacs: float) -> Callable[[float], Mapping[str, float]]:
-    """``peak_share``: multiply-accumulates in a second as a share of a large product's in the same precision."""
+    """``peak_share``: multiply-accumulates per second relative to a large product in the same precision."""
     return lambda median_ms: {"peak_share": gmacs * 1e9 / (median_ms / 1e3) / peak_macs_per_s(precision, threads)}
 
 

@@ -1,4 +1,4 @@
-"""A model in the form that each runtime takes, made by the functions that the stages use."""
+"""Models in the form of each runtime, built by the functions of the stages."""
 
 import shutil
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ from pipeline.runtime import Segmenter
 _QUANTIZE = QuantizeConfig(calibration_images=4, holdout_images=1, sensitivity_images=0, min_cosine=-1.0)
 _OPSET = 18
 _MAX_DIFFERENCE = 1.0
-"""Between an exported file and PyTorch: fresh weights have no scale to hold it against."""
+"""Tolerance between an exported file and PyTorch; loose, because random weights have no typical scale."""
 _JPEG_QUALITY = 92
 
 
 def refuses(runtime: str, precision: str) -> str | None:
-    """Why the part of a model that is measured does not run so on a processor; None where it may."""
+    """Reason why a runtime and precision cannot run on a processor; None if they can."""
     if precision == "fp16":
         return "processors compute in fp32 or bf16; take one of these"
     return {
@@ -40,7 +40,7 @@ def refuses(runtime: str, precision: str) -> str | None:
 
 
 def refuses_decoding(runtime: str, precision: str) -> str | None:
-    """`refuses` where the decoder is measured, too."""
+    """`refuses` for measurements that include the decoder."""
     if runtime in CUDA:
         return "the decoder is measured on processors"
     if (runtime, precision) == ("torch", "bf16"):
@@ -49,15 +49,15 @@ def refuses_decoding(runtime: str, precision: str) -> str | None:
 
 
 def refuses_int8_too(runtime: str, precision: str) -> str | None:
-    """`refuses_decoding` where nothing but the decoder is measured."""
+    """`refuses_decoding` for measurements of the decoder only."""
     return "the decoder is never lowered to int8" if precision == "int8" else refuses_decoding(runtime, precision)
 
 
 def model(settings: Settings, student: str) -> Sam:
-    """A student in evaluation mode, with the weights asked for; a teacher with fresh ones.
+    """Build a student with the weights of ``settings``, or a teacher with random weights, in evaluation mode.
 
     Raises:
-        InputError: There is no such checkpoint, or it is another model's.
+        InputError: The checkpoint does not exist, or is another model's.
     """
     if settings.weights is None or student in TEACHERS:
         return build(student).eval()
@@ -69,7 +69,7 @@ def model(settings: Settings, student: str) -> Sam:
 
 
 def scenes(directory: Path, split: str, count: int, side: int) -> Shards:
-    """A dataset of drawn scenes with one split, in an absent or empty directory."""
+    """Write a dataset of rendered scenes with one split to an absent or empty directory."""
     directory.mkdir(exist_ok=True)
     items = (SceneItem(split, i, 0, side, _JPEG_QUALITY).prepare().packed for i in range(count))
     manifest = Manifest(splits={split: write_split(directory, split, items, count)})
@@ -78,13 +78,13 @@ def scenes(directory: Path, split: str, count: int, side: int) -> Shards:
 
 
 class Exported:
-    """A model's ONNX files, and engines made from them, when the first one is asked for.
+    """A model's ONNX files and engines, built at first use.
 
     Args:
-        sam: Not changed.
+        sam: The model; not changed.
         student: Its name.
-        combinations: What engines will be asked for.
-        directory: Empty; gets all files.
+        combinations: Runtimes and precisions of the engines.
+        directory: Empty directory for all files.
     """
 
     def __init__(self, sam: Sam, student: str, combinations: Sequence[Combination], directory: Path) -> None:
@@ -93,9 +93,9 @@ class Exported:
         self._onnx = dict[str, Path]()
 
     def engine(self, runtime: str, precision: str, threads: int) -> tuple[Segmenter, Path]:
-        """An engine that is ready to run, and the directory that holds its files.
+        """Build an engine; returns it and the directory of its files.
 
-        bf16 is the fp32 files computed in bf16; where the encoder is int8, all else is computed in fp32.
+        bf16 runs the fp32 files in bf16; with an int8 encoder, everything else runs in fp32.
         """
         if not self._onnx:
             self._export()
@@ -140,6 +140,6 @@ def files_mib(directory: Path, stem: str) -> float:
 
 
 def weights_mib(*parts: nn.Module) -> float:
-    """What the parameters and buffers of modules take."""
+    """Size of the parameters and buffers of modules, in MiB."""
     tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20

@@ -1,8 +1,8 @@
-"""Time of one instance in the evaluation by a box and 1, 3 and 5 clicks: the published way and ours.
+"""Time per instance of the evaluation by a box and 1, 3 and 5 clicks: the published implementation and ours.
 
-The baseline is `pipeline.evaluate.reference`: segment-anything's predictor and decoder, prompt by prompt, ten of them.
-Ours is what the stage ``evaluate`` runs: six prompts, in batches. Images are encoded beforehand, and the encoder's time
-is in neither; comparing masks with the truth is in both.
+The baseline is `pipeline.evaluate.reference`: segment-anything's predictor and decoder, one prompt at a time, ten
+prompts. Ours is that of the stage ``evaluate``: six prompts, in batches. Images are encoded in advance, so the
+encoder's time is excluded; comparing masks with ground truth is included in both.
 """
 
 import time
@@ -33,19 +33,19 @@ from pipeline.ops.geometry import to_input
 from pipeline.runtime import Predictor, Segmenter, load
 
 _BYTES_AT_ONCE = 1 << 24
-"""Of the largest tensor in the decoder: with more, memory is given back to the system and fetched again in every call,
+"""Limit on the decoder's largest tensor: above it, memory is returned to the system and allocated again in every call,
 which takes longer than a batch saves."""
 _PROMPTS = {"reference": 10, "evaluate": 6}
-"""Decoded for one instance: 1 + 1 + 3 + 5, and 1 + 5."""
+"""Prompts decoded per instance: 1 + 1 + 3 + 5, and 1 + 5."""
 
 Mask = Bool[np.ndarray, "h w"]
 Ious = dict[tuple[int, int, str], float]
-"""By image, instance and prompt."""
+"""IoU by image, instance and prompt."""
 
 
 @dataclass(frozen=True)
 class _Example:
-    """An image and what is on it."""
+    """An image and its instances."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
     truths: list[Mask]
@@ -53,12 +53,12 @@ class _Example:
 
 @dataclass(frozen=True)
 class _Way:
-    """One way to evaluate, and what it found the last time."""
+    """One implementation of the evaluation, and its last results."""
 
     run: Callable[[Ious], object]
     found: Ious = field(default_factory=dict)
     processor_s: list[float] = field(default_factory=list)
-    """Time of all threads together in each call: waiting for a busy machine is no part of it."""
+    """Processor time of all threads per call, which excludes waiting for a busy machine."""
 
     def __call__(self) -> None:
         began = time.process_time()
@@ -67,7 +67,7 @@ class _Way:
 
 
 class _Encoded:
-    """A segmenter whose images were encoded before."""
+    """A segmenter with cached embeddings."""
 
     def __init__(self, segmenter: Segmenter, embeddings: Tensor) -> None:
         self.image_size, self.input_size = segmenter.image_size, segmenter.input_size
@@ -75,7 +75,7 @@ class _Encoded:
         self._embeddings = embeddings
 
     def encode(self, images: Tensor) -> Tensor:
-        """All of them, whatever is asked."""
+        """Return the cached embeddings."""
         return self._embeddings
 
 
@@ -155,12 +155,12 @@ def _ours(segmenter: Segmenter, examples: Sequence[_Example], pool: ThreadPoolEx
 
 
 def _at_once(embedding_size: int) -> int:
-    """Prompts in a batch: the decoder's largest tensor has 32 channels on the raster of its masks, in fp32."""
+    """Prompts per batch: the decoder's largest tensor has 32 channels at the masks' resolution, in fp32."""
     return max(1, _BYTES_AT_ONCE // (32 * 4 * (4 * embedding_size) ** 2))
 
 
 def _figures(way: _Way, slow: _Way, instances: int) -> Callable[[float], Mapping[str, float]]:
-    """Processor time of an instance, the largest difference of an IoU, and the share that differ by more than 1e-6."""
+    """Processor time per instance, the largest IoU difference, and the share of IoUs that differ by more than 1e-6."""
 
     def figures(median_ms: float) -> Mapping[str, float]:
         gaps = np.array([abs(value - slow.found[key]) for key, value in way.found.items()])
@@ -174,12 +174,12 @@ def _figures(way: _Way, slow: _Way, instances: int) -> Callable[[float], Mapping
 
 
 def _examples(settings: Settings, side: int) -> list[_Example]:
-    """The first photographs that show something, or drawn scenes."""
+    """Read the first photographs with instances, or render scenes."""
     if settings.photographs is None:
         scenes = [render(np.random.default_rng(number), side) for number in range(settings.images)]
         return [_Example(scene.image, [mask for mask in scene.masks if mask.any()]) for scene in scenes]
-    found = coco.read(settings.photographs / "instances.json", min_area_px=1).photographs
-    shown = [photograph for photograph in found if photograph.instances][: settings.images]
+    content = coco.read(settings.photographs / "instances.json", min_area_px=1).photographs
+    shown = [photograph for photograph in content if photograph.instances][: settings.images]
     return [
         _Example(
             np.asarray(Image.open(settings.photographs / "images" / photograph.file_name).convert("RGB")),

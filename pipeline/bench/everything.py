@@ -1,9 +1,9 @@
-"""Time of everything mode on one image: segment-anything's own generator, and ours, dense and hierarchical.
+"""Time of everything mode on one image: segment-anything's generator, and ours, dense and hierarchical.
 
-With fresh weights the published thresholds would drop every mask, and with it half the work. So the model's predicted
-IoUs are shifted, and the two thresholds on logits chosen, until about as much passes as with the bundled
-teacher at a predicted IoU and a stability of 0.4: half of the masks by predicted IoU, three quarters of these by
-stability, and a first round that covers 0.7 of the image. Fresh masks all span the image, so one is left in the end.
+With random weights, the published thresholds would drop every mask, and with it half of the work. So predicted IoUs are
+shifted and the two thresholds on logits chosen such that about as many masks pass as with the bundled teacher at a
+predicted IoU and a stability of 0.4: half of the masks by predicted IoU, three quarters of these by stability, and a
+first round that covers 0.7 of the image. Masks of random weights span the image, so one remains in the end.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ from pipeline.runtime.everything.grid import coarse_points, point_grid
 IMAGE_PX = 512
 PASS_IOU, PASS_STABILITY, COVERED = 0.5, 0.75, 0.7
 OWN = {"output_mode", "coarse_stride", "confident_logit"}
-"""Settings that segment-anything's generator does not know, or that are given to it by hand."""
+"""Settings that segment-anything's generator lacks, or that are passed explicitly."""
 
 
 def _build(
@@ -103,10 +103,10 @@ class Counted:
 
 
 class PublishedEncoder(nn.Module):
-    """An image encoder as segment-anything's predictor expects it: it reads the prompt frame.
+    """An image encoder in the interface of segment-anything's predictor: its input is the prompt frame.
 
     Args:
-        sam: Whose encoder; it may read a smaller frame, which is then resized.
+        sam: The model; if its encoder reads a smaller frame, the input is resized.
     """
 
     def __init__(self, sam: Sam) -> None:
@@ -114,24 +114,24 @@ class PublishedEncoder(nn.Module):
         self.encoder, self.img_size, self.input_size = sam.image_encoder, sam.image_size, sam.input_size
 
     def forward(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
-        """Image embeddings."""
+        """Compute image embeddings."""
         if self.input_size != self.img_size:
             images = F.interpolate(images, (self.input_size, self.input_size), mode="bilinear", antialias=True)
         return self.encoder(images)
 
 
 def generator(sam: Sam, asked: EverythingSettings) -> SamAutomaticMaskGenerator:
-    """Segment-anything's generator on the same parameters, with its own number of points per batch."""
+    """segment-anything's generator with the same parameters and its own number of points per batch."""
     whole = PublishedSam(PublishedEncoder(sam), sam.prompt_encoder, sam.mask_decoder).eval()
     return SamAutomaticMaskGenerator(whole, **asked.model_dump(exclude=OWN), output_mode="coco_rle")
 
 
 def realistic(sam: Sam, image: UInt8[np.ndarray, "h w 3"], points: int) -> EverythingSettings:
-    """Settings by which a realistic share of masks passes; shifts ``sam``'s predicted IoUs towards the default one."""
+    """Choose settings by which a realistic share of masks passes; shifts ``sam``'s predicted IoUs accordingly."""
     asked = EverythingSettings(points_per_side=points, output_mode="coco_rle", coarse_stride=2)
     predictor = Predictor(load(sam))
     predictor.set_image(image)
-    per_side = min(points, 16)  # of a finer grid a part is enough
+    per_side = min(points, 16)  # a coarser grid is enough
     coarse = point_grid(per_side, predictor.original_size)[coarse_points(per_side, asked.coarse_stride)]
     answer = predictor.predict_batch(coarse[:, None], np.ones((len(coarse), 1)))
     middle = float(np.quantile(answer.iou_predictions, 1 - PASS_IOU))

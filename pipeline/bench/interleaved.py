@@ -1,4 +1,4 @@
-"""Measuring several functions under the same conditions: in turns, a few calls each, several times over."""
+"""Interleaved measurement of several functions, so that all meet the same conditions of the machine."""
 
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -11,7 +11,7 @@ from pipeline.evaluate.timing import Clock, Stopwatch, Timing
 def measure_interleaved(functions: Sequence[tuple[Callable[[], object], Clock]], settings: Settings) -> list[Timing]:
     """Time each function, by its clock, in every round; percentiles are over the samples of all rounds.
 
-    A turn begins with calls that do not count: they bring back caches and threads that others used meanwhile.
+    Each turn begins with warm-up calls, which restore caches and threads that other functions used.
     """
     limit = settings.max_foreign_load
     stopwatches = [Stopwatch(function, max_foreign_load=limit, clock=clock) for function, clock in functions]

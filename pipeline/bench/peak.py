@@ -1,7 +1,7 @@
-"""A yardstick for the processors at hand: multiply-accumulates per second of a large matrix product.
+"""Peak throughput of the processors: multiply-accumulates per second of a large matrix product.
 
-A share of it says how near a network comes to what such a product reaches; what is missing goes into memory, norms,
-activations, small layers, and turning values from one precision to another.
+A network's share of it shows how close it comes to such a product; the rest goes into memory access, norms,
+activations, small layers and conversions between precisions.
 """
 
 from functools import cache
@@ -21,7 +21,7 @@ _RUNS = 12
 
 @cache
 def peak_macs_per_s(precision: str, threads: int) -> float:
-    """Multiply-accumulates per second of a product of 2048 x 2048 matrices on OpenVINO, the median of 12.
+    """Measure multiply-accumulates per second of a product of 2048 x 2048 matrices on OpenVINO, median of 12.
 
     Args:
         precision: ``fp32``, ``bf16`` or ``int8``.
@@ -41,7 +41,7 @@ def peak_macs_per_s(precision: str, threads: int) -> float:
 
 
 def _product(*, int8: bool) -> onnx.ModelProto:
-    """``x @ w``, both rounded to int8 where asked for."""
+    """Build a model of ``x @ w``, both optionally rounded to int8."""
     weight = np.random.default_rng(1).integers(-127, 128, (_SIDE, _SIDE)).astype(np.int8)
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [_SIDE, _SIDE]) for name in "xy")
     if not int8:

@@ -1,4 +1,4 @@
-"""What comparisons of accuracy share: rows in a file that a killed one goes on with, and the figures of a row."""
+"""Results files of the ablations: JSON lines, with which an interrupted ablation resumes."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,19 +18,19 @@ _PROMPTS_BATCH = 32
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file of JSON lines; none where there is no file."""
+    """Read the rows of a file of JSON lines; none if it does not exist."""
     for line in path.read_text().splitlines() if path.is_file() else ():
         yield json.loads(line)
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row to the file."""
+    """Append a row to the file."""
     with path.open("a") as stream:
         stream.write(json.dumps(row, sort_keys=True) + "\n")
 
 
 def accuracy(segmenter: Segmenter, dataset: Path) -> dict[str, float]:
-    """``box_miou`` and ``click_miou`` on the validation split of an artifact of `prepare`."""
+    """Measure ``box_miou`` and ``click_miou`` on the validation split of an artifact of `prepare`."""
     with ThreadPoolExecutor() as pool:
         run = Run(Predictor(segmenter), pool, _PROMPTS_BATCH, Ranks(), Done(None))
         figures = evaluate_accuracy(run, dataset, photographs(dataset), pictures=0, with_mask_input=False).metrics()
@@ -38,6 +38,6 @@ def accuracy(segmenter: Segmenter, dataset: Path) -> dict[str, float]:
 
 
 def mean_and_spread(values: ArrayLike, digits: int = 2) -> str:
-    """The mean, and the largest distance from it."""
+    """Format the mean and the largest distance from it."""
     array = np.asarray(values)
     return f"{array.mean():.{digits}f} ± {np.abs(array - array.mean()).max():.{digits}f}"

@@ -1,8 +1,7 @@
-"""How fast a model is in each runtime and precision, side by side in one run.
+"""Time models in several runtimes and precisions, side by side in one run.
 
-All candidates are built first and then measured in turns, so that a change of the machine's clock or load meets every
-row alike. Nothing is judged and nothing is kept: engines are built in a temporary directory, from fresh weights unless
-others are named, since the time does not depend on their values.
+All candidates are built first and then measured in turns, so that changes of the machine's clock or load affect all
+rows alike. Engines are built in a temporary directory, by default from random weights, since times do not depend on them.
 """
 
 import sys
@@ -31,14 +30,14 @@ SUBJECTS: Mapping[str, Subject] = {
     "evaluate": evaluate.SUBJECT,
     "everything": everything.SUBJECT,
 }
-"""What can be measured."""
+"""Subjects by name."""
 
 _BASELINE: Combination = ("torch", "fp32")
 _ALL = ("all",)
 
 
 def compare(subject: str, settings: Settings) -> Report:
-    """Measure everything asked for; what cannot be is named on stderr and in the report.
+    """Measure all possible combinations of the settings; the others are listed on stderr and in the report.
 
     Raises:
         InputError: The subject, a student, a runtime or a precision is unknown, or no combination is possible.
@@ -52,26 +51,28 @@ def compare(subject: str, settings: Settings) -> Report:
     for note in left_out:
         tqdm.write(f"left out: {note}", file=sys.stderr)
     if not combinations:
-        raise InputError(f"nothing is left to measure of {subject}: ask for others of --runtimes and --precisions.")
+        raise InputError(f"no combination of --runtimes and --precisions can be measured for {subject}: choose others.")
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
         with ExitStack() as stack:
             directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
             candidates = list[Candidate]()
-            asked = _asked(what, settings, combinations)
-            for name, own in progress(asked, "build", "student" if what.of_students else "subject"):
-                place = directory / (name or subject)
-                place.mkdir()
-                candidates += what.build(settings, name, own, place, stack)
+            students = _to_build(what, settings, combinations)
+            for name, own in progress(students, "build", "student" if what.of_students else "subject"):
+                folder = directory / (name or subject)
+                folder.mkdir()
+                candidates += what.build(settings, name, own, folder, stack)
             timings = measure_interleaved([(candidate.call, candidate.clock) for candidate in candidates], settings)
             return Report(subject, what.unit, settings, rows(candidates, timings), left_out)
     finally:
         torch.set_num_threads(threads)
 
 
-def _asked(what: Subject, settings: Settings, combinations: list[Combination]) -> list[tuple[str, list[Combination]]]:
-    """What to build, by name: first a baseline for all, also where PyTorch itself was not asked for."""
+def _to_build(
+    what: Subject, settings: Settings, combinations: list[Combination]
+) -> list[tuple[str, list[Combination]]]:
+    """List the students to build with their combinations, the baseline first, even if it is not among the settings."""
     if not what.of_students:
         return [("", combinations)]
     if what.paired:
@@ -84,7 +85,7 @@ def _asked(what: Subject, settings: Settings, combinations: list[Combination]) -
 
 
 def possible(what: Subject, settings: Settings) -> tuple[list[Combination], list[str]]:
-    """The combinations of runtime and precision that exist, the baseline first, and why the others do not."""
+    """List the possible combinations of runtime and precision, the baseline first, and reasons for the others."""
     combinations, left_out = list[Combination](), list[str]()
     for runtime in settings.runtimes:
         reasons = {precision: what.refuses(runtime, precision) for precision in settings.precisions}

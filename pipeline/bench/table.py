@@ -1,4 +1,4 @@
-"""The result of a comparison, for people and for programs."""
+"""Result of a comparison, as a table and as JSON."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from pipeline.evaluate.timing import Timing
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measured candidate. Times are medians of calls, per element where `Candidate.divide` says so."""
+    """One measured candidate. Times are medians of calls, per element if `Candidate.divide` is set."""
 
     name: str
     runtime: str
@@ -22,22 +22,22 @@ class Row:
     spread_ms: float
     """Distance between the quartiles."""
     speedup: float
-    """The baseline's median over this one."""
+    """The baseline's median divided by this one."""
     samples: int
-    """Calls that count."""
+    """Number of samples."""
     foreign_load: float | None
-    """Mean share of the processors that others used meanwhile."""
+    """Mean share of the processors that other processes used during the samples."""
     guarded: bool
     """Whether all samples were taken while the machine was quiet."""
     parameters: int
     gmacs: float
     size_mib: float | None
     figures: Mapping[str, float]
-    """Columns that this subject alone has."""
+    """Columns specific to the subject."""
 
 
 def rows(candidates: Sequence[Candidate], timings: Sequence[Timing]) -> list[Row]:
-    """Candidates with their times; the first of each group is its baseline."""
+    """Combine candidates with their times; the first of each group is its baseline."""
     first = {candidate.group: i for i, candidate in reversed(list(enumerate(candidates)))}
     units = [candidate.batch if candidate.divide else 1 for candidate in candidates]
     medians = [timing.median_ms / unit for timing, unit in zip(timings, units, strict=True)]
@@ -78,7 +78,7 @@ _COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "MiB": lambda row: "-" if row.size_mib is None else f"{row.size_mib:.1f}",
 }
 _WORDS = ("name", "runtime", "precision")
-"""Columns that begin at the left."""
+"""Left-aligned columns."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class Report:
     settings: Settings
     rows: Sequence[Row]
     left_out: Sequence[str]
-    """Combinations that were asked for and do not exist, with the reason."""
+    """Requested combinations that cannot be measured, with the reason."""
 
     def json(self) -> str:
-        """An object with ``rows``, and what was asked for."""
+        """The rows and settings as a JSON object."""
         flat = [{k: v for k, v in asdict(row).items() if k != "figures"} | dict(row.figures) for row in self.rows]
         report = {
             "subject": self.subject,
@@ -105,7 +105,7 @@ class Report:
         return json.dumps(report, indent=2, allow_nan=False)
 
     def text(self) -> str:
-        """A table, and below it how it came about."""
+        """The rows as a table, with notes on the measurement."""
         more = list(dict.fromkeys(key for row in self.rows for key in row.figures))
         cells = [[*_COLUMNS, *(key.replace("_", " ") for key in more)]]
         for row in self.rows:

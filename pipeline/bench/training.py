@@ -1,11 +1,11 @@
-"""Steps of distillation taken from the stage's own training loop, beside a bare loop in the same run.
+"""Time of distillation steps in the stage's training loop, and in a bare loop in the same run.
 
-`pipeline.distill` trains in a thread that is held before each forward pass, so a call of the candidate is one whole
-turn of the loop: forward, loss, backward, optimizer, averaged weights, and the wait for the next batch. Images are
-drawn scenes read from shards; the teacher's embeddings are random numbers in a store, since their values cost nothing.
+`pipeline.distill` trains in a thread that is paused before each forward pass, so a call of the candidate is one full
+iteration: forward, loss, backward, optimizer, averaged weights, and the wait for the next batch. Images are rendered
+scenes read from shards; the teacher's embeddings are random numbers in a store, since times do not depend on values.
 
-When all rows have been timed, each loop runs for a while unheld: from that come the memory it takes from step to step
-and the share of its time in which it waited for data, as the loop itself reports it.
+After all rows are timed, each loop runs without pauses for some steps, which gives the memory per step and the share of
+time spent waiting for data, as the loop reports it.
 """
 
 import statistics
@@ -38,7 +38,7 @@ from pipeline.training import OptimizerConfig, has_bf16
 
 _IMAGES = 6
 _ENDLESS = 10**9
-"""Steps of a training that is stopped from outside."""
+"""Steps of a training that is stopped by the benchmark."""
 _RUNTIMES = ("torch", "cuda", "cuda_compile")
 
 
@@ -109,7 +109,7 @@ def _config(settings: Settings, precision: str, *, compiled: bool) -> DistillCon
 
 
 def _embeddings(directory: Path, images: Shards, grid: int) -> Path:
-    """An artifact of random embeddings for all ``images``."""
+    """Write an artifact of random embeddings for all ``images``."""
     generator = torch.Generator().manual_seed(0)
     target = locate(directory / "store", "train", {})
     seal = target.write({TENSOR: torch.randn(len(images), EMBEDDING_CHANNELS, grid, grid, generator=generator).half()})
@@ -124,19 +124,19 @@ def _embeddings(directory: Path, images: Shards, grid: int) -> Path:
 
 
 class _Stopped(BaseException):
-    """Ends a training that is no longer wanted."""
+    """Stops a training."""
 
 
 class Training:
-    """The stage's training loop, one turn at a time, or a number of turns at one go.
+    """The stage's training loop, run one iteration at a time, or several without a pause.
 
     Args:
         sam: Its encoder is trained.
-        images: To train on.
-        embeddings: The teacher's.
-        config: Its ``batch`` is the number of images in a step.
-        device: Where it trains.
-        steps: At one go.
+        images: Training images.
+        embeddings: The teacher's embeddings.
+        config: Its ``batch`` is the number of images per step.
+        device: Device of the training.
+        steps: Iterations without a pause.
     """
 
     def __init__(
@@ -162,20 +162,20 @@ class Training:
         self._hold.remove()
 
     def __deepcopy__(self, memo: Any) -> "Training":
-        """Itself: the averaged weights are a copy of the encoder with its hook, which is never called there."""
+        """Return itself, because the averaged weights are a copy of the encoder with its hook, which never runs."""
         return self
 
     def step(self) -> None:
-        """From before one forward pass to before the next."""
+        """Run from one forward pass to the next."""
         self._go.release()
         self._arrive()
 
     def figures(self, median_ms: float) -> Mapping[str, float]:
-        """Run many steps at one go, and say what was seen.
+        """Run many steps without a pause, and compute figures.
 
-        ``waiting_share``: part of the time in which the loop stood still for want of a batch. ``memory_first_mib``,
-        ``memory_last_mib``: what the process (on a GPU, its tensors) takes, medians of the first and the last fifth
-        of the steps; ``memory_slope_mib``: growth in 100 steps, by least squares over all but the first fifth.
+        ``waiting_share`` is the share of time spent waiting for a batch. ``memory_first_mib`` and ``memory_last_mib``
+        are the memory of the process (on a GPU, of its tensors), medians of the first and last fifth of the steps;
+        ``memory_slope_mib`` is its growth per 100 steps, by least squares over all but the first fifth.
         """
         self._memory_mib.clear()
         self._waiting.clear()
