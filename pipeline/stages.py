@@ -137,10 +137,10 @@ def versions(lock: Path = Path("requirements.lock")) -> str:
     Raises:
         InputError: A library is not locked.
     """
-    found = dict[str, str]()
+    pinned = dict[str, str]()
     for name in sorted({name for stage in STAGES for name in stage.libraries}):
         locked = re.findall(rf"^{re.escape(name)}==(\S+)", lock.read_text(), re.MULTILINE)
         if not locked:
             raise InputError(f"{lock} has no {name}: add it to pyproject.toml and run `make lock`.")
-        found[name] = " or ".join(sorted(set(locked)))  # of several Pythons
-    return "# Written by `make dvc.yaml` from requirements.lock.\n" + yaml.safe_dump(found).removesuffix("\n")
+        pinned[name] = " or ".join(sorted(set(locked)))  # of several Pythons
+    return "# Written by `make dvc.yaml` from requirements.lock.\n" + yaml.safe_dump(pinned).removesuffix("\n")

@@ -62,9 +62,9 @@ def model(settings: Settings, student: str) -> Sam:
     if settings.weights is None or student in TEACHERS:
         return build(student).eval()
     directory = settings.weights / student
-    found = Card.read(directory).model
-    if found != student:
-        raise InputError(f"{directory} holds a checkpoint of {found}, not of {student}: check --weights.")
+    model_name = Card.read(directory).model
+    if model_name != student:
+        raise InputError(f"{directory} holds a checkpoint of {model_name}, not of {student}: check --weights.")
     return load_checkpoint(directory)
 
 

@@ -56,13 +56,13 @@ class _Way:
     """One implementation of the evaluation, and its last results."""
 
     run: Callable[[Ious], object]
-    found: Ious = field(default_factory=dict)
+    ious: Ious = field(default_factory=dict)
     processor_s: list[float] = field(default_factory=list)
     """Processor time of all threads per call, which excludes waiting for a busy machine."""
 
     def __call__(self) -> None:
         began = time.process_time()
-        self.run(self.found)
+        self.run(self.ious)
         self.processor_s.append(time.process_time() - began)
 
 
@@ -122,14 +122,14 @@ def _build(
 def _reference(sam: Sam, embeddings: Tensor, examples: Sequence[_Example]) -> Callable[[Ious], object]:
     predictor = reference.predictor_of(sam)
 
-    def run(found: Ious) -> None:
+    def run(ious: Ious) -> None:
         with torch.inference_mode():
             for k, example in enumerate(examples):
                 height, width = example.pixels.shape[:2]
                 reference.set_embedding(predictor, embeddings[k : k + 1], (height, width))
                 for i, truth in enumerate(example.truths):
                     for answer in reference.answers(predictor, truth, with_mask_input=False):
-                        found[k, i, answer.prompt] = metrics.iou(answer.mask, truth)
+                        ious[k, i, answer.prompt] = metrics.iou(answer.mask, truth)
 
     return run
 
@@ -139,7 +139,7 @@ def _ours(segmenter: Segmenter, examples: Sequence[_Example], pool: ThreadPoolEx
     predictor.set_images([example.pixels for example in examples])
     batch = _at_once(segmenter.embedding_size)
 
-    def run(found: Ious) -> None:
+    def run(ious: Ious) -> None:
         coming = dict[tuple[int, int, str], Future[float]]()
         with torch.inference_mode():
             for k, example in enumerate(examples):
@@ -149,7 +149,7 @@ def _ours(segmenter: Segmenter, examples: Sequence[_Example], pool: ThreadPoolEx
 
                 predictor.select(k)
                 ask(predictor, example.truths, pool, batch, False, answered)
-        found |= {key: value.result() for key, value in coming.items()}
+        ious |= {key: value.result() for key, value in coming.items()}
 
     return run
 
@@ -163,7 +163,7 @@ def _figures(way: _Way, slow: _Way, instances: int) -> Callable[[float], Mapping
     """Processor time per instance, the largest IoU difference, and the share of IoUs that differ by more than 1e-6."""
 
     def figures(median_ms: float) -> Mapping[str, float]:
-        gaps = np.array([abs(value - slow.found[key]) for key, value in way.found.items()])
+        gaps = np.array([abs(value - slow.ious[key]) for key, value in way.ious.items()])
         return {
             "processor_ms": 1000 * float(np.median(way.processor_s)) / instances,
             "largest_difference": float(gaps.max()),

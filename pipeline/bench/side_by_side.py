@@ -1,7 +1,7 @@
 """Time models in several runtimes and precisions, side by side in one run.
 
-All candidates are built first and then measured in turns, so that changes of the machine's clock or load affect all
-rows alike. Engines are built in a temporary directory, by default from random weights, since times do not depend on them.
+All candidates are built first and then measured in turns, so that changes of clock or load affect all rows alike.
+Engines are built in a temporary directory, by default from random weights, since times do not depend on them.
 """
 
 import sys

@@ -221,11 +221,11 @@ def _weight(graph: _Graph, widened: Sequence[NodeProto | None]) -> NodeProto | N
 def _per_channel(graph: _Graph, node: NodeProto, dequantizer: NodeProto) -> Iterator[str]:
     shape = graph.constants[dequantizer.input[0]].dims
     axis = output_axis(node, len(shape))
-    found = next((a.i for a in dequantizer.attribute if a.name == "axis"), 1)
+    stored = next((a.i for a in dequantizer.attribute if a.name == "axis"), 1)
     scale = graph.value(dequantizer.input[1])
-    if scale is not None and (scale.shape != (shape[axis],) or found % len(shape) != axis):
+    if scale is not None and (scale.shape != (shape[axis],) or stored % len(shape) != axis):
         yield (
-            f"{dequantizer.name} widens the weight of {node.name} with {scale.size} scales along axis {found}: it "
+            f"{dequantizer.name} widens the weight of {node.name} with {scale.size} scales along axis {stored}: it "
             f"needs {shape[axis]} along axis {axis}, one for each output channel."
         )
 

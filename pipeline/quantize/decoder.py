@@ -70,12 +70,12 @@ def _int8(
     onnx.save(model, copy)
     method = CALIBRATORS.get(config.method, CALIBRATORS["onnxruntime"])
     reader = Reader(lambda index: decoder_feeds(session, data, index), data.chosen)
-    found, kernels = method(config, copy, chosen, reader), weights(model, chosen)
+    activations, kernels = method(config, copy, chosen, reader), weights(model, chosen)
     widths = Widths(reduce_range=config.reduce_range)
     scales = {
         str(layer.weight): weight_scales(kernels[str(layer.weight)], layer.axis, widths.weight_qmax) for layer in chosen
     }
-    save(write_qdq(model, chosen, Scales(found, scales, widths)), lowered, reduce_range=config.reduce_range)
+    save(write_qdq(model, chosen, Scales(activations, scales, widths)), lowered, reduce_range=config.reduce_range)
 
 
 def decoder_feeds(session: InferenceSession, data: CalibrationData, index: int) -> dict[str, Any]:

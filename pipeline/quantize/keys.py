@@ -32,7 +32,7 @@ def keys(model: ModelProto) -> dict[str, NodeProto]:
     """Find the product of queries and keys before each softmax, by the tensor of keys ``(..., d, n)``."""
     made_by = {name: node for node in model.graph.node for name in node.output}
     constants = {constant.name for constant in model.graph.initializer}
-    found: dict[str, NodeProto] = {}
+    products: dict[str, NodeProto] = {}
     for softmax in (node for node in model.graph.node if node.op_type == "Softmax"):
         waiting = [softmax.input[0]]
         while waiting:
@@ -40,8 +40,8 @@ def keys(model: ModelProto) -> dict[str, NodeProto]:
             if node is not None and node.op_type in ("Add", "Div", "Mul"):
                 waiting += node.input
             elif node is not None and node.op_type == "MatMul" and not constants & set(node.input):
-                found[node.input[1]] = node
-    return found
+                products[node.input[1]] = node
+    return products
 
 
 def is_bimodal(values: Float[Tensor, "..."]) -> bool:
@@ -61,17 +61,17 @@ def centre_keys(model: ModelProto, data: CalibrationData) -> tuple[ModelProto, l
         data: Its first calibration images are used.
     """
     asked, graph = keys(model), Graph(model)
-    found: dict[str, list[Tensor]] = {name: [] for name in asked}
+    samples: dict[str, list[Tensor]] = {name: [] for name in asked}
     with torch.inference_mode():
         for index in data.chosen[:_IMAGES] if asked else ():
             values = graph(torch.from_numpy(data.pixels(index)), keep=set(asked))
             for name in asked:
-                found[name].append(values[name])
+                samples[name].append(values[name])
     result = ModelProto()
     result.CopyFrom(model)
     fixed, shifted = _fixed_axes(model), list[str]()
     for name, node in asked.items():
-        every = torch.cat(found[name])
+        every = torch.cat(samples[name])
         if is_bimodal(every):
             # Not over channels, nor over heads if they have an axis.
             along = [
@@ -87,10 +87,10 @@ def _fixed_axes(model: ModelProto) -> dict[str, set[int]]:
     """Axes whose size does not depend on the batch, for tensors of four axes."""
     values = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info
     sides = {value.name: value.type.tensor_type.shape.dim for value in values}
-    found: dict[str, set[int]] = defaultdict(set)
+    fixed: dict[str, set[int]] = defaultdict(set)
     for name, dims in sides.items():
-        found[name] = {i for i, side in enumerate(dims) if side.dim_value > 0 and len(dims) == 4}
-    return found
+        fixed[name] = {i for i, side in enumerate(dims) if side.dim_value > 0 and len(dims) == 4}
+    return fixed
 
 
 def _subtract(model: ModelProto, product: str, name: str, middle: Float32[np.ndarray, "..."]) -> None:

@@ -39,7 +39,7 @@ def layers(model: ModelProto) -> list[Layer]:
         for k in (0, 1)
         if node.input[1 - k] in constants
     }
-    found = list[Layer]()
+    quantizable = list[Layer]()
     for node in model.graph.node:
         if node.op_type not in LOWERED:
             continue
@@ -49,7 +49,7 @@ def layers(model: ModelProto) -> list[Layer]:
         named = node.input[1] if weight is not None else ""
         if node.op_type == "MatMul" and "." not in named:  # the exporter folds a linear map's transposition
             named = biases.get(node.output[0], "")
-        found.append(
+        quantizable.append(
             Layer(
                 name=named.removeprefix("image_encoder.").rpartition(".")[0] or node.name,
                 node=node.name,
@@ -60,13 +60,13 @@ def layers(model: ModelProto) -> list[Layer]:
                 axis=output_axis(node, len(weight.dims)) if weight is not None else -1,
             )
         )
-    return _unique(found)
+    return _unique(quantizable)
 
 
-def _unique(found: list[Layer]) -> list[Layer]:
+def _unique(quantizable: list[Layer]) -> list[Layer]:
     """Replace names shared by several layers by the nodes' names: equal biases are stored once, under one name."""
-    times = Counter(layer.name for layer in found)
-    return [layer if times[layer.name] == 1 else Layer(**(vars(layer) | {"name": layer.node})) for layer in found]
+    times = Counter(layer.name for layer in quantizable)
+    return [layer if times[layer.name] == 1 else Layer(**(vars(layer) | {"name": layer.node})) for layer in quantizable]
 
 
 def chosen_layers(model: ModelProto, *, attention: bool, keep: Sequence[str]) -> list[Layer]:
@@ -116,18 +116,18 @@ def linear_attention(model: ModelProto) -> list[NodeProto]:
     """
     constants = {constant.name for constant in model.graph.initializer}
     made_by = {name: node for node in model.graph.node for name in node.output}
-    found: dict[str, NodeProto] = {}
+    members: dict[str, NodeProto] = {}
     waiting = [n for n in model.graph.node if n.op_type == "Div" and not constants & set(n.input)]
     while waiting:
         node = waiting.pop()
-        found[node.name] = node
+        members[node.name] = node
         if node.op_type == "MatMul" and not any(_upstream(made_by, name, "MatMul") for name in node.input):
             continue
         before = [made_by[name] for name in node.input if name in made_by]
         waiting += [
-            n for n in before if n.op_type in ("Clip", "Div", "MatMul", "ReduceSum", "Slice") and n.name not in found
+            n for n in before if n.op_type in ("Clip", "Div", "MatMul", "ReduceSum", "Slice") and n.name not in members
         ]
-    return list(found.values())
+    return list(members.values())
 
 
 def _upstream(made_by: dict[str, NodeProto], name: str, op: str) -> bool:

@@ -43,15 +43,15 @@ def kinds(model: ModelProto) -> dict[str, Kind]:
     """Find tensors that are outputs of softmax or GELU, possibly reshaped."""
     made_by = {name: node for node in model.graph.node for name in node.output}
     constants = {constant.name for constant in model.graph.initializer}
-    found: dict[str, Kind] = {}
+    kind_of: dict[str, Kind] = {}
     for node in model.graph.node:
         if node.op_type == "Softmax":
-            found[node.output[0]] = "softmax"
+            kind_of[node.output[0]] = "softmax"
         elif node.op_type == "Gelu" or (node.op_type == "Mul" and _is_gelu(node.output[0], made_by, constants)):
-            found[node.output[0]] = "gelu"
-        elif node.op_type in ("Reshape", "Transpose") and node.input[0] in found:
-            found[node.output[0]] = found[node.input[0]]
-    return found
+            kind_of[node.output[0]] = "gelu"
+        elif node.op_type in ("Reshape", "Transpose") and node.input[0] in kind_of:
+            kind_of[node.output[0]] = kind_of[node.input[0]]
+    return kind_of
 
 
 def _is_gelu(name: str, made_by: Mapping[str, object], constants: set[str]) -> bool:

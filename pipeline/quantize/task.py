@@ -30,14 +30,14 @@ PROMPTS = 8
 def prompts(sample: Sample, side: int) -> tuple[Float[Tensor, "p 2 2"], Float[Tensor, "p 2"]]:
     """Boxes and clicks of the first instances, in the prompt frame; a click on the image's center if there are none."""
     size = (sample.image.shape[0], sample.image.shape[1])
-    found = [masks.decode(a["segmentation"]) for a in sample.annotations[:PROMPTS]]
-    clicks = np.array([masks.center(mask) for mask in found] or [(size[1] / 2, size[0] / 2)], np.float32)
+    instances = [masks.decode(a["segmentation"]) for a in sample.annotations[:PROMPTS]]
+    clicks = np.array([masks.center(mask) for mask in instances] or [(size[1] / 2, size[0] / 2)], np.float32)
     coords = [np.stack([points_to_frame(clicks, size, side), np.zeros_like(clicks)], axis=1)]
     labels = [np.tile(np.array([[FOREGROUND, PADDING]], np.float32), (len(clicks), 1))]
-    if found:
-        boxes = boxes_to_frame(np.array([masks.box(mask) for mask in found], np.float32), size, side)
+    if instances:
+        boxes = boxes_to_frame(np.array([masks.box(mask) for mask in instances], np.float32), size, side)
         coords.append(boxes.reshape(-1, 2, 2))
-        labels.append(np.tile(np.array([BOX_CORNERS], np.float32), (len(found), 1)))
+        labels.append(np.tile(np.array([BOX_CORNERS], np.float32), (len(instances), 1)))
     return torch.from_numpy(np.concatenate(coords).astype(np.float32)), torch.from_numpy(np.concatenate(labels))
 
 
@@ -69,8 +69,8 @@ def likelihood(
 
 def squared_gradients(loss: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Compute the squared gradient of a loss with respect to each tensor; zeros if it does not depend on it."""
-    found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
+    gradients = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
     return {
         name: torch.zeros_like(tensor) if gradient is None else gradient.square()
-        for (name, tensor), gradient in zip(tensors.items(), found, strict=True)
+        for (name, tensor), gradient in zip(tensors.items(), gradients, strict=True)
     }

@@ -1,7 +1,7 @@
 """What methods of quantization cost in accuracy, on equal terms.
 
 Every method is given the same calibration images and is measured in the same simulation, on the validation split. Rows
-go to a file as they are found; those that are in it already are not measured again.
+are appended to a results file; those that are in it already are not measured again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,7 +78,7 @@ def quantization(settings: QuantizationSettings) -> list[dict[str, Any]]:
                 raise InputError(f"unknown {what} {name!r}: there is {', '.join(known)}.")
     params = read_params()
     config, exporting = section(params, "quantize", QuantizeConfig), section(params, "export", ExportConfig)
-    found = {_key(row): row for row in results_file.read(settings.out)}
+    measured_rows = {_key(row): row for row in results_file.read(settings.out)}
     for seed in settings.seeds:
         for student in settings.students:
             asked = [Row(student, "fp32", "fp32", 0, False)]
@@ -87,13 +87,13 @@ def quantization(settings: QuantizationSettings) -> list[dict[str, Any]]:
                 for width in settings.widths
                 for method in settings.methods
             ]
-            wanted = [row for row in asked if row not in found]
+            wanted = [row for row in asked if row not in measured_rows]
             for measured in (
                 _measure(config, exporting, wanted, settings.checkpoints / student, settings.dataset) if wanted else ()
             ):
-                found[_key(measured)] = measured
+                measured_rows[_key(measured)] = measured
                 results_file.append(settings.out, measured)
-    return [row for key, row in found.items() if key.student in settings.students]
+    return [row for key, row in measured_rows.items() if key.student in settings.students]
 
 
 def table(measured: Sequence[Mapping[str, Any]]) -> str:

@@ -1,7 +1,7 @@
 """The verb ``recipes``: what each part of a recipe of distillation is worth, on equal terms.
 
 Every row is one training from the same fresh student with the same teacher, images, order and number of steps, measured
-on the validation split as it leaves ``distill``, without alignment. Rows go to a file as they are found; those that are
+on the validation split as it leaves ``distill``, without alignment. Rows are appended to a results file; those that are
 in it already are not measured again.
 """
 
@@ -82,7 +82,7 @@ def recipes(settings: RecipesSettings) -> list[dict[str, Any]]:
         if name not in RECIPES:
             raise InputError(f"unknown recipe {name!r}: there is {', '.join(RECIPES)}.")
     data, source = (Card.read(settings.artifacts / name).digest for name in ("prepare", "teacher"))
-    found = {_key(row): row for row in results_file.read(settings.out)}
+    measured = {_key(row): row for row in results_file.read(settings.out)}
 
     def digest(config: DistillConfig | None) -> str:
         return hashlib.sha256(f"{source} {config.model_dump_json() if config else ''}".encode()).hexdigest()[:12]
@@ -92,10 +92,10 @@ def recipes(settings: RecipesSettings) -> list[dict[str, Any]]:
         config = _config(student, recipe, settings.steps, seed)
         asked[Row(data[:12], student, recipe, settings.steps, seed, digest(config))] = config
     with TemporaryDirectory(prefix="recipes-") as directory:
-        for row in progress([row for row in asked if row not in found], "recipes", "training"):
-            found[row] = _measure(row, asked[row], settings.artifacts, Path(directory))
-            results_file.append(settings.out, found[row])
-    return [found[row] for row in asked]
+        for row in progress([row for row in asked if row not in measured], "recipes", "training"):
+            measured[row] = _measure(row, asked[row], settings.artifacts, Path(directory))
+            results_file.append(settings.out, measured[row])
+    return [measured[row] for row in asked]
 
 
 def table(measured: Sequence[Mapping[str, Any]]) -> str:

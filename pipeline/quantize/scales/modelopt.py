@@ -21,13 +21,13 @@ def _import(module: str, name: str) -> Callable[..., Any]:
     from importlib import import_module
 
     try:
-        found: Callable[..., Any] = getattr(import_module(module), name)
+        function: Callable[..., Any] = getattr(import_module(module), name)
     except ImportError as error:
         raise InputError(
             f"nvidia-modelopt cannot be imported ({error}): `make setup` installs it; or set "
             "quantize.method to onnxruntime or search and leave out the precisions fp16 and int8_fp16."
         ) from None
-    return found
+    return function
 
 
 def modelopt(config: QuantizeConfig, source: Path, lowered: Sequence[Layer], reader: Reader) -> dict[str, float]:
@@ -63,16 +63,16 @@ def _unpatched() -> Iterator[None]:
     """Restore the methods of ONNX Runtime's quantizer, which ModelOpt 0.47 replaces for the whole process."""
     from onnxruntime.quantization import base_quantizer, calibrate, qdq_quantizer
 
-    places = [calibrate, base_quantizer.BaseQuantizer, qdq_quantizer.QDQQuantizer]
-    places += [value for value in vars(calibrate).values() if isinstance(value, type)]
-    before = [(place, dict(vars(place))) for place in places]
+    owners = [calibrate, base_quantizer.BaseQuantizer, qdq_quantizer.QDQQuantizer]
+    owners += [value for value in vars(calibrate).values() if isinstance(value, type)]
+    before = [(owner, dict(vars(owner))) for owner in owners]
     try:
         yield
     finally:
-        for place, attributes in before:
+        for owner, attributes in before:
             for name, value in attributes.items():
-                if vars(place).get(name) is not value:
-                    setattr(place, name, value)
+                if vars(owner).get(name) is not value:
+                    setattr(owner, name, value)
 
 
 def autocast(source: Path, feeds: Feeds, *, keep_nodes: Sequence[str], keep_kinds: Sequence[str]) -> ModelProto:

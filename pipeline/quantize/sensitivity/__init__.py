@@ -73,7 +73,7 @@ def write_sensitivity(
     parts: dict[str, Sequence[Layer]] = {"fp32": [], "lowered": lowered}
     parts |= {f"without {name}": [x for x in lowered if group(x.name) != name] for name in groups}
     parts["suggested"] = [layer for layer in lowered if layer.name not in suggested]
-    found = {
+    scores = {
         name: _measure(SimulatedSegmenter(data.sam, model, part, scales), exact, data, held_out)
         for name, part in progress(list(parts.items()), "sensitivity", "group")
     }
@@ -81,15 +81,15 @@ def write_sensitivity(
         "images": len(held_out),
         "weight_bits": scales.widths.weight_bits,
         "activation_bits": scales.widths.activation_bits,
-        "fp32": asdict(found["fp32"]),
-        "lowered": asdict(found["lowered"]),
+        "fp32": asdict(scores["fp32"]),
+        "lowered": asdict(scores["lowered"]),
         "layers": rows,
         "groups": [
-            {"name": name, "layers": sum(group(x.name) == name for x in lowered)} | asdict(found[f"without {name}"])
+            {"name": name, "layers": sum(group(x.name) == name for x in lowered)} | asdict(scores[f"without {name}"])
             for name in groups
         ],
         "worst": worst,
-        "suggested": {"keep": suggested} | asdict(found["suggested"]),
+        "suggested": {"keep": suggested} | asdict(scores["suggested"]),
     }
     write_json(directory / FILE, report)
     draw(report, directory)
@@ -194,8 +194,8 @@ def _measure(
         }
         for kind, answer in answers.items():
             best = answer.iou_predictions.argmax(axis=1)
-            found = [iou(m[k], truth) for m, k, truth in zip(answer.masks, best, truths, strict=True)]
-            scores[kind] += found
+            ious = [iou(m[k], truth) for m, k, truth in zip(answer.masks, best, truths, strict=True)]
+            scores[kind] += ious
     return _Figures(
         box_miou=round(float(np.mean(scores["boxes"] or [0.0])), 6),
         click_miou=round(float(np.mean(scores["clicks"] or [0.0])), 6),
