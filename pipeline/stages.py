@@ -1,4 +1,4 @@
-"""The pipeline: every stage, in order."""
+"""All stages of the pipeline, in order."""
 
 import re
 from pathlib import Path
@@ -9,11 +9,11 @@ from pipeline.core.errors import InputError
 from pipeline.core.stage import Stage
 
 _STUDENT = "deps/students/{student}"
-"""Links to the files that decide this student and not every one; see `pipeline.models.students.link`."""
+"""Links to the code specific to this student; see `pipeline.models.students.link`."""
 _TEACHERS = ("pipeline/models/bundled.py", "pipeline/models/vit.py")
 
 _PROBE = "pipeline/evaluate/probe.py"
-"""Started as a process of its own."""
+"""Runs in a subprocess."""
 _PAGE = tuple(f"pipeline/compare/{name}" for name in ("published.json", "report.css", "report.html.j2", "report.js"))
 
 PREPARE = Stage(
@@ -132,15 +132,15 @@ STAGES = (
 
 
 def versions(lock: Path = Path("requirements.lock")) -> str:
-    """The text of deps/versions.yaml: what is locked of the libraries that stages name.
+    """Return the text of deps/versions.yaml: the locked versions of the libraries that stages name.
 
     Raises:
-        InputError: A library is not locked.
+        InputError: A library is not in the lock file.
     """
-    pinned = dict[str, str]()
+    locked_versions = dict[str, str]()
     for name in sorted({name for stage in STAGES for name in stage.libraries}):
         locked = re.findall(rf"^{re.escape(name)}==(\S+)", lock.read_text(), re.MULTILINE)
         if not locked:
-            raise InputError(f"{lock} has no {name}: add it to pyproject.toml and run `make lock`.")
-        pinned[name] = " or ".join(sorted(set(locked)))  # of several Pythons
-    return "# Written by `make dvc.yaml` from requirements.lock.\n" + yaml.safe_dump(pinned).removesuffix("\n")
+            raise InputError(f"{lock} does not list {name}: add it to pyproject.toml and run `make lock`.")
+        locked_versions[name] = " or ".join(sorted(set(locked)))  # several if they differ between Python releases
+    return "# Written by `make dvc.yaml` from requirements.lock.\n" + yaml.safe_dump(locked_versions).removesuffix("\n")

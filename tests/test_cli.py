@@ -68,7 +68,7 @@ def test_an_unknown_key_is_one_line_and_exit_code_2(world):
     assert done.returncode == 2
     assert done.stderr == (
         "error: params.yaml, section 'distill.small': key 'steps' is missing; "
-        "unknown key 'step': remove it or correct its spelling; there is end, lr, steps.\n"
+        "unknown key 'step': remove it or correct its spelling; available: end, lr, steps.\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""Align a student with ground truth, by boxes and clicks: its mask decoder, or encoder and decoder."""
+"""Train a student on ground truth masks with box and click prompts: its mask decoder, or encoder and decoder."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ __all__ = ["AlignConfig", "align"]
 
 
 def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, out: Path, log: Log) -> Contents:
-    """Align a student's mask decoder with its own image embeddings, by boxes and clicks.
+    """Train a student's mask decoder, or encoder and decoder, on ground truth masks with box and click prompts.
 
     Args:
         config: Section ``align.<student>`` of params.yaml.
@@ -30,17 +30,17 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
         log: Receives the losses.
 
     Raises:
-        InputError: An input is missing, damaged or another student's.
+        InputError: An input is missing, damaged or of another student, or no train image has a mask.
         FloatingPointError: The loss is not finite.
     """
     card = Card.read(distill)
     if card.model != student:
-        raise InputError(f"{distill} holds {card.model}, not {student}: run `dvc repro`.")
+        raise InputError(f"{distill} contains {card.model}, not {student}: run `dvc repro`.")
     device = device_of(config.device, f"align.{student}.device")
     images = Shards(prepare, "train")
     if not any(images.instances):
         raise InputError(
-            f"{prepare} has no mask on any train image, but a decoder is trained on masks: use a source with masks "
+            f"{prepare} has no masks in its train split, which training the decoder needs: use a source with masks "
             "(`prepare.source` in params.yaml)."
         )
     sam = load_checkpoint(distill)

@@ -9,24 +9,24 @@ from pipeline.training import OptimizerConfig
 
 
 class AlignConfig(Config):
-    """How one student is aligned with ground truth."""
+    """Training of one student on ground truth masks."""
 
     train: Literal["decoder", "all"] = "decoder"
-    """Train the mask decoder behind a frozen encoder, or both end to end."""
+    """Train the mask decoder on a frozen encoder, or both end to end."""
     batch: Annotated[int, Field(ge=1)] = 8
-    """Images per step, over all processes."""
+    """Images per step, summed over all processes."""
     masks: Annotated[int, Field(ge=1, le=64)] = 32
     """Masks per image, each prompted by a box or by clicks with equal probability."""
     clicks: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = [1, 10]
     """Minimum and maximum number of clicks on a mask."""
     mask_loss: Literal["focal_dice", "bce_points"] = "focal_dice"
-    """The papers' focal and Dice losses, or EfficientViT-SAM's code: cross-entropy and Dice on uncertain points."""
+    """Focal and Dice loss (the papers), or cross-entropy and Dice on uncertain points (EfficientViT-SAM's code)."""
     single_mask_share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of steps that train the single-mask output; the others train the best of three."""
+    """Fraction of steps that train the single-mask output; the others train the best of the three multimasks."""
     flip: bool = True
-    """Mirror images with probability 0.5."""
+    """Flip images horizontally with probability 0.5."""
     keep_embeddings: bool = False
-    """Encode each image once and keep its embedding in memory: 2 MiB per image at SAM's size, 128 KiB for nano."""
+    """Encode each image once and cache its embedding in memory: 2 MiB per image at SAM's size, 128 KiB for nano."""
     device: str = "cpu"
     optimizer: OptimizerConfig
 
@@ -35,7 +35,7 @@ class AlignConfig(Config):
         if self.clicks[0] > self.clicks[1]:
             raise ValueError(f"clicks {self.clicks} must be the minimum and the maximum, in that order")
         if self.keep_embeddings and self.train == "all":
-            raise ValueError("a trained encoder's embeddings change: set keep_embeddings to false")
+            raise ValueError("embeddings cannot be cached while the encoder is trained: set keep_embeddings to false")
         if self.keep_embeddings and self.flip:
-            raise ValueError("kept embeddings are those of unmirrored images: set keep_embeddings or flip to false")
+            raise ValueError("cached embeddings are of unflipped images: set keep_embeddings or flip to false")
         return self

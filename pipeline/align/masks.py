@@ -1,11 +1,11 @@
-"""Alignment with ground truth: train the mask decoder on its encoder's embeddings, or both together.
+"""Train the mask decoder on its encoder's embeddings, or both together, against ground truth masks.
 
 Source: SAM-Lightening (arXiv 2403.09195), "align decoder", for a frozen encoder; EfficientViT-SAM (arXiv 2402.05008),
 stage 2, for both, and for prompts and losses: a box or 1 to 10 clicks with equal probability, up to 64 masks per image,
-focal to dice 20 : 1, the best of three masks or the single one at random, mirrored images. What differs: the IoU head
-gets a loss, which the published EfficientViT-SAM code lacks although its inference selects masks by it; that code's own
-mask loss, which is not its paper's, is `losses.bce_points`. A frozen encoder's embeddings do not change, so each image
-is encoded once if memory allows.
+focal to Dice 20 : 1, the best of three masks or the single mask at random, horizontal flips. Differences: the IoU head
+is trained, which the published EfficientViT-SAM code omits although its inference selects masks by it. The mask loss of
+that code, which differs from its paper's, is `losses.bce_points`. With a frozen encoder, ``keep_embeddings`` encodes
+each image only once.
 """
 
 from collections import defaultdict
@@ -32,7 +32,7 @@ from pipeline.training import Draw, Step, autocast, cut, epoch_indices, fit, los
 
 @dataclass(frozen=True)
 class _Example:
-    """Input of the trained module, and the image's instances."""
+    """Input of the trained module, and the instances of the image."""
 
     input: Tensor
     """Embedding ``(256, g, g)`` in half precision, or pixels ``(3, S, S)`` if the encoder is trained."""
@@ -41,11 +41,11 @@ class _Example:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Inputs, and their prompts in groups of equal numbers of points."""
+    """Inputs, and their prompts grouped by number of points."""
 
     input: Tensor
     groups: list[tuple[list[int], Prompts]]
-    """Indices in the batch, and the prompts of these images."""
+    """Indices of images in the batch, and the prompts of these images."""
     chance: Tensor
     """Uniform random points ``(B, P, Q, 2)`` for `losses.bce_points`; Q is 0 for other losses."""
 
@@ -59,14 +59,13 @@ def align_masks(
         sam: The student.
         images: The train split; at least one image must have a mask.
         config: Section ``align.<student>`` of params.yaml.
-        device: Where to train.
+        device: Device to train on.
         log: Receives the losses.
-        checkpoint: File that keeps the state of an interrupted run; None for none.
+        checkpoint: File for the state of an interrupted run; None disables it.
 
     Returns:
-        Mean loss terms of the final weights, ``train_<name>``; empty in all processes but the first. They are computed
-        afterwards, on batches with prompts of their own (a tenth of the steps), so that an interruption does not change
-        them.
+        Mean loss terms of the final weights, ``train_<name>``; empty except in the first process. They are computed
+        after training on newly drawn prompts, for a tenth of the steps, so that an interruption does not change them.
     """
     sam.to(device).eval().requires_grad_(False)
     module: nn.Module = sam.mask_decoder
@@ -74,7 +73,7 @@ def align_masks(
         module = nn.ModuleDict({"encoder": sam.image_encoder, "decoder": sam.mask_decoder})
     module.requires_grad_(True)
     labelled = [i for i, count in enumerate(images.instances) if count]
-    draw, step = _drawing(sam, images, labelled, config, device), partial(_step, sam, config, device)
+    draw, step = _draw_function(sam, images, labelled, config, device), partial(_step, sam, config, device)
     fit(
         module,
         draw,
@@ -89,7 +88,7 @@ def align_masks(
     )
     if not current().first:
         return {}
-    parts = current().world_size * config.optimizer.accumulate  # no larger than those of training
+    parts = current().world_size * config.optimizer.accumulate  # batches no larger than in training, to fit in memory
     terms = _final_terms(draw, step, config, len(labelled), parts=parts)
     sam.to("cpu").requires_grad_(True)
     return {f"train_{name}": value for name, value in terms.items()}
@@ -99,7 +98,7 @@ def align_masks(
 def _final_terms(
     draw: Draw[_Batch], step: Step[_Batch], config: AlignConfig, count: int, *, parts: int
 ) -> dict[str, float]:
-    """Loss terms as means over all prompts."""
+    """Compute loss terms as means over all prompts."""
     sums, total, seed = defaultdict[str, float](float), 0.0, config.optimizer.seed
     for number in range(-(-config.optimizer.steps // 10)):
         indices = epoch_indices(count, config.batch, number, seed)
@@ -114,17 +113,19 @@ def _final_terms(
     return {name: value / total for name, value in sums.items()}
 
 
-def _drawing(sam: Sam, images: Shards, labelled: list[int], config: AlignConfig, device: torch.device) -> Draw[_Batch]:
+def _draw_function(
+    sam: Sam, images: Shards, labelled: list[int], config: AlignConfig, device: torch.device
+) -> Draw[_Batch]:
     cache: dict[int, _Example] = {}
 
     def read(index: int, rng: np.random.Generator) -> _Example:
         if index in cache:
             return cache[index]
         mirror = config.flip and rng.random() < 0.5
-        made = _example(sam, images[index], device, frozen=config.train == "decoder", mirror=mirror)
+        example = _example(sam, images[index], device, frozen=config.train == "decoder", mirror=mirror)
         if config.keep_embeddings:
-            cache[index] = made
-        return made
+            cache[index] = example
+        return example
 
     def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _Batch:
         examples = [read(labelled[index], rng) for index, rng in zip(indices, rngs, strict=True)]
@@ -146,14 +147,14 @@ def _drawing(sam: Sam, images: Shards, labelled: list[int], config: AlignConfig,
 def _step(
     sam: Sam, config: AlignConfig, device: torch.device, batch: _Batch, number: int, rng: np.random.Generator
 ) -> Mapping[str, Tensor]:
-    # The single mask or the three multimasks, as in EfficientViT-SAM.
+    # Train the single mask or the three multimasks, as in EfficientViT-SAM.
     outputs = slice(0, 1) if rng.random() < config.single_mask_share else slice(1, 4)
     x = batch.input.to(device)
     with autocast(device, config.optimizer.autocast):
         embeddings = sam.image_encoder(x).float() if config.train == "all" else x.float()
     sums, count = dict[str, Tensor](), torch.zeros((), device=device)
-    for rows, on_cpu in batch.groups:
-        prompts = on_cpu.to(device)
+    for rows, cpu_prompts in batch.groups:
+        prompts = cpu_prompts.to(device)
         with autocast(device, config.optimizer.autocast):
             logits, iou = decode(sam, embeddings[rows], prompts.coords, prompts.labels)
         mask_loss: losses.MaskLoss = losses.focal_dice

@@ -1,7 +1,7 @@
-"""Command lines read from typed functions by typer, with errors in one line.
+"""Command lines built from typed functions with typer, with one-line errors.
 
-Beside typer's own types, an option can be a comma-separated list (`Names`, `Numbers`), and `with_options_of` turns the
-fields of a pydantic model into options, so that each is declared once.
+In addition to typer's types, an option can be a comma-separated list (`Names`, `Numbers`), and `with_options_of` turns
+the fields of a pydantic model into options, so that each is declared once.
 """
 
 import inspect
@@ -16,11 +16,11 @@ from pipeline.core.errors import InputError
 from pipeline.core.failures import BAD_INPUT, report
 
 PLAIN: Mapping[str, Any] = {
-    "rich_markup_mode": None,  # plain text reads the same in a terminal, a log and a pipe
+    "rich_markup_mode": None,  # same plain text in a terminal, a log and a pipe
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 110},
 }
-"""Arguments of `typer.Typer`."""
+"""Keyword arguments of `typer.Typer` for plain-text output."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
@@ -29,7 +29,7 @@ class Names(tuple[str, ...]):
 
     @classmethod
     def parse(cls, text: "str | Names") -> "Names":
-        """``"a, b"`` to ``("a", "b")``."""
+        """Parse ``"a, b"`` to ``("a", "b")``."""
         return text if isinstance(text, Names) else cls(name.strip() for name in text.split(",") if name.strip())
 
 
@@ -38,7 +38,7 @@ class Numbers(tuple[int, ...]):
 
     @classmethod
     def parse(cls, text: "str | Numbers") -> "Numbers":
-        """``"1,32"`` to ``(1, 32)``.
+        """Parse ``"1,32"`` to ``(1, 32)``.
 
         Raises:
             BadParameter: A part is not a whole number.
@@ -50,22 +50,22 @@ class Numbers(tuple[int, ...]):
 
 
 def names(help_: str, **options: Any) -> Any:
-    """An option of type `Names`."""
+    """Declare an option of type `Names`."""
     return typer.Option(parser=Names.parse, metavar="A,B", help=help_, **options)
 
 
 def numbers(help_: str, **options: Any) -> Any:
-    """An option of type `Numbers`."""
+    """Declare an option of type `Numbers`."""
     return typer.Option(parser=Numbers.parse, metavar="N,N", help=help_, **options)
 
 
 def with_options_of(model: type[BaseModel], argument: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a command so that its parameter ``argument``, a ``model``, becomes one option for each field.
+    """Replace a command's parameter ``argument``, a ``model``, with one option per field.
 
-    The field's description is the option's help, its default the option's.
+    Each option takes its help and default from the field.
 
     Raises:
-        InputError: When the command runs: a value breaks the model's rules; the text names the option.
+        InputError: A value is invalid; raised when the command runs, and names the option.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,8 +75,8 @@ def with_options_of(model: type[BaseModel], argument: str) -> Callable[[Callable
             return command(**arguments, **{argument: _checked(model, fields)})
 
         parameters = inspect.signature(command).parameters.values()
-        own = [parameter for parameter in parameters if parameter.name != argument]
-        run.__signature__ = inspect.Signature([*own, *_options(model)])  # type: ignore[attr-defined]
+        other_parameters = [parameter for parameter in parameters if parameter.name != argument]
+        run.__signature__ = inspect.Signature([*other_parameters, *_options(model)])  # type: ignore[attr-defined]
         return run
 
     return decorate
@@ -88,15 +88,15 @@ def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
         text = " ".join((field.description or "").split())
         kind, default = field.annotation, inspect.Parameter.empty if field.is_required() else field.default
         option = typer.Option(help=text)
-        if get_origin(kind) is tuple:  # typer reads tuples as options of several values
-            kind, listed = (Numbers, numbers) if _of_numbers(kind) else (Names, names)
-            option, default = listed(text), kind(default) if isinstance(default, tuple) else default
+        if get_origin(kind) is tuple:  # typer would read a tuple as an option with several values
+            kind, list_option = (Numbers, numbers) if _is_integer_tuple(kind) else (Names, names)
+            option, default = list_option(text), kind(default) if isinstance(default, tuple) else default
         annotation: Any = Annotated[kind, option]
         options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
     return options
 
 
-def _of_numbers(kind: Any) -> bool:
+def _is_integer_tuple(kind: Any) -> bool:
     element = get_args(kind)[0]
     return (get_args(element) or (element,))[0] is int
 
@@ -120,7 +120,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None, program: str) -> int:
     """Run a command line.
 
     Returns:
-        The exit code of the command, or `BAD_INPUT` for arguments it does not take.
+        The exit code of the command, or `BAD_INPUT` for invalid arguments.
     """
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name=program, standalone_mode=False)

@@ -1,4 +1,4 @@
-"""params.yaml as types: each stage's section is a Config beside the function that uses it."""
+"""Typed access to params.yaml: each stage declares its section as a `Config` beside its function."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +14,13 @@ from pipeline.core.errors import InputError
 PARAMS = Path("params.yaml")
 
 RENAMED = {"taps": "feature_layers"}
-"""Keys of earlier versions, and what they are called now."""
+"""Keys of earlier versions and their current names."""
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
 
 class Config(BaseModel):
-    """Base of all sections: unknown keys, wrong types and late changes are errors."""
+    """Base of all sections: frozen; unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
@@ -29,7 +29,7 @@ def read_params(path: Path = PARAMS) -> dict[str, Any]:
     """Read params.yaml.
 
     Raises:
-        InputError: The file is absent, is not YAML, or is not a mapping.
+        InputError: The file is missing, is not YAML, or is not a mapping.
     """
     try:
         params = yaml.safe_load(path.read_text())
@@ -43,16 +43,16 @@ def read_params(path: Path = PARAMS) -> dict[str, Any]:
 
 
 def find(params: Mapping[str, Any], dotted: str, file: Path = PARAMS) -> Any:
-    """What params.yaml holds at ``dotted``, for example ``distill.efficientvit_sam_nano``.
+    """Return the value at a dotted key, for example ``distill.efficientvit_sam_nano``.
 
     Raises:
-        InputError: There is no such section or key.
+        InputError: The section or key does not exist.
     """
     node: Any = params
     for part in dotted.split("."):
         if not isinstance(node, Mapping) or part not in node:
-            known = ", ".join(sorted(map(str, node))) if isinstance(node, Mapping) else "nothing"
-            raise InputError(f"{file} has no section {dotted!r}: {part!r} is missing; there is {known}.")
+            available = ", ".join(sorted(map(str, node))) if isinstance(node, Mapping) else "nothing"
+            raise InputError(f"{file} has no section {dotted!r}: {part!r} is missing; available: {available}.")
         node = node[part]
     return node
 
@@ -64,37 +64,37 @@ def section(
     file: Path = PARAMS,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> ConfigT:
-    """Check one section of params.yaml against its type.
+    """Validate one section of params.yaml.
 
     Args:
         params: The whole file.
-        dotted: Where the section is, for example ``distill.efficientvit_sam_nano``.
-        model: What it must look like.
-        file: Named in errors.
-        more: What the type has beside the section's keys.
+        dotted: Dotted key of the section, for example ``distill.efficientvit_sam_nano``.
+        model: Type of the section.
+        file: Path named in errors.
+        more: Fields of ``model`` that are set at the top level of the file.
 
     Raises:
-        InputError: The section is absent, or a key is unknown, absent or of a wrong type.
+        InputError: The section is missing, or a key is unknown, missing or of the wrong type.
     """
     node = find(params, dotted, file)
-    if isinstance(node, Mapping) and (twice := sorted(more.keys() & node.keys())):
-        raise InputError(f"{file}, section {dotted!r}: {twice[0]!r} stands at the top of the file; remove it here.")
+    if isinstance(node, Mapping) and (duplicates := sorted(more.keys() & node.keys())):
+        raise InputError(f"{file}, section {dotted!r}: {duplicates[0]!r} is set at the top level; remove it here.")
     try:
         return model.model_validate({**node, **more} if isinstance(node, Mapping) else node)
     except ValidationError as error:
-        raise InputError(f"{file}, section {dotted!r}: {_say(error, model)}") from None
+        raise InputError(f"{file}, section {dotted!r}: {_message(error, model)}") from None
 
 
-def _say(error: ValidationError, model: type[Config]) -> str:
-    """All faults of a section in one line, each with its key."""
+def _message(error: ValidationError, model: type[Config]) -> str:
+    """Format all errors of a section in one line, each with its key."""
     faults = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             renamed = RENAMED.get(str(fault["loc"][-1]))
-            known = ", ".join(_keys(model, fault["loc"][:-1]))
-            remedy = f"it is {renamed!r} now" if renamed else "remove it or correct its spelling"
-            remedy += f"; there is {known}" if known and not renamed else ""
+            available = ", ".join(_keys(model, fault["loc"][:-1]))
+            remedy = f"it was renamed to {renamed!r}" if renamed else "remove it or correct its spelling"
+            remedy += f"; available: {available}" if available and not renamed else ""
             faults.append(f"unknown key {key!r}: {remedy}")
         elif fault["type"] == "missing":
             faults.append(f"key {key!r} is missing")
@@ -104,7 +104,7 @@ def _say(error: ValidationError, model: type[Config]) -> str:
 
 
 def _keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """The keys of the section at a fault's location; a tagged union's location names its tag, too."""
+    """List the keys of the section at an error's location, which includes the tags of tagged unions."""
     types: list[Any] = [model]
     for name in location:
         fields = [kind.model_fields[name].annotation for kind in types if name in kind.model_fields]
@@ -116,7 +116,7 @@ def _keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The models in a field's annotation."""
+    """List the pydantic models in a field's annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]

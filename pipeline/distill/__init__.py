@@ -1,4 +1,4 @@
-"""Distill a teacher into a student, by one of the published recipes."""
+"""Distill a teacher into a student with one of the published recipes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -39,14 +39,14 @@ RECIPES: Mapping[str, Callable[[Task, Any], None]] = {
 def distill(
     config: DistillConfig, *, student: str, prepare: Path, teacher: Path, embed: Path, out: Path, log: Log
 ) -> Contents:
-    """Distill a teacher into a student, by one of the published recipes.
+    """Distill a teacher into a student with one of the published recipes.
 
     Args:
         config: Section ``distill.<student>`` of params.yaml.
         student: Name of the student.
         prepare: The dataset.
-        teacher: Checkpoint whose prompt encoder and mask decoder the student takes over.
-        embed: The teacher's embeddings. Those missing from the store are recomputed, for example in another checkout.
+        teacher: Checkpoint whose prompt encoder and mask decoder are copied to the student.
+        embed: The teacher's embeddings. Files missing from the store, as in another checkout, are recomputed.
         out: Empty directory for the artifact.
         log: Receives the loss during training, and the error on held-out images.
 
@@ -58,7 +58,7 @@ def distill(
     embeddings = Embeddings(embed)
     source = Card.read(teacher)
     if embeddings.teacher != source.digest:
-        raise InputError(f"{embed} was made by another teacher than the one in {teacher}: run `dvc repro embed`.")
+        raise InputError(f"{embed} was computed by a different teacher than {teacher}: run `dvc repro embed`.")
     refill(embeddings, prepare=prepare, teacher=teacher, batch=config.batch, device=device)
     digest = code.digest(__name__, module_of(student), module_of(source.model or ""))
     inputs = (Card.read(artifact).digest for artifact in (prepare, teacher, embed))
@@ -89,7 +89,7 @@ def distill(
 
 
 def learn(task: Task) -> None:
-    """Train ``task.sam`` by its recipe.
+    """Train ``task.sam`` in place with its recipe.
 
     Raises:
         InputError: The recipe names a block that does not exist or is not cached.
@@ -104,15 +104,14 @@ def student_of(teacher: Path, student: str, seed: int, options: Mapping[str, Any
     """Build a student with random encoder weights and its teacher's prompt encoder and mask decoder.
 
     Raises:
-        InputError: The student does not take these options, or its embedding or prompt frame differs from the
-            teacher's in size.
+        InputError: The student has no such option, or its embedding or image size differs from the teacher's.
     """
     name = Card.read(teacher).model or ""
     source, sam = build(name), build(student, options, seed=seed)
     size, expected = (f"{m.embedding_size}x{m.embedding_size} cells of {m.image_size} pixels" for m in (sam, source))
     if size != expected:
         raise InputError(
-            f"student {student} has an image embedding of {size}, its teacher {name} one of {expected}: "
+            f"student {student} has an image embedding of {size}, but its teacher {name} has {expected}: "
             "choose nano students with the bundled teacher, full-size ones with vit_b, vit_l or vit_h (params.yaml)."
         )
     load_weights(source, teacher / WEIGHTS)

@@ -11,28 +11,28 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class EmbeddingRecipe(Config):
-    """The image embedding alone: EfficientViT-SAM's first stage, MobileSAM."""
+    """Distill the image embedding only: EfficientViT-SAM's first stage, MobileSAM."""
 
     kind: Literal["embedding"]
     distance: Literal["mse", "l1"] = "mse"
 
 
 class FullStageRecipe(Config):
-    """Embedding, tokens, masks and ground truth: TinySAM's full-stage distillation."""
+    """Distill embedding, tokens and masks, with ground truth: TinySAM's full-stage distillation."""
 
     kind: Literal["full_stage"]
     train: Literal["encoder", "all"] = "all"
-    """``all`` trains the mask decoder too, which starts as the teacher's."""
+    """``all`` also trains the mask decoder, initialized from the teacher's."""
     decoder_lr_share: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Share of ``optimizer.lr`` for the mask decoder, which starts trained, unlike the encoder."""
+    """Factor on ``optimizer.lr`` for the mask decoder, which, unlike the encoder, starts from trained weights."""
     alpha: Weight = 1.0
-    """Weight of the image embedding."""
+    """Weight of the image embedding loss."""
     beta: Weight = 1.0
-    """Weight of the two-way transformer's output tokens."""
+    """Weight of the loss on the two-way transformer's output tokens."""
     gamma: Weight = 1.0
-    """Weight of the mask logits."""
+    """Weight of the mask logits loss."""
     task_weight: Weight = 1.0
-    """Weight of masks and predicted IoUs against ground truth."""
+    """Weight of the loss of masks and predicted IoUs against ground truth."""
     hard_mask_weight: bool = True
     """Weight each mask's logits by how much worse the student is than the teacher."""
     rounds: Annotated[int, Field(ge=0, le=9)] = 9
@@ -42,29 +42,29 @@ class FullStageRecipe(Config):
 
 
 class LayerWiseRecipe(Config):
-    """Features of layers beside the image embedding: SAM-Lightening's dynamic layer-wise distillation."""
+    """Distill layer features and the image embedding: SAM-Lightening's dynamic layer-wise distillation."""
 
     kind: Literal["layer_wise"]
     feature_layers: Annotated[list[Annotated[tuple[int, int], Field(strict=False)]], Field(min_length=1)]
-    """Pairs of teacher block and student block, from the image to the embedding; `pipeline.models.feature_layers`."""
+    """Pairs of teacher block and student block, from input to output; see `pipeline.models.feature_layers`."""
     focus: Annotated[int, Field(ge=0)] = 2
-    """Number of last pairs with full weight from the start."""
+    """Number of final pairs that have full weight from the start."""
     ramp_steps: Annotated[int, Field(ge=0)]
-    """Steps after which all pairs have full weight."""
+    """Number of steps until all pairs have full weight."""
     layer_weight: Weight = 1.0
-    """Weight of the layers together; the embedding's is 1."""
+    """Weight of the layer loss; the embedding loss has weight 1."""
 
 
 Recipe = Annotated[EmbeddingRecipe | FullStageRecipe | LayerWiseRecipe, Field(discriminator="kind")]
 
 
 class DistillConfig(Config):
-    """How one student is distilled."""
+    """Distillation of one student."""
 
     options: dict[str, JsonValue] = {}
     """Keyword arguments of the student's builder, see `pipeline.models.build`."""
     recipe: Recipe
     batch: Annotated[int, Field(ge=1)] = 16
-    """Images per step, over all processes."""
+    """Images per step, summed over all processes."""
     device: str = "cpu"
     optimizer: OptimizerConfig

@@ -31,10 +31,10 @@ def distill_embeddings(task: Task, recipe: EmbeddingRecipe) -> None:
 
 @torch.inference_mode()
 def held_out_error(task: Task) -> dict[str, float]:
-    """Mean squared error and cosine to the teacher's embeddings on ``task.images``, one by one, in fp32."""
+    """Mean squared error and cosine to the teacher's embeddings on ``task.images``, one image at a time, in fp32."""
     encoder = task.sam.image_encoder.to(task.device).eval()
     errors, cosines = [], []
-    for index in range(len(task.images)):  # one by one: a training batch may exceed the memory of one process
+    for index in range(len(task.images)):  # a whole training batch may exceed one process's memory
         batch = task.batch([index])
         target, valid = batch.embeddings.to(task.device), batch.valid.to(task.device)
         predicted = encoder(batch.pixels.to(task.device)).float()

@@ -1,10 +1,10 @@
 """Full-stage distillation: the teacher's image embedding, output tokens and mask logits, and ground truth.
 
 Source: TinySAM (arXiv 2312.13789), section 3.1; there is no published code. The teacher's decoder runs on cached
-embeddings; its encoder never runs. Chosen here, because the paper leaves it open: alpha, beta and gamma weight errors
-relative to the teacher's scale (`losses.relative_l1`); the mask decoder is trained with the encoder or stays the
-teacher's. What differs: half of the prompts are boxes, which stay while clicks move to regions the student misses; the
-single-mask token, which TinySAM drops, is distilled like the three others.
+embeddings; its encoder never runs. Not specified in the paper and chosen here: alpha, beta and gamma weight errors
+relative to the teacher's scale (`losses.relative_l1`); the mask decoder is trained with the encoder or stays frozen.
+Differences: half of the prompts are boxes, which stay fixed while clicks move to regions the student misses; the
+single-mask token, which TinySAM drops, is distilled like the other three.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class _Prompted:
 
 
 def distill_full_stage(task: Task, recipe: FullStageRecipe) -> None:
-    """Train the student's image encoder, and its mask decoder if the recipe says so."""
+    """Train the student's image encoder, and its mask decoder if ``recipe.train`` is ``all``."""
     sam, device = task.sam, task.device
     teacher = load_checkpoint(task.teacher).requires_grad_(False)
     teacher.image_encoder = nn.Identity()  # frees ViT-H's 2.4 GiB, since only the decoder runs
@@ -49,8 +49,8 @@ def distill_full_stage(task: Task, recipe: FullStageRecipe) -> None:
     def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _Prompted:
         batch = task.batch(indices)
         instances = [instances_of(sample, sam.image_size, 4 * sam.embedding_size) for sample in batch.samples]
-        coverages = [of_image.coverages.astype(np.float32) / 255 for of_image in instances]
-        boxes = [of_image.boxes for of_image in instances]
+        coverages = [image.coverages.astype(np.float32) / 255 for image in instances]
+        boxes = [image.boxes for image in instances]
         prompts = first_prompts(rngs, coverages, boxes, recipe.prompts, sam.image_size)
         chance = np.stack([rng.random((recipe.rounds, recipe.prompts), np.float32) for rng in rngs])
         return _Prompted(batch, prompts, torch.from_numpy(chance))
@@ -73,16 +73,16 @@ def distill_full_stage(task: Task, recipe: FullStageRecipe) -> None:
 
 @torch.no_grad()
 def harden(sam: Sam, embeddings: Tensor, prompts: Prompts, chance: Tensor) -> Tensor:
-    """Move clicks to regions the student misses, once per round in ``chance``; boxes stay.
+    """Move clicks to regions the student misses, once per round in ``chance``; boxes stay fixed.
 
     Args:
         sam: The student.
-        embeddings: ``(B, 256, g, g)``, encoded once for all rounds.
+        embeddings: ``(B, 256, g, g)``, the student's embeddings, computed once for all rounds.
         prompts: The prompts of the first round.
-        chance: ``(B, rounds, P)`` in [0, 1): chooses among the missed cells.
+        chance: ``(B, rounds, P)`` uniform in [0, 1): selects one of the missed cells.
 
     Returns:
-        Coordinates like those of ``prompts``.
+        Coordinates of the shape of ``prompts.coords``.
     """
     coords = prompts.coords
     for draws in chance.unbind(dim=1):
@@ -94,7 +94,7 @@ def harden(sam: Sam, embeddings: Tensor, prompts: Prompts, chance: Tensor) -> Te
 
 
 def embedding_terms(student: Tensor, teacher: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """L1 of the image embeddings over the unpadded area, relative to the teacher's scale, mean over images."""
+    """Mean L1 error of image embeddings over the unpadded area, relative to the teacher's scale."""
     zero = torch.zeros_like(teacher)
     scale = losses.embedding_error(zero, teacher, valid, "l1").clamp(min=losses.EPS)
     return {"embedding": (losses.embedding_error(student, teacher, valid, "l1") / scale).mean()}
@@ -106,7 +106,14 @@ def decoder_terms(
     teacher: tuple[Tensor, Tensor, Tensor],
     prompts: Prompts,
 ) -> dict[str, Tensor]:
-    """Loss terms of tokens, mask logits and ground truth; means over images, those without instances counting as 0."""
+    """Compute loss terms of tokens, mask logits and ground truth: means over prompts, absent instances count as 0.
+
+    Args:
+        recipe: Whether mask logits are weighted by difficulty.
+        student: Mask logits, predicted IoUs and output tokens, as `decode_with_tokens` returns them.
+        teacher: The same of the teacher.
+        prompts: The prompts and their ground truth masks.
+    """
     (logits, iou, tokens), (target_logits, _, target_tokens) = ([x.float() for x in out] for out in (student, teacher))
     present = prompts.present.float()
     weight = torch.ones_like(iou)
@@ -125,6 +132,6 @@ def decoder_terms(
 
 
 def weigh(recipe: FullStageRecipe, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The terms and their weighted sum ``loss``."""
+    """Add the weighted sum of the terms, ``loss``."""
     distilled = recipe.alpha * terms["embedding"] + recipe.beta * terms["token"] + recipe.gamma * terms["mask"]
     return {"loss": distilled + recipe.task_weight * terms["task"], **terms}

@@ -1,9 +1,9 @@
-"""Dynamic layer-wise distillation: features of blocks and the image embedding, with later layers ramped in.
+"""Dynamic layer-wise distillation: block features and the image embedding, with ramped layer weights.
 
-Source: SAM-Lightening (arXiv 2403.09195); there is no published training code. Chosen here, because the paper leaves it
-open: the schedule (`pipeline.distill.schedule`), the compared blocks (``feature_layers`` of the recipe), and the loss,
-a mean squared error of features normalized over channels. A 1x1 convolution, trained with the student and
-discarded afterwards, brings a block's features to the teacher's width; resampling brings them to the embedding's grid.
+Source: SAM-Lightening (arXiv 2403.09195); there is no published training code. Not specified in the paper and chosen
+here: the schedule (`pipeline.distill.schedule`), the compared blocks (``feature_layers`` of the recipe), and the loss,
+a mean squared error of features normalized over channels. A 1x1 convolution, trained with the student and discarded
+afterwards, projects a block's features to the teacher's width; resampling matches the embedding's grid.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,34 +33,37 @@ def distill_layer_wise(task: Task, recipe: LayerWiseRecipe) -> None:
     """Train the student's image encoder; its prompt encoder and mask decoder stay unchanged.
 
     Raises:
-        InputError: The student lacks a block, or the cache lacks the features of a teacher block.
+        InputError: The student has no such block, or a teacher block's features are not cached.
     """
     encoder = task.sam.image_encoder
-    of_teacher, of_student = zip(*recipe.feature_layers, strict=True)
-    goals = [task.embeddings.features(task.images.keys[0], layer).shape[0] for layer in of_teacher]
-    channels = widths(encoder, of_student, task.sam.input_size)
-    projections = _projections([channels[layer] for layer in of_student], goals, task.config.optimizer.seed)
+    teacher_layers, student_layers = zip(*recipe.feature_layers, strict=True)
+    teacher_widths = [task.embeddings.features(task.images.keys[0], layer).shape[0] for layer in teacher_layers]
+    channels = widths(encoder, student_layers, task.sam.input_size)
+    projections = _projections(
+        [channels[layer] for layer in student_layers], teacher_widths, task.config.optimizer.seed
+    )
     projections.to(task.device)
 
     def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _FeatureBatch:
         batch = task.batch(indices)
         keys = [sample.key for sample in batch.samples]
         return _FeatureBatch(
-            batch, [torch.stack([task.embeddings.features(key, layer).float() for key in keys]) for layer in of_teacher]
+            batch,
+            [torch.stack([task.embeddings.features(key, layer).float() for key in keys]) for layer in teacher_layers],
         )
 
     def step(batch: _FeatureBatch, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
         embeddings, valid = batch.images.embeddings.to(task.device), batch.images.valid.to(task.device)
-        with captured_features(encoder, of_student) as features:
+        with captured_features(encoder, student_layers) as features:
             predicted = task.encode(batch.images.pixels)
-        targets = [features_of_layer.to(task.device) for features_of_layer in batch.features]
+        targets = [layer_features.to(task.device) for layer_features in batch.features]
         with task.autocast():
             projected = [
                 projection(_on_grid(features[layer], target.shape[-1]))
-                for layer, projection, target in zip(of_student, projections, targets, strict=True)
+                for layer, projection, target in zip(student_layers, projections, targets, strict=True)
             ]
         embedding = losses.embedding_error(predicted, embeddings, valid, "mse").mean()
-        weights = layer_weights(number, layers=len(of_student), focus=recipe.focus, ramp_steps=recipe.ramp_steps)
+        weights = layer_weights(number, layers=len(student_layers), focus=recipe.focus, ramp_steps=recipe.ramp_steps)
         layers = layer_terms([output.float() for output in projected], targets, valid, weights)
         return {"loss": embedding + recipe.layer_weight * layers.pop("layers"), "embedding": embedding, **layers}
 
@@ -87,10 +90,12 @@ def layer_terms(
     return terms
 
 
-def _projections(widths: list[int], goals: list[int], seed: int) -> nn.ModuleList:
+def _projections(student_widths: list[int], teacher_widths: list[int], seed: int) -> nn.ModuleList:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.ModuleList(nn.Conv2d(width, goal, 1) for width, goal in zip(widths, goals, strict=True))
+        return nn.ModuleList(
+            nn.Conv2d(inputs, outputs, 1) for inputs, outputs in zip(student_widths, teacher_widths, strict=True)
+        )
 
 
 def _on_grid(features: Tensor, grid: int) -> Tensor:

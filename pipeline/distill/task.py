@@ -25,23 +25,23 @@ from pipeline.training import Draw, Step, autocast, fit
 
 @dataclass(frozen=True)
 class Batch:
-    """Images as the student reads them, and the teacher's embeddings."""
+    """Preprocessed images and the teacher's embeddings."""
 
     samples: list[Sample]
     pixels: Float[Tensor, "b 3 s s"]
     embeddings: Float[Tensor, "b 256 g g"]
     valid: Bool[Tensor, "b g g"]
-    """Cells that are not padding only."""
+    """True for cells that cover part of the image, False for padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One training of a student."""
+    """One training run of a student."""
 
     sam: Sam
     """The student; trained in place."""
     teacher: Path
-    """Checkpoint artifact whose decoder a recipe may run."""
+    """The teacher's checkpoint artifact, for recipes that run its decoder."""
     images: Shards
     embeddings: Embeddings
     config: DistillConfig
@@ -50,7 +50,7 @@ class Task:
     checkpoint: Path | None
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Read the images of these indices, on the CPU."""
+        """Load the images at these indices, on the CPU."""
         grid = self.sam.embedding_size
         samples = [self.images[index] for index in indices]
         valid = torch.zeros(len(samples), grid, grid, dtype=torch.bool)
@@ -68,13 +68,13 @@ class Task:
         return embeddings.float()
 
     def autocast(self) -> torch.autocast:
-        """The mixed precision that the configuration asks for."""
+        """Autocast context of the configured precision."""
         return autocast(self.device, self.config.optimizer.autocast)
 
     def fit(
         self, module: nn.Module, draw: Draw[Any], step: Step[Any], lr_shares: Mapping[str, float] = MappingProxyType({})
     ) -> None:
-        """Train ``module``, whose parameters ``step`` uses. See `pipeline.training.fit`."""
+        """Train ``module``, the parameters that ``step`` uses. See `pipeline.training.fit`."""
         fit(
             module,
             draw,

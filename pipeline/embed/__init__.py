@@ -1,8 +1,8 @@
-"""Compute the teacher's image embeddings, once per image, and keep them in a store.
+"""Compute the teacher's image embeddings once per image and cache them in a store.
 
-Distillation reads each image many times and the teacher is slow. An embedding is stored in half precision: at SAM's
-size 256 x 64 x 64 values, 2 MiB. Layer-wise distillation also needs features of blocks (10 MiB per block of ViT-H).
-Only the train and calibration splits are embedded.
+The teacher is slow and distillation reads each image many times. Embeddings are stored in fp16: 256 x 64 x 64 values,
+2 MiB, at SAM's size. Layer-wise distillation also needs block features (10 MiB per block of ViT-H). Only the train and
+calibration splits are embedded.
 """
 
 import math
@@ -30,16 +30,16 @@ class EmbedConfig(Config):
     """How embeddings are computed and where they are stored."""
 
     store: str = ".store/embeddings"
-    """Directory outside DVC, relative to ``SAM_DISTILLERY_STORE`` or the checkout; checkouts may share it."""
+    """Directory outside DVC, relative to ``SAM_DISTILLERY_STORE`` or the checkout; checkouts can share it."""
     batch: Annotated[int, Field(ge=1)] = 8
     device: str = "cpu"
-    """As torch names it: ``cpu``, ``cuda``."""
+    """Torch device: ``cpu``, ``cuda``."""
     feature_layers: list[Annotated[int, Field(ge=0)]] = []
-    """Teacher blocks whose features are stored too, for ``layer_wise`` distillation."""
+    """Indices of teacher blocks whose features are also stored, for ``layer_wise`` distillation."""
 
 
 def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: Log) -> Contents:
-    """Store the embeddings of train and calibration images, and list them.
+    """Store the embeddings of train and calibration images, and write their manifest.
 
     Intact shards in the store are reused, so an interrupted run resumes.
 
@@ -57,7 +57,7 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
     sam = load_checkpoint(teacher).to(device_of(config.device, "embed.device")).eval()
     feature_layers = sorted(set(config.feature_layers))
     identity = origin(sam, card, feature_layers)
-    listed, seals = [], []
+    stored_shards, seals = [], []
     for split in SPLITS:
         shards = Shards(prepare, split)
         bar = counter(f"embed {split}", "image", len(shards))
@@ -70,13 +70,13 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
                 if seal is None:
                     seal = fill(target, sam, shards, indices, config.batch, feature_layers, bar.update, log)
             bar.update(indices.stop - bar.n)
-            listed.append(_describe(target, seal, shard, split))
+            stored_shards.append(_describe(target, seal, shard, split))
             seals.append(seal)
             begin = indices.stop
         bar.close()
     manifest = EmbeddingsManifest(
         store=config.store, teacher=card.digest, dtype=DTYPE, embedding_size=sam.embedding_size,
-        feature_layers=feature_layers, shards=listed,
+        feature_layers=feature_layers, shards=stored_shards,
     )  # fmt: skip
     write_json(out / MANIFEST, manifest.model_dump())
     metrics = _metrics(seals)
@@ -91,7 +91,7 @@ def _describe(target: StoreFile, seal: Seal, shard: Shard, split: str) -> Stored
 
 
 def _metrics(seals: list[Seal]) -> dict[str, float]:
-    """Counts, and the mean and standard deviation of all values of all embeddings."""
+    """Counts, and mean and standard deviation over the values of all embeddings."""
     images = sum(seal.images for seal in seals)
     mean = sum(seal.mean * seal.images for seal in seals) / images
     square = sum(seal.mean_square * seal.images for seal in seals) / images

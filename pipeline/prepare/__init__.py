@@ -1,7 +1,7 @@
 """Convert images and masks of any source to train, calibration and validation shards, with checks.
 
-Images without masks are left out and counted if the source has masks (COCO), because they can neither be prompted nor
-scored. The validation split is also written as a COCO json with its images, which any COCO tool reads.
+If the source has masks (COCO), images without masks are skipped and counted, because they can be neither prompted nor
+scored. The validation split is also written in COCO format (a json and its images) for other COCO tools.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ class PrepareConfig(Config):
     """The dataset's source and shard size."""
 
     data: str
-    """Folder of the images, or the file that renders them; a DVC dependency."""
+    """Folder of the images, or the Python file that renders them; a DVC dependency."""
     shard_images: Annotated[int, Field(ge=1)] = 1000
     source: Source
 
@@ -46,7 +46,7 @@ def prepare(config: PrepareConfig, *, out: Path, log: Log) -> Contents:
         log: Receives the counts.
 
     Raises:
-        InputError: Data are missing or damaged; the text names the file and the remedy.
+        InputError: A file is missing or damaged.
     """
     data = Path(config.data)
     if not data.exists():
@@ -55,14 +55,14 @@ def prepare(config: PrepareConfig, *, out: Path, log: Log) -> Contents:
     division = Plan(procedural.items(source)) if isinstance(source, Procedural) else plan(source, data)
     counts = Counter({f"left_out_{name}": count for name, count in division.left_out.items()})
     validation = _Validation(out / "validation", division.categories)
-    everything = [item for items in division.splits.values() for item in items]
+    all_items = [item for items in division.splits.values() for item in items]
     splits = {}
-    with closing(in_processes(methodcaller("prepare"), everything)) as samples:
-        bar = progress(samples, "prepare", "image", total=len(everything))
-        ready = iter(bar)
+    with closing(in_processes(methodcaller("prepare"), all_items)) as samples:
+        bar = progress(samples, "prepare", "image", total=len(all_items))
+        remaining = iter(bar)
         for split, items in division.splits.items():
-            counted = _count(islice(ready, len(items)), split, counts)
-            packed = validation.keep(counted) if split == "validation" else (sample.packed for sample in counted)
+            counted = _count(islice(remaining, len(items)), split, counts)
+            packed = validation.collect(counted) if split == "validation" else (sample.packed for sample in counted)
             splits[split] = write_split(out, split, packed, config.shard_images)
         bar.close()
     validation.write()
@@ -97,14 +97,14 @@ class _Validation:
         self.annotations: list[dict[str, Any]] = []
         self.categories = categories
 
-    def keep(self, samples: Iterable[Prepared]) -> Iterator[Packed]:
-        """Pass samples through, and write each image to the folder ``images``."""
+    def collect(self, samples: Iterable[Prepared]) -> Iterator[Packed]:
+        """Pass samples through, write each image to ``images/`` and record its annotations."""
         (self.directory / "images").mkdir(parents=True)
         for sample in samples:
             image = sample.packed.record["image"]
             (self.directory / "images" / image["file_name"]).write_bytes(sample.packed.jpeg)
-            described = {name: image[name] for name in ("file_name", "height", "width")}
-            self.images.append({"id": image["image_id"]} | described)
+            fields = {name: image[name] for name in ("file_name", "height", "width")}
+            self.images.append({"id": image["image_id"]} | fields)
             for record, category in zip(sample.packed.record["annotations"], sample.categories, strict=True):
                 annotation = {name: record[name] for name in ("id", "segmentation", "bbox", "area")}
                 ids = {"image_id": image["image_id"], "category_id": category, "iscrowd": 0}
@@ -112,7 +112,7 @@ class _Validation:
             yield sample.packed
 
     def write(self) -> None:
-        """Write the json. Annotation ids are the source's, or numbers from 1 if those are not unique in the dataset."""
+        """Write ``instances.json``. Keeps the source's annotation ids if they are unique, else numbers them from 1."""
         if len({annotation["id"] for annotation in self.annotations}) != len(self.annotations):
             for number, annotation in enumerate(self.annotations, start=1):
                 annotation["id"] = number

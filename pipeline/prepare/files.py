@@ -1,4 +1,4 @@
-"""Image files as samples, and their division into splits by a hash of seed and key, which no file order changes."""
+"""Image files as samples, divided into splits by a hash of seed and key, independent of file order."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ class Plan:
     splits: Mapping[str, list[Item]]
     categories: list[dict[str, Any]] = field(default_factory=lambda: [coco.unnamed()])
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """Counts of images, masks and regions that are in no split."""
+    """Number of images, masks and regions excluded from all splits, by reason."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Sa1bItem:
     jpeg_quality: int
 
     def prepare(self) -> Prepared:
-        """Read and check image and masks. Scores, boxes and points are SA-1B's, or computed if absent."""
+        """Read and check image and masks. Keeps SA-1B's scores, crop boxes and points; computes absent ones."""
         name = f"{self.member.tar}: {self.member.stem}"
         pixels, text = self.member.read()
         try:
@@ -89,7 +89,7 @@ def plan(source: Coco | Folder | Sa1b, data: Path) -> Plan:
         members = sa1b.members(data)
         keys = unique_keys([f"{member.stem}.jpg" for member in members])
         if len({member.stem for member in members}) != len(members):
-            raise InputError(f"{data}: two of its tars hold a sample of the same name: remove the repetition.")
+            raise InputError(f"{data}: two tars contain a sample of the same name: remove one of them.")
         items = [Sa1bItem(k, m, source.min_area_px, source.jpeg_quality) for k, m in zip(keys, members, strict=True)]
         return Plan(divide(items, source, data))
     if isinstance(source, Folder):
@@ -97,12 +97,16 @@ def plan(source: Coco | Folder | Sa1b, data: Path) -> Plan:
         numbered = enumerate(zip(unique_keys(names), names, strict=True), start=1)
         folder = [FileItem(k, data / source.images / n, i, None, [], source.jpeg_quality) for i, (k, n) in numbered]
         return _with_validation(folder, Plan({}), source, data)
-    photographs, described = _read_coco(source, data, source.annotations, source.images)
-    return _with_validation(photographs, described, source, data)
+    photographs, description = _read_coco(source, data, source.annotations, source.images)
+    return _with_validation(photographs, description, source, data)
 
 
 def _read_coco(source: Coco | Folder, data: Path, annotations: str, folder: str) -> tuple[list[FileItem], Plan]:
-    """Read the images of a json that have masks, and a plan with its categories and counts but no splits."""
+    """Read a COCO json.
+
+    Returns:
+        The images that have masks, and a plan with categories and counts but no splits.
+    """
     content = coco.read(data / annotations, source.min_area_px)
     images = data / folder
     if not images.is_dir():
@@ -118,40 +122,50 @@ def _read_coco(source: Coco | Folder, data: Path, annotations: str, folder: str)
     return items, Plan({}, content.categories, left_out)
 
 
-def _with_validation(items: list[FileItem], described: Plan, source: Coco | Folder, data: Path) -> Plan:
+def _with_validation(items: list[FileItem], description: Plan, source: Coco | Folder, data: Path) -> Plan:
     """Divide ``items``; the validation split comes from a second json if the source names one."""
     if (source.validation_annotations is None) != (source.validation_folder is None):
         raise InputError("prepare.source: give both validation_annotations and validation_folder, or null for both.")
     if source.validation_annotations is None or source.validation_folder is None:
-        return Plan(divide(items, source, data), described.categories, described.left_out)
-    validation, other = _read_coco(source, data, source.validation_annotations, source.validation_folder)
+        return Plan(divide(items, source, data), description.categories, description.left_out)
+    validation, validation_description = _read_coco(
+        source, data, source.validation_annotations, source.validation_folder
+    )
     if not validation:
-        raise InputError(f"{data / source.validation_annotations} holds no image with objects: name another json.")
-    if isinstance(source, Coco) and other.categories != described.categories:
+        raise InputError(f"{data / source.validation_annotations} has no image with masks: name another json.")
+    if isinstance(source, Coco) and validation_description.categories != description.categories:
         raise InputError(
-            f"{data / source.validation_annotations} has other categories than {data / source.annotations}: "
-            "export both with the same list."
+            f"{data / source.validation_annotations} and {data / source.annotations} have different "
+            "categories: export both with the same category list."
         )
     held_out = {item.path.name for item in validation}
     rest = [item for item in items if item.path.name not in held_out]
-    splits = divide(rest, source, data, validation_apart=True)
+    splits = divide(rest, source, data, separate_validation=True)
     splits["validation"] = _shuffled(validation, source.seed)[: source.validation_images]
-    left_out = {name: described.left_out.get(name, 0) + count for name, count in other.left_out.items()}
+    left_out = {
+        name: description.left_out.get(name, 0) + count for name, count in validation_description.left_out.items()
+    }
     left_out["images_kept_for_validation"] = len(items) - len(rest)
-    return Plan(splits, other.categories, left_out)
+    return Plan(splits, validation_description.categories, left_out)
 
 
 def divide(
-    items: Sequence[Item], source: Files, data: Path, *, validation_apart: bool = False
+    items: Sequence[Item], source: Files, data: Path, *, separate_validation: bool = False
 ) -> dict[str, list[Item]]:
     """Divide samples into disjoint splits by a hash of seed and key.
 
-    Samples of a split are in the order of the hash, so that shards are shuffled.
+    Each split is sorted by that hash, so that shards are shuffled.
+
+    Args:
+        items: All samples.
+        source: Seed and sizes of the splits.
+        data: The source's path, for errors.
+        separate_validation: Leave the validation split empty, because another json provides it.
 
     Raises:
         InputError: No sample is left for training.
     """
-    validation = 0 if validation_apart else source.validation_images
+    validation = 0 if separate_validation else source.validation_images
     held_out = validation + source.calibration_images
     if len(items) <= held_out:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Rendered scenes as samples. Each has its own seed, so results do not depend on the number of worker processes."""
+"""Rendered scenes as samples, each with its own seed: results do not depend on the number of worker processes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Samples of every source, packed with records of SA-1B's schema."""
+"""Samples of all sources, packed with records in SA-1B's schema."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from pipeline.ops.geometry import Size
 
 @dataclass(frozen=True)
 class Prepared:
-    """A packed sample, with what SA-1B's schema does not hold."""
+    """A packed sample, and its fields that SA-1B's schema lacks."""
 
     packed: Packed
     categories: list[int]
     """Category id of each annotation."""
     tiny: int = 0
-    """Masks left out because they are too small, if that is known only after reading."""
+    """Number of masks dropped for their size, if the source counts them only on reading."""
 
 
 @runtime_checkable
 class Item(Protocol):
-    """A sample that is not read yet. Small and picklable: a worker process receives and prepares it."""
+    """Description of a sample, read later by a worker process; small and picklable."""
 
     @property
     def key(self) -> str:
@@ -42,7 +42,7 @@ class Item(Protocol):
 def prepared(
     key: str, jpeg: bytes, size: Size, image_id: int, instances: Sequence[Instance], tiny: int = 0
 ) -> Prepared:
-    """Pack a sample with records of SA-1B's schema.
+    """Pack a sample with records in SA-1B's schema.
 
     Ground truth is not predicted: ``predicted_iou`` and ``stability_score`` are 1, ``crop_box`` is the whole image, and
     ``point_coords`` is the point farthest from the mask's border.
@@ -57,7 +57,7 @@ def prepared(
 def _annotation(instance: Instance, size: Size) -> dict[str, Any]:
     mask = masks.decode(instance.rle)
     x0, y0, x1, y1 = (int(edge) for edge in masks.box(mask))
-    x, y = masks.center(mask[y0:y1, x0:x1])  # same as of the whole mask: outside of the box there is only background
+    x, y = masks.center(mask[y0:y1, x0:x1])  # same result as for the whole mask, which is empty outside the box
     return {
         "id": instance.id,
         "segmentation": instance.rle,

@@ -1,4 +1,4 @@
-"""The ``source`` of params.yaml's ``prepare``: where images and masks come from. ``kind`` chooses one."""
+"""Data sources: the key ``prepare.source`` of params.yaml, selected by its ``kind``."""
 
 from typing import Annotated, Literal
 
@@ -24,16 +24,16 @@ class Procedural(Config):
 
 
 class Files(Config):
-    """What all sources that read files have in common. Paths are relative to ``prepare.data``."""
+    """Settings shared by all sources that read files. Paths are relative to ``prepare.data``."""
 
     calibration_images: Count = 512
     validation_images: Count = 500
-    """Of a second json: at most so many."""
+    """Size of the validation split; the maximum if a second json provides it."""
     seed: Natural = 0
     min_area_px: Count = 64
-    """Masks of fewer pixels are left out."""
+    """Minimum mask area in pixels; smaller masks are dropped."""
     jpeg_quality: Quality = 95
-    """Of what is not an upright RGB JPEG already."""
+    """JPEG quality for re-encoded images; upright RGB JPEGs are copied unchanged."""
 
 
 class Coco(Files):
@@ -43,13 +43,13 @@ class Coco(Files):
     annotations: str
     images: str
     validation_annotations: str | None = None
-    """A second json to take the validation split from; its images are kept out of the other splits."""
+    """A second json that provides the validation split; its images are excluded from the other splits."""
     validation_folder: str | None = None
-    """The second json's images."""
+    """Folder of the second json's images."""
 
 
 class Folder(Files):
-    """Images without masks, for embedding and distillation; validation needs a json or has no masks either."""
+    """Images without masks, for embedding and distillation. Validation has masks only from a second json."""
 
     kind: Literal["folder"]
     images: str
@@ -58,7 +58,7 @@ class Folder(Files):
 
 
 class Sa1b(Files):
-    """SA-1B's own tars, all ``*.tar`` of ``prepare.data``."""
+    """SA-1B's original tars: all ``*.tar`` in ``prepare.data``."""
 
     kind: Literal["sa1b"]
 

@@ -17,19 +17,19 @@ BUNDLED = Path(__file__).parent / "bundled"
 
 
 class TeacherConfig(Config):
-    """The Segment Anything Model that teaches."""
+    """The teacher model and its checkpoint."""
 
     name: Literal["bundled", "vit_b", "vit_l", "vit_h"]
     checkpoint: str | None = None
     """Path or https URL of an official ``.pth`` file; null for the bundled teacher."""
     sha256: str | None = None
-    """SHA-256 that the checkpoint must have, in hex; null for the bundled teacher."""
+    """Expected SHA-256 of the checkpoint, in hex; null for the bundled teacher."""
     store: str = ".store/checkpoints"
-    """Directory outside DVC for downloads, relative to ``SAM_DISTILLERY_STORE`` or the checkout."""
+    """Download directory outside DVC, relative to ``SAM_DISTILLERY_STORE`` or the checkout."""
 
 
 def teacher(config: TeacherConfig, *, out: Path, log: Log) -> Contents:
-    """Import the teacher's weights, checked key by key.
+    """Import the teacher's weights, loaded with strict keys.
 
     Args:
         config: Section ``teacher`` of params.yaml.
@@ -37,7 +37,7 @@ def teacher(config: TeacherConfig, *, out: Path, log: Log) -> Contents:
         log: Receives the number of parameters.
 
     Raises:
-        InputError: The checkpoint is missing, damaged, another model's, or has another SHA-256.
+        InputError: The checkpoint is missing, damaged, of another model, or its SHA-256 differs.
     """
     if config.name == "bundled":
         if config.checkpoint or config.sha256:

@@ -1,4 +1,4 @@
-"""Official ``.pth`` checkpoints: downloaded once, checked against a pinned hash, read without executing code."""
+"""Official ``.pth`` checkpoints: download once, verify a pinned hash, and read without executing code."""
 
 import http.client
 import pickle
@@ -20,7 +20,7 @@ _UNREADABLE = (
     pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError,
     RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-"""Errors that torch raises on files that are not checkpoints."""
+"""Errors that `torch.load` raises on files that are not checkpoints."""
 
 
 def fetch(source: str, sha256: str, store: Path) -> Path:
@@ -29,7 +29,7 @@ def fetch(source: str, sha256: str, store: Path) -> Path:
     Args:
         source: Path or http(s) URL.
         sha256: Expected SHA-256, in hex.
-        store: Directory of downloads, named by hash.
+        store: Download directory; files are named by hash.
 
     Raises:
         InputError: The file does not exist, the download fails, or the hash differs.
@@ -45,7 +45,7 @@ def fetch(source: str, sha256: str, store: Path) -> Path:
             raise InputError(f"checkpoint {source} does not exist: correct `teacher.checkpoint` in params.yaml.")
     actual = file_sha256(path)
     if actual != sha256.lower():
-        if downloaded:  # a user's own file stays, also one in the store
+        if downloaded:  # never delete a user's own file, even inside the store
             path.unlink()
         raise InputError(
             f"checkpoint {source} has sha256 {actual}, but `teacher.sha256` in params.yaml pins {sha256}: "

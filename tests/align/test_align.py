@@ -35,22 +35,22 @@ def recipe(steps=5, device="cpu", keep=True, changes=None, **optimizer):
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     root = tmp_path_factory.mktemp("inputs")
-    places = {name: root / name for name in ("prepare", "distill")}
-    for place in places.values():
-        place.mkdir()
+    directories = {name: root / name for name in ("prepare", "distill")}
+    for directory in directories.values():
+        directory.mkdir()
     source = Procedural(kind="procedural", side_px=64, train=5, calibration=1, validation=1, seed=0, jpeg_quality=90)
-    prepare(PrepareConfig(data=__file__, shard_images=4, source=source), out=places["prepare"], log=silent)
-    Card.seal(places["prepare"], Contents(kind="dataset"), {})
-    save_checkpoint(build(STUDENT, seed=1), places["distill"])
-    Card.seal(places["distill"], Contents(kind="checkpoint", model=STUDENT), {})
-    return places
+    prepare(PrepareConfig(data=__file__, shard_images=4, source=source), out=directories["prepare"], log=silent)
+    Card.seal(directories["prepare"], Contents(kind="dataset"), {})
+    save_checkpoint(build(STUDENT, seed=1), directories["distill"])
+    Card.seal(directories["distill"], Contents(kind="checkpoint", model=STUDENT), {})
+    return directories
 
 
 @pytest.fixture
 def run(tmp_path, inputs, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def go(name="out", config=None, log=silent, **changes):
+    def run_align(name="out", config=None, log=silent, **changes):
         out = tmp_path / name
         out.mkdir()
         contents = align(config or recipe(), student=STUDENT, **inputs | changes, out=out, log=log)
@@ -59,7 +59,7 @@ def run(tmp_path, inputs, monkeypatch):
         contents.remove_scratch()
         return out
 
-    return go
+    return run_align
 
 
 def metrics(out):
@@ -101,7 +101,7 @@ def test_another_students_weights_are_refused(run, inputs, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     Card.seal(other, Contents(kind="checkpoint", model="efficientvit_sam_l0"), {})
-    with pytest.raises(InputError, match=rf"other holds efficientvit_sam_l0, not {STUDENT}: run `dvc repro`"):
+    with pytest.raises(InputError, match=rf"other contains efficientvit_sam_l0, not {STUDENT}: run `dvc repro`"):
         run(distill=other)
 
 
@@ -117,7 +117,7 @@ def test_a_students_options_stay_with_it(inputs, tmp_path, monkeypatch):
     contents = align(recipe(1), **arguments)
     assert contents.options == options
     Card.seal(out, contents, {})
-    before, after = (load_checkpoint(place).image_encoder.state_dict() for place in (distilled, out))
+    before, after = (load_checkpoint(directory).image_encoder.state_dict() for directory in (distilled, out))
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
@@ -135,7 +135,7 @@ def test_a_dataset_without_masks_is_refused(run, tmp_path):
     dataset.mkdir()
     prepare(PrepareConfig(data="mine", shard_images=4, source=source), out=dataset, log=silent)
     Card.seal(dataset, Contents(kind="dataset"), {})
-    with pytest.raises(InputError, match=r"dataset has no mask on any train image.*`prepare\.source`"):
+    with pytest.raises(InputError, match=r"dataset has no masks in its train split.*`prepare\.source`"):
         run(prepare=dataset)
 
 
@@ -150,16 +150,16 @@ def test_a_speck_that_leaves_nothing_on_the_raster_is_no_instance():
     disk[300:900, 200:800] = True
     records = [{"segmentation": masks.encode(mask)} for mask in (speck, disk)]
     image = np.zeros((2000, 1500, 3), np.uint8)
-    found = instances_of(Sample("x", image, records), 256, 64)
-    assert found.coverages.shape == (1, 64, 64)
-    assert found.coverages.max() == 255
-    assert found.boxes.tolist() == [pytest.approx([25.6, 38.4, 102.4, 115.2], abs=0.2)]
+    instances = instances_of(Sample("x", image, records), 256, 64)
+    assert instances.coverages.shape == (1, 64, 64)
+    assert instances.coverages.max() == 255
+    assert instances.boxes.tolist() == [pytest.approx([25.6, 38.4, 102.4, 115.2], abs=0.2)]
 
 
 def test_end_to_end_trains_encoder_and_decoder(run, inputs):
     changes = {"train": "all", "flip": True, "clicks": [1, 10], "mask_loss": "bce_points"}
     out = run(config=recipe(2, keep=False, changes=changes))
-    before, after = (dict(load_checkpoint(place).named_parameters()) for place in (inputs["distill"], out))
+    before, after = (dict(load_checkpoint(directory).named_parameters()) for directory in (inputs["distill"], out))
     same = {key for key in before if torch.equal(before[key], after[key])}
     assert {key.partition(".")[0] for key in before.keys() - same} == {"image_encoder", "mask_decoder"}
     assert not any(key.startswith("image_encoder.") for key in same)
@@ -169,9 +169,9 @@ def test_end_to_end_trains_encoder_and_decoder(run, inputs):
 def test_what_was_reached_is_measured_in_parts_no_larger_than_those_of_training(run, monkeypatch):
     sizes = []
 
-    def watched(place):
-        sam = load_checkpoint(place)
-        sam.image_encoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    def watched(directory):
+        sam = load_checkpoint(directory)
+        sam.image_encoder.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
         return sam
 
     monkeypatch.setattr("pipeline.align.load_checkpoint", watched)
@@ -204,14 +204,14 @@ def test_mirrored_images_have_mirrored_masks_and_boxes():
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
-        ({"train": "all"}, "a trained encoder.s embeddings change"),
-        ({"flip": True}, "kept embeddings are those of unmirrored images"),
+        ({"train": "all"}, "embeddings cannot be cached while the encoder is trained"),
+        ({"flip": True}, "cached embeddings are of unflipped images"),
         ({"clicks": [3, 1]}, "must be the minimum and the maximum"),
         ({"masks": 65}, "less than or equal to 64"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(changes, says):
-    with pytest.raises(ValueError, match=says):
+def test_settings_that_contradict_each_other_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         recipe(changes=changes)

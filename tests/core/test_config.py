@@ -14,7 +14,7 @@ class Part(Config):
     ("values", "says"),
     [
         ({"steps": 1, "lr": 0.1, "lrate": 1}, "unknown key 'lrate'"),
-        ({"steps": 1, "lr": 0.1, "taps": []}, "unknown key 'taps': it is 'feature_layers' now"),
+        ({"steps": 1, "lr": 0.1, "taps": []}, "unknown key 'taps': it was renamed to 'feature_layers'"),
         ({"steps": 1}, "key 'lr' is missing"),
         ({"steps": "1", "lr": 0.1}, "key 'steps' is '1'"),
         ({"steps": True, "lr": 0.1}, "key 'steps' is True"),
@@ -32,7 +32,7 @@ def test_a_right_section_is_read():
 
 
 def test_an_absent_section_is_named_with_what_there_is():
-    with pytest.raises(InputError, match=r"no section 'a\.c': 'c' is missing; there is b"):
+    with pytest.raises(InputError, match=r"no section 'a\.c': 'c' is missing; available: b"):
         find({"a": {"b": 1}}, "a.c")
 
 

@@ -54,7 +54,7 @@ def test_json_has_value_and_origin():
 
 
 def test_the_sections_of_students_that_are_not_listed_are_checked_too():
-    with pytest.raises(InputError, match=r"section 'many\.b': unknown key 'hight'.*; there is depth, width"):
+    with pytest.raises(InputError, match=r"section 'many\.b': unknown key 'hight'.*; available: depth, width"):
         params.check(PARTS, VALUES | {"many": {"a": {}, "b": {"hight": 1}}})
     params.check(PARTS, VALUES)
 

@@ -55,7 +55,7 @@ def test_changed_values_are_written_and_comments_kept():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("distill.a.step=3", "'distill.a': unknown key 'step': .*; there is lr, seed, steps"),
+        ("distill.a.step=3", "'distill.a': unknown key 'step': .*; available: lr, seed, steps"),
         ("distill.a=3", "'distill.a': "),
         ("distill.a.steps=many", "key 'steps' is 'many'"),
         ("distill.a.steps=1.5", "key 'steps' is 1.5"),

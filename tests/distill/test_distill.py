@@ -46,8 +46,8 @@ def error(sam, inputs):
 
 def task(sam, inputs, images, embeddings, config=None):
     config = config or recipe()
-    where = {"device": CPU, "log": silent, "checkpoint": None}
-    return Task(sam=sam, teacher=inputs["teacher"], images=images, embeddings=embeddings, config=config, **where)
+    arguments = {"device": CPU, "log": silent, "checkpoint": None}
+    return Task(sam=sam, teacher=inputs["teacher"], images=images, embeddings=embeddings, config=config, **arguments)
 
 
 def sealed(directory, kind, model=None):
@@ -59,25 +59,25 @@ def sealed(directory, kind, model=None):
 def inputs(tmp_path_factory):
     """A dataset, a teacher with weights nobody trained, and its embeddings."""
     root = tmp_path_factory.mktemp("inputs")
-    places = {name: root / name for name in ("prepare", "teacher", "embed")}
-    for place in places.values():
-        place.mkdir()
+    directories = {name: root / name for name in ("prepare", "teacher", "embed")}
+    for directory in directories.values():
+        directory.mkdir()
     source = Procedural(kind="procedural", side_px=64, train=6, calibration=2, validation=1, seed=0, jpeg_quality=90)
-    prepare(PrepareConfig(data=__file__, shard_images=4, source=source), out=places["prepare"], log=silent)
-    sealed(places["prepare"], "dataset")
-    save_checkpoint(build("bundled", seed=1), places["teacher"])
-    sealed(places["teacher"], "checkpoint", "bundled")
+    prepare(PrepareConfig(data=__file__, shard_images=4, source=source), out=directories["prepare"], log=silent)
+    sealed(directories["prepare"], "dataset")
+    save_checkpoint(build("bundled", seed=1), directories["teacher"])
+    sealed(directories["teacher"], "checkpoint", "bundled")
     config = EmbedConfig(store=str(root / "store"), batch=4, device="cpu", feature_layers=[1, 4])
-    embed(config, prepare=places["prepare"], teacher=places["teacher"], out=places["embed"], log=silent)
-    sealed(places["embed"], "embeddings")
-    return places
+    embed(config, prepare=directories["prepare"], teacher=directories["teacher"], out=directories["embed"], log=silent)
+    sealed(directories["embed"], "embeddings")
+    return directories
 
 
 @pytest.fixture
 def run(tmp_path, inputs, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def go(name="out", config=None, log=silent, student=STUDENT):
+    def run_distill(name="out", config=None, log=silent, student=STUDENT):
         out = tmp_path / name
         out.mkdir()
         contents = distill(config or recipe(), student=student, **inputs, out=out, log=log)
@@ -86,7 +86,7 @@ def run(tmp_path, inputs, monkeypatch):
         contents.remove_scratch()
         return out
 
-    return go
+    return run_distill
 
 
 def test_distillation_lowers_the_error_on_images_it_never_saw_and_touches_only_the_image_encoder(run, inputs):
@@ -154,9 +154,9 @@ def test_teacher_and_student_of_different_grids_are_refused_in_words(inputs):
     with pytest.raises(InputError) as caught:
         student_of(inputs["teacher"], "efficientvit_sam_l0", seed=0, options={})
     assert str(caught.value) == (
-        "student efficientvit_sam_l0 has an image embedding of 64x64 cells of 1024 pixels, its teacher bundled one of "
-        "16x16 cells of 256 pixels: choose nano students with the bundled teacher, full-size ones with vit_b, vit_l or "
-        "vit_h (params.yaml)."
+        "student efficientvit_sam_l0 has an image embedding of 64x64 cells of 1024 pixels, but its teacher bundled "
+        "has 16x16 cells of 256 pixels: choose nano students with the bundled teacher, full-size ones with vit_b, "
+        "vit_l or vit_h (params.yaml)."
     )
 
 
@@ -165,7 +165,7 @@ def test_embeddings_of_another_teacher_are_refused(inputs, tmp_path):
     other.mkdir()
     save_checkpoint(build("bundled", seed=2), other)
     sealed(other, "checkpoint", "bundled")
-    with pytest.raises(InputError, match=r"embed was made by another teacher .* run `dvc repro embed`"):
+    with pytest.raises(InputError, match=r"embed was computed by a different teacher .* run `dvc repro embed`"):
         distill(recipe(), student=STUDENT, **inputs | {"teacher": other}, out=tmp_path, log=silent)
 
 
@@ -196,14 +196,14 @@ LAYER_WISE = {
 
 
 def losses_of(run, **changes):
-    seen = []
+    logged = []
     run(
         "logged",
         config=recipe(**changes),
-        log=lambda metrics, step=None: seen.append(metrics),
+        log=lambda metrics, step=None: logged.append(metrics),
         student="sam_lightening_nano",
     )
-    return seen
+    return logged
 
 
 def test_full_stage_trains_encoder_and_decoder_and_says_what_each_part_costs(run, inputs):
@@ -220,10 +220,10 @@ def test_full_stage_trains_encoder_and_decoder_and_says_what_each_part_costs(run
 
 def test_each_term_of_full_stage_has_its_weight():
     config = recipe(kind=FULL_STAGE | {"alpha": 2.0, "beta": 3.0, "gamma": 5.0, "task_weight": 7.0}).recipe
-    given = {"embedding": 1.0, "token": 10.0, "mask": 100.0, "task": 1000.0, "iou": 1e6}
-    terms = weigh(config, {name: torch.tensor(value) for name, value in given.items()})
+    values = {"embedding": 1.0, "token": 10.0, "mask": 100.0, "task": 1000.0, "iou": 1e6}
+    terms = weigh(config, {name: torch.tensor(value) for name, value in values.items()})
     assert terms.pop("loss") == 2 + 30 + 500 + 7000
-    assert terms == given
+    assert terms == values
 
 
 def test_the_embeddings_error_is_a_share_of_the_teachers_scale_over_valid_cells():
@@ -257,7 +257,7 @@ def test_masks_where_only_the_teacher_is_right_count_twice_those_where_both_are(
 
 
 def test_both_decoders_are_asked_where_clicks_have_moved_to_in_0_to_all_rounds(run, monkeypatch):
-    rounds, asked = [], []
+    rounds, max_coords = [], []
 
     def move(sam, embeddings, prompts, chance):
         assert not embeddings.requires_grad
@@ -265,15 +265,15 @@ def test_both_decoders_are_asked_where_clicks_have_moved_to_in_0_to_all_rounds(r
         return prompts.coords + 1000
 
     def decoded(sam, embeddings, coords, labels):
-        asked.append(coords.max().item())
+        max_coords.append(coords.max().item())
         return decode_with_tokens(sam, embeddings, coords - 1000, labels)
 
     monkeypatch.setattr(full_stage, "harden", move)
     monkeypatch.setattr(full_stage, "decode_with_tokens", decoded)
     run(config=recipe(12, kind=FULL_STAGE))
     assert set(rounds) == {0, 1, 2}
-    assert len(asked) == 2 * len(rounds)
-    assert min(asked) >= 1000
+    assert len(max_coords) == 2 * len(rounds)
+    assert min(max_coords) >= 1000
 
 
 def test_full_stage_can_leave_the_decoder_as_the_teachers(run, inputs):
@@ -300,16 +300,16 @@ def test_terms_of_the_decoder_vanish_where_the_student_answers_as_the_teacher(in
         torch.tensor([[[2.0, 3.0], [1.0, -1.0]]]), targets, torch.ones(1, 2, dtype=torch.bool),
     )  # fmt: skip
     embedding = torch.randn(1, 256, 16, 16, generator=generator).requires_grad_(True)
-    theirs = decode_with_tokens(sam, embedding.detach(), prompts.coords, prompts.labels)
-    same = decoder_terms(config, decode_with_tokens(sam, embedding, prompts.coords, prompts.labels), theirs, prompts)
+    expected = decode_with_tokens(sam, embedding.detach(), prompts.coords, prompts.labels)
+    same = decoder_terms(config, decode_with_tokens(sam, embedding, prompts.coords, prompts.labels), expected, prompts)
     assert same["token"] == same["mask"] == 0
     other = decode_with_tokens(sam, embedding + 0.1, prompts.coords, prompts.labels)
-    terms = decoder_terms(config, other, theirs, prompts)
+    terms = decoder_terms(config, other, expected, prompts)
     assert terms["token"] > 0
     assert terms["mask"] > 0
     (terms["token"] + terms["mask"]).backward()
     assert embedding.grad.abs().max() > 0
-    absent = decoder_terms(config, other, theirs, replace(prompts, present=torch.zeros(1, 2, dtype=torch.bool)))
+    absent = decoder_terms(config, other, expected, replace(prompts, present=torch.zeros(1, 2, dtype=torch.bool)))
     assert not any(absent.values())
 
 
@@ -331,11 +331,11 @@ def test_clicks_move_in_rounds_that_need_neither_encoder_nor_gradient(inputs):
 
 
 def test_layer_wise_logs_each_layer_and_its_weight_and_keeps_no_projection(run, inputs):
-    seen = losses_of(run, kind=LAYER_WISE, steps=1)[0]
-    assert (seen["distill/layer_0_weight"], seen["distill/layer_1_weight"]) == (1, 1)
-    layers = (seen["distill/layer_0"] + seen["distill/layer_1"]) / 2
-    assert seen["distill/loss"] == pytest.approx(seen["distill/embedding"] + layers, rel=1e-5)
-    assert 0 < seen["distill/layer_0"] < 4
+    logged = losses_of(run, kind=LAYER_WISE, steps=1)[0]
+    assert (logged["distill/layer_0_weight"], logged["distill/layer_1_weight"]) == (1, 1)
+    layers = (logged["distill/layer_0"] + logged["distill/layer_1"]) / 2
+    assert logged["distill/loss"] == pytest.approx(logged["distill/embedding"] + layers, rel=1e-5)
+    assert 0 < logged["distill/layer_0"] < 4
 
 
 def test_layers_count_by_their_weights():
@@ -351,17 +351,17 @@ def test_layers_count_by_their_weights():
     assert terms["layers"].item() == pytest.approx(0.5 * 4 / 1.5, rel=1e-4)
     assert [terms["layer_0_weight"].item(), terms["layer_1_weight"].item()] == [1, 0.5]
     tilted = torch.tensor([1.0, 0.0, -3.0]).reshape(1, 3, 1, 1).requires_grad_(True)
-    goal = torch.tensor([0.0, 1.0, -1.0]).reshape(1, 3, 1, 1).requires_grad_(True)
-    layer_terms([tilted], [goal], valid, [1.0])["layers"].backward()
+    target = torch.tensor([0.0, 1.0, -1.0]).reshape(1, 3, 1, 1).requires_grad_(True)
+    layer_terms([tilted], [target], valid, [1.0])["layers"].backward()
     assert tilted.grad.abs().max() > 0
-    assert goal.grad is None
+    assert target.grad is None
 
 
 def test_later_layers_gain_weight_while_it_trains(run, monkeypatch):
     monkeypatch.setattr(training.loop, "LOG_EVERY", 1)
-    seen = losses_of(run, kind=LAYER_WISE | {"focus": 0}, steps=5)
-    logged = [each["distill/layer_1_weight"] for each in seen if "distill/layer_1_weight" in each]
-    assert logged == [0, 0, 0, 0.5, 1]
+    logged = losses_of(run, kind=LAYER_WISE | {"focus": 0}, steps=5)
+    weights = [metrics["distill/layer_1_weight"] for metrics in logged if "distill/layer_1_weight" in metrics]
+    assert weights == [0, 0, 0, 0.5, 1]
 
 
 def test_layers_teach_the_encoder_and_not_their_projections_alone(run):
@@ -369,7 +369,8 @@ def test_layers_teach_the_encoder_and_not_their_projections_alone(run):
     changed = {"steps": 2, "clip_norm": 1e9}
     kinds = [LAYER_WISE | {"layer_weight": weight} for weight in (1e-12, 1.0)]
     outs = [
-        run(str(place), recipe(kind=kind, **changed), student="sam_lightening_nano") for place, kind in enumerate(kinds)
+        run(str(number), recipe(kind=kind, **changed), student="sam_lightening_nano")
+        for number, kind in enumerate(kinds)
     ]
     little, full = (load_checkpoint(out).image_encoder.state_dict() for out in outs)
     assert not torch.allclose(little["patch_embed.weight"], full["patch_embed.weight"], atol=1e-4)

@@ -37,7 +37,7 @@ def test_the_recipe_of_each_paper_is_its_presets(snippet):
 def test_presets_cache_the_blocks_that_their_recipes_compare(text):
     params = yaml.safe_load(text)
     recipes = [params["distill"][student]["recipe"] for student in params["students"]]
-    needed = {theirs for recipe in recipes for theirs, _ in recipe.get("feature_layers", ())}
+    needed = {teacher_layer for recipe in recipes for teacher_layer, _ in recipe.get("feature_layers", ())}
     assert needed <= set(params["embed"].get("feature_layers", ()))
 
 

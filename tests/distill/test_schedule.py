@@ -8,8 +8,8 @@ SETTINGS = {"layers": st.integers(1, 12), "focus": st.integers(0, 12), "ramp_ste
 
 
 def test_layers_gain_weight_one_after_the_other():
-    seen = [layer_weights(step, layers=4, focus=0, ramp_steps=40) for step in (0, 10, 15, 25, 40)]
-    assert seen == [(1, 0, 0, 0), (1, 0, 0, 0), (1, 0.5, 0, 0), (1, 1, 0.5, 0), (1, 1, 1, 1)]
+    weights = [layer_weights(step, layers=4, focus=0, ramp_steps=40) for step in (0, 10, 15, 25, 40)]
+    assert weights == [(1, 0, 0, 0), (1, 0, 0, 0), (1, 0.5, 0, 0), (1, 1, 0.5, 0), (1, 1, 1, 1)]
 
 
 def test_focus_layers_count_from_the_start():

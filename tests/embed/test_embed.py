@@ -28,7 +28,7 @@ SIDE, GRID = 32, 4
 
 
 class Encoder(nn.Module):
-    """An encoder that can be seen through, counts its images, and fails where it is told to."""
+    """A simple linear encoder that counts its images and fails after ``fail_after`` of them."""
 
     def __init__(self):
         super().__init__()
@@ -81,7 +81,7 @@ def teacher(sam):
 def run(tmp_path, dataset, teacher):
     """Run ``embed`` with the store in ``tmp_path``; gives the artifact's directory."""
 
-    def go(name="out", batch=2, weights=b"first", feature_layers=()):
+    def run_embed(name="out", batch=2, weights=b"first", feature_layers=()):
         checkpoint = tmp_path / f"teacher-{weights.decode()}"
         checkpoint.mkdir(exist_ok=True)
         (checkpoint / "model.safetensors").write_bytes(weights)
@@ -92,7 +92,7 @@ def run(tmp_path, dataset, teacher):
         assert embed(config, prepare=dataset, teacher=checkpoint, out=out, log=silent).kind == "embeddings"
         return out
 
-    return go
+    return run_embed
 
 
 def stored(tmp_path):
@@ -108,11 +108,11 @@ def test_each_embedding_is_the_encoders_answer_to_its_image(run, teacher, datase
         for sample in Shards(dataset, split):
             with torch.inference_mode():
                 expected = teacher(to_input(sample.image, SIDE)[None])[0].half()
-            found = embeddings.get(sample.key)
-            assert found.dtype == torch.float16
-            assert found.shape == (256, GRID, GRID)
-            torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
-            assert found.abs().max() > 0.1
+            embedding = embeddings.get(sample.key)
+            assert embedding.dtype == torch.float16
+            assert embedding.shape == (256, GRID, GRID)
+            torch.testing.assert_close(embedding, expected, rtol=0, atol=2e-3)
+            assert embedding.abs().max() > 0.1
 
 
 def test_metrics_are_those_of_all_values(run, dataset):
@@ -217,12 +217,12 @@ def test_what_a_store_lacks_is_computed_anew_where_it_is_read(run, teacher, data
     gone.unlink()
     cut(cut_short)
     teacher.images = 0
-    where = {"prepare": dataset, "teacher": tmp_path / "teacher-first", "device": torch.device("cpu")}
-    filling.refill(Embeddings(out), **where, batch=2)
+    arguments = {"prepare": dataset, "teacher": tmp_path / "teacher-first", "device": torch.device("cpu")}
+    filling.refill(Embeddings(out), **arguments, batch=2)
     assert teacher.images == 4
     assert "2 of 4 files of the teacher's embeddings are not in" in capsys.readouterr().err
     assert all(torch.equal(Embeddings(out).get(key), value) for key, value in expected.items())
-    filling.refill(Embeddings(out), **where, batch=2)
+    filling.refill(Embeddings(out), **arguments, batch=2)
     assert teacher.images == 4
 
 
@@ -300,12 +300,14 @@ def test_features_of_blocks_are_stored_with_the_embeddings(dataset, tmp_path):
     Card.seal(teacher, Contents(kind="checkpoint", model="bundled"), {})
     config = EmbedConfig(store=str(tmp_path / "store"), batch=3, device="cpu", feature_layers=[4, 1])
     embed(config, prepare=dataset, teacher=teacher, out=out, log=silent)
-    found, sample = Embeddings(out), Shards(dataset, "train")[3]
-    assert found.feature_layers == [1, 4]
+    embeddings, sample = Embeddings(out), Shards(dataset, "train")[3]
+    assert embeddings.feature_layers == [1, 4]
     with torch.inference_mode(), captured_features(sam.image_encoder, [1, 4]) as features:
         embedding = sam.image_encoder(to_input(sample.image, 256)[None])
-    torch.testing.assert_close(found.get(sample.key).float(), embedding[0], rtol=0, atol=5e-3)
+    torch.testing.assert_close(embeddings.get(sample.key).float(), embedding[0], rtol=0, atol=5e-3)
     for layer in (1, 4):
-        torch.testing.assert_close(found.features(sample.key, layer).float(), features[layer][0], rtol=2e-3, atol=5e-3)
+        torch.testing.assert_close(
+            embeddings.features(sample.key, layer).float(), features[layer][0], rtol=2e-3, atol=5e-3
+        )
     with pytest.raises(InputError, match=r"blocks 1, 4, not of the teacher's block 2: add it to embed\.feature_layers"):
-        found.features(sample.key, 2)
+        embeddings.features(sample.key, 2)

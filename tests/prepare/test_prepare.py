@@ -135,14 +135,14 @@ def test_the_split_follows_keys_and_seed_not_the_order_of_the_json(tmp_path, pho
 
 def test_pycocotools_reads_the_validation_split_with_its_ids(tmp_path, photographs):
     run(tmp_path / "out", photographs, **COCO_SOURCE)
-    theirs, ours = COCO(tmp_path / "out/validation/instances.json"), COCO(photographs / "instances.json")
-    assert [c["name"] for c in theirs.loadCats(theirs.getCatIds())] == ["square"]
-    assert len(theirs.imgs) == 3
-    for number, annotation in theirs.anns.items():
+    written, original_coco = COCO(tmp_path / "out/validation/instances.json"), COCO(photographs / "instances.json")
+    assert [c["name"] for c in written.loadCats(written.getCatIds())] == ["square"]
+    assert len(written.imgs) == 3
+    for number, annotation in written.anns.items():
         assert annotation["category_id"] == 7
-        assert annotation["image_id"] == ours.anns[number]["image_id"]
-        assert (theirs.annToMask(annotation) == ours.annToMask(ours.anns[number])).all()
-    for image in theirs.imgs.values():
+        assert annotation["image_id"] == original_coco.anns[number]["image_id"]
+        assert (written.annToMask(annotation) == original_coco.annToMask(original_coco.anns[number])).all()
+    for image in written.imgs.values():
         with Image.open(tmp_path / "out/validation/images" / image["file_name"]) as opened:
             assert (opened.height, opened.width) == (image["height"], image["width"])
 
@@ -233,9 +233,9 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_data_gets_one_line_that_names_the_file(tmp_path, photographs, case):
-    spoil, change, said = BAD[case]
+    spoil, change, message = BAD[case]
     spoil(photographs)
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         run(tmp_path / "out", photographs, **COCO_SOURCE | change)
     assert "\n" not in str(caught.value)
 
@@ -246,7 +246,7 @@ def test_absent_data_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         (COCO_SOURCE | {"kind": "cocoa"}, "cocoa"),
         (COCO_SOURCE | {"sede": 1}, "unknown key 'source.coco.sede'"),
@@ -255,6 +255,6 @@ def test_absent_data_is_named(tmp_path):
         ({k: v for k, v in COCO_SOURCE.items() if k != "images"}, "'source.coco.images' is missing"),
     ],
 )
-def test_a_wrong_source_is_refused_by_its_key(tmp_path, source, said):
-    with pytest.raises(InputError, match=said):
+def test_a_wrong_source_is_refused_by_its_key(tmp_path, source, message):
+    with pytest.raises(InputError, match=message):
         run(tmp_path / "out", tmp_path, **source)

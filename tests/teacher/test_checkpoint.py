@@ -27,10 +27,10 @@ def pth(tmp_path):
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Files of a folder; those below /short/ lack their last bytes, whatever the header promises."""
 
-    asked = 0
+    requests = 0
 
     def do_GET(self):
-        type(self).asked += 1
+        type(self).requests += 1
         if self.path.startswith("/short/"):
             data = (Path(self.directory) / Path(self.path).name).read_bytes()
             self.send_response(200)
@@ -46,7 +46,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(pth):
-    Handler.asked = 0
+    Handler.requests = 0
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=pth.parent)) as served:
         threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{served.server_address[1]}"
@@ -62,23 +62,23 @@ def test_a_file_of_the_pinned_hash_is_taken_where_it_lies_in_either_case(pth, tm
 def test_a_url_is_downloaded_once(pth, server, tmp_path):
     store = tmp_path / "store"
     for _ in range(2):
-        found = fetch(f"{server}/sam.pth", file_sha256(pth), store)
-        assert found.read_bytes() == pth.read_bytes()
-    assert Handler.asked == 1
-    assert list(store.iterdir()) == [found]
+        path = fetch(f"{server}/sam.pth", file_sha256(pth), store)
+        assert path.read_bytes() == pth.read_bytes()
+    assert Handler.requests == 1
+    assert list(store.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
-    ("place", "says"),
+    ("url_path", "message"),
     [
         ("/none.pth", "404"),
         ("/short/sam.pth", r"cut short after \d+ of \d+ bytes"),
         ("/a file.pth", "cannot be downloaded"),
     ],
 )
-def test_a_download_that_fails_is_one_line_with_a_remedy_and_leaves_nothing(pth, server, tmp_path, place, says):
-    with pytest.raises(InputError, match=rf"{server}.*{says}.*try again, or give a local path") as caught:
-        fetch(server + place, file_sha256(pth), tmp_path / "store")
+def test_a_download_that_fails_is_one_line_with_a_remedy_and_leaves_nothing(pth, server, tmp_path, url_path, message):
+    with pytest.raises(InputError, match=rf"{server}.*{message}.*try again, or give a local path") as caught:
+        fetch(server + url_path, file_sha256(pth), tmp_path / "store")
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "store").iterdir()) == []
 

@@ -56,23 +56,25 @@ def test_an_official_checkpoint_becomes_a_teacher_with_its_weights(official, tmp
     assert (contents.model, contents.precision) == ("vit_b", "fp32")
     from safetensors import safe_open
 
-    with safe_open(tmp_path / "out" / WEIGHTS, framework="pt") as kept:
-        assert len(list(kept.keys())) == len(torch.load(official, mmap=True, weights_only=True))
+    with safe_open(tmp_path / "out" / WEIGHTS, framework="pt") as weights:
+        assert len(list(weights.keys())) == len(torch.load(official, mmap=True, weights_only=True))
         for key in ("image_encoder.pos_embed", "mask_decoder.iou_token.weight"):
-            assert (kept.get_tensor(key) == 0.01).all()
+            assert (weights.get_tensor(key) == 0.01).all()
 
 
 def test_a_checkpoint_of_another_model_is_told_by_its_keys(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"image_encoder.pos_embed": torch.zeros(2), "backbone.weight": torch.zeros(2)}, path)
-    says = r"other\.pth does not hold the weights of this model: keys \d+ missing .*1 unknown \(first: backbone\.weight"
-    with pytest.raises(InputError, match=says) as caught:
+    message = (
+        r"other\.pth does not hold the weights of this model: keys \d+ missing .*1 unknown \(first: backbone\.weight"
+    )
+    with pytest.raises(InputError, match=message) as caught:
         run(tmp_path / "out", name="vit_b", checkpoint=str(path), sha256=file_sha256(path))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"name": "vit_b"}, "vit_b needs `checkpoint`"),
         ({"name": "vit_b", "checkpoint": "sam.pth"}, "vit_b needs `checkpoint`.*`sha256`"),
@@ -82,8 +84,8 @@ def test_a_checkpoint_of_another_model_is_told_by_its_keys(tmp_path):
         ({"name": "vit_g"}, "'name' is 'vit_g'"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(tmp_path, changes, says):
-    with pytest.raises(InputError, match=says):
+def test_settings_that_do_not_go_together_are_refused(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
         run(tmp_path / "out", **changes)
 
 
