@@ -285,7 +285,7 @@ def test_a_full_disk_in_any_stage(released, name):
         shutil.rmtree(store)
         shutil.move("aside", store)
     assert code == 2
-    assert ": no space left on the device. Free some" in line or "make room" in line
+    assert ": no space left on the device. Free some" in line or "free space, or set" in line
 
 
 @pytest.mark.parametrize("name", ["prepare", "distill"])
