@@ -100,7 +100,7 @@ def _final_terms(
 ) -> dict[str, float]:
     """Compute loss terms as means over all prompts."""
     sums, total, seed = defaultdict[str, float](float), 0.0, config.optimizer.seed
-    for number in range(-(-config.optimizer.steps // 10)):
+    for number in range(-(-config.optimizer.total_steps(count, config.batch) // 10)):
         indices = epoch_indices(count, config.batch, number, seed)
         for rows in cut(config.batch, parts):
             rngs = [np.random.default_rng((seed, number, 2, row)) for row in rows]

@@ -109,7 +109,7 @@ def describe(sam: Sam, config: TrainTeacherConfig, metrics: Mapping[str, float])
         "model": "bundled",
         "parameters": count_parameters(sam),
         "data": {"source": "pipeline.data.scenes", "scenes": config.scenes, "seed": config.scenes_seed},
-        "steps": config.optimizer.steps,
+        "steps": config.optimizer.total_steps(config.scenes, config.batch),
         "scenes_per_step": config.batch,
         "prompts_per_scene": config.prompts,
         "held_out": {"scenes": HELD_OUT_SCENES, "seed": HELD_OUT_SEED},

@@ -6,12 +6,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.core.config import Config
+from pipeline.core.errors import InputError
 
 
 class OptimizerConfig(Config):
     """How long and how fast to learn."""
 
-    steps: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps; set either this or ``epochs``."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the images, instead of ``steps``: the run takes ``ceil(epochs * images / batch)`` steps."""
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate."""
     schedule: Literal["trapezoid", "cosine"] = "trapezoid"
@@ -36,21 +40,40 @@ class OptimizerConfig(Config):
 
     @model_validator(mode="after")
     def _schedule_is_whole(self) -> "OptimizerConfig":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set exactly one of steps and epochs; null unsets a key")
         if self.schedule == "cosine" and self.cooldown_steps:
             raise ValueError("a cosine falls all the way: set cooldown_steps to 0")
         return self
 
+    def total_steps(self, images: int, batch: int) -> int:
+        """Return the number of steps of a run on ``images`` images in batches of ``batch``.
 
-def rate(number: int, config: OptimizerConfig) -> float:
-    """Learning rate at step ``number``, as a fraction of the peak; never 0.
+        Raises:
+            InputError: The steps of ``epochs`` are fewer than those of warm-up and cool-down.
+        """
+        if self.epochs is None:
+            return self.steps or 1
+        steps = math.ceil(round(self.epochs * images / batch, 6))
+        if steps < self.warmup_steps + self.cooldown_steps:
+            raise InputError(
+                f"epochs {self.epochs:g} of {images} images in batches of {batch} are {steps} steps, fewer than "
+                f"warmup_steps {self.warmup_steps} and cooldown_steps {self.cooldown_steps} together: lower these, or "
+                "raise epochs."
+            )
+        return steps
+
+
+def rate(number: int, config: OptimizerConfig, steps: int) -> float:
+    """Learning rate at step ``number`` of ``steps``, as a fraction of the peak; never 0.
 
     Linear warm-up, then constant with a linear cool-down, or half a cosine (Loshchilov and Hutter 2017, without
     restarts).
     """
     up = (number + 1) / max(1, config.warmup_steps)
     if config.schedule == "trapezoid":
-        return min(1.0, up, (config.steps - number) / max(1, config.cooldown_steps))
+        return min(1.0, up, (steps - number) / max(1, config.cooldown_steps))
     if up < 1:
         return up
     warmed = max(0, config.warmup_steps - 1)  # the step that reached the peak
-    return (1 + math.cos(math.pi * (number - warmed) / (config.steps - warmed))) / 2
+    return (1 + math.cos(math.pi * (number - warmed) / (steps - warmed))) / 2

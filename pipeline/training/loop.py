@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pipeline.core.distributed import Ranks, current
 from pipeline.core.errors import InputError
 from pipeline.core.log import Log
-from pipeline.core.progress import progress
+from pipeline.core.progress import notice, progress
 from pipeline.training.batch_norm import synchronised
 from pipeline.training.checkpoint import Stateful, restore, save, warn_of_others
 from pipeline.training.compiling import compiled
@@ -80,11 +80,13 @@ def fit(
 
     Raises:
         FloatingPointError: A loss is not finite.
-        InputError: The checkpoint is damaged or from another version, or the batch has fewer samples than parts.
+        InputError: The checkpoint is damaged or from another version, the batch has fewer samples than parts, or
+            ``epochs`` are too few for warm-up and cool-down.
     """
     ranks = current()
     drawn = pinned(draw) if device.type == "cuda" else draw
     samples = Samples(drawn, count, batch, config.accumulate, config.seed, ranks)
+    steps = _total_steps(config, count, batch, log, name, ranks)
     optimizer = _optimizer(module, config, lr_shares)
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(device, config.autocast) == "fp16")
@@ -95,20 +97,20 @@ def fit(
     with (
         synchronised(module, ranks),
         compiled(module, config.compile),
-        closing(pace.timed(samples.ahead(start, config.steps, drawing_threads(device)))) as batches,
+        closing(pace.timed(samples.ahead(start, steps, drawing_threads(device)))) as batches,
     ):
         forward = _forward(module, step, ranks)
-        bar = progress(range(start, config.steps), name, "step", total=config.steps, done=start, hidden=not ranks.first)
+        bar = progress(range(start, steps), name, "step", total=steps, done=start, hidden=not ranks.first)
         for number in bar:
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * rate(number, config) * group["share"]
+                group["lr"] = config.lr * rate(number, config, steps) * group["share"]
             optimizer.zero_grad(set_to_none=True)
             terms = _gradients(forward, batches, number, samples, scaler)
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
             # In fp16, non-finite gradients are expected until the scaler has lowered its scale.
             watch.record(number, terms if scaler.is_enabled() else terms | {"gradient": norm})
-            logs = number % LOG_EVERY == 0 or number + 1 == config.steps
+            logs = number % LOG_EVERY == 0 or number + 1 == steps
             saves = checkpoint is not None and (number + 1) % config.checkpoint_every == 0
             checks = device.type == "cpu" or logs or saves  # on a GPU, checking every step would stall the device
             if checks:
@@ -131,6 +133,14 @@ def fit(
     if config.ema_decay > 0:
         module.load_state_dict(average.module.state_dict())
     module.eval()
+
+
+def _total_steps(config: OptimizerConfig, count: int, batch: int, log: Log, name: str, ranks: Ranks) -> int:
+    steps = config.total_steps(count, batch)
+    if config.epochs is not None and ranks.first:
+        notice(f"{name}: {config.epochs:g} epochs of {count} images in batches of {batch} are {steps} steps.")
+        log({f"{name}/steps": steps}, step=0)
+    return steps
 
 
 def _begin(checkpoint: Path | None, state: Mapping[str, Stateful], ranks: Ranks) -> int:

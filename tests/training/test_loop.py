@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
+from pipeline.core.errors import InputError
 from pipeline.core.log import silent
 from pipeline.training import autocast, fit, has_bf16, precision_of, rate
 from pipeline.training.compiling import compiled
@@ -54,7 +55,7 @@ def test_without_averaging_the_last_weights_stay_and_with_it_they_differ():
 
 def test_the_rate_rises_stays_and_falls_to_a_step_above_zero():
     config = recipe(steps=10, warmup_steps=2, cooldown_steps=4)
-    assert [rate(n, config) for n in range(10)] == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert [rate(n, config, 10) for n in range(10)] == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
 
 
 def test_frozen_parameters_stay():
@@ -67,7 +68,7 @@ def test_frozen_parameters_stay():
 
 def test_a_cosine_rises_falls_slowly_at_both_ends_and_never_to_zero():
     config = recipe(steps=100, warmup_steps=10, cooldown_steps=0, schedule="cosine")
-    rates = [rate(n, config) for n in range(100)]
+    rates = [rate(n, config, 100) for n in range(100)]
     assert rates[9] == 1.0 == max(rates)
     assert rates[:10] == [(n + 1) / 10 for n in range(10)]
     assert rates[9 + 91 // 2] == pytest.approx(0.5, abs=0.02)
@@ -84,7 +85,34 @@ def test_a_cosine_rises_falls_slowly_at_both_ends_and_never_to_zero():
 def test_every_step_of_every_schedule_learns_and_none_more_than_the_peak(steps, warmup, cooldown, schedule):
     cooldown = 0 if schedule == "cosine" else cooldown
     config = recipe(steps=steps, warmup_steps=warmup, cooldown_steps=cooldown, schedule=schedule)
-    assert all(0 < rate(n, config) <= 1 for n in range(steps))
+    assert all(0 < rate(n, config, steps) <= 1 for n in range(steps))
+
+
+@given(epochs=st.floats(0.1, 20), images=st.integers(1, 5000), batch=st.integers(1, 256), whole=st.booleans())
+def test_epochs_are_the_fewest_steps_that_cover_the_images(epochs, images, batch, whole):
+    epochs = float(round(epochs + 1)) if whole else epochs
+    config = recipe(steps=None, epochs=epochs, warmup_steps=0, cooldown_steps=0)
+    steps = config.total_steps(images, batch)
+    assert (steps - 1) * batch < epochs * images <= steps * batch * (1 + 1e-5)
+
+
+def test_a_run_of_epochs_equals_one_of_their_steps_and_logs_the_number():
+    logged = {}
+    by_epochs = learn(network(), recipe(steps=None, epochs=3), log=lambda m, step: logged.update(m))
+    by_steps = learn(network(), recipe(steps=8))  # 3 epochs of 40 samples in batches of 16 are 7.5 steps
+    assert logged["learn/steps"] == 8
+    assert all(torch.equal(a, b) for a, b in zip(by_epochs.parameters(), by_steps.parameters(), strict=True))
+
+
+def test_epochs_shorter_than_the_warm_up_are_refused_when_the_run_starts():
+    with pytest.raises(InputError, match=r"epochs 1 of 40 images in batches of 16 are 3 steps, fewer than warmup_ste"):
+        learn(network(), recipe(steps=None, epochs=1, warmup_steps=5))
+
+
+@pytest.mark.parametrize("both", [{"steps": 3, "epochs": 1}, {"steps": None}])
+def test_a_length_is_given_either_in_steps_or_in_epochs(both):
+    with pytest.raises(ValidationError, match="exactly one of steps and epochs"):
+        recipe(**both)
 
 
 def test_a_seed_beyond_what_torch_takes_is_refused():
