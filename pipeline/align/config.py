@@ -19,6 +19,8 @@ class AlignConfig(Config):
     """Masks per image, each prompted by a box or by clicks with equal probability."""
     clicks: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = [1, 10]
     """Minimum and maximum number of clicks on a mask."""
+    box_jitter: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of the noise on box coordinates, as a fraction of the side; 0 prompts with exact boxes."""
     mask_loss: Literal["focal_dice", "bce_points"] = "focal_dice"
     """Focal and Dice loss (the papers), or cross-entropy and Dice on uncertain points (EfficientViT-SAM's code)."""
     single_mask_share: Annotated[float, Field(ge=0, le=1)] = 0.5

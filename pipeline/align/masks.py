@@ -136,6 +136,7 @@ def _draw_function(
             config.masks,
             sam.image_size,
             clicks=(config.clicks[0], config.clicks[1]),
+            box_jitter=config.box_jitter,
         )
         points = losses.candidates_of(4 * sam.embedding_size) if config.mask_loss == "bce_points" else 0
         chance = np.stack([rng.random((config.masks, points, 2), np.float32) for rng in rngs])

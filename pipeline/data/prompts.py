@@ -1,9 +1,10 @@
 """Training prompts sampled from ground truth: noisy boxes, clicks inside masks, corrective clicks.
 
-Source: SAM, appendix A: box corners move by up to 10 % of the side (at most 20 pixels of 1024), the first click is
-uniform in the mask, the next one uniform in the error region. EfficientViT-SAM, stage 2: all masks of an image get a
-box or the same number of clicks. TinySAM, section 3.1: clicks move to where a student misses the target. Masks are
-coverages on the decoder's low-resolution raster, so a click is the position of a raster cell in the prompt frame.
+Source: SAM, appendix A: each box coordinate gets normal noise with a standard deviation of 10 % of the side, at most 20
+pixels of 1024; the first click is uniform in the mask, the next one uniform in the error region. EfficientViT-SAM,
+stage 2: all masks of an image get a box or the same number of clicks. TinySAM, section 3.1: clicks move to where a
+student misses the target. Masks are coverages on the decoder's low-resolution raster, so a click is the position of a
+raster cell in the prompt frame.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from pipeline.ops.point_labels import BACKGROUND, BOX_CORNERS, FOREGROUND, PADDING
 
-BOX_NOISE, BOX_NOISE_CAP = 0.1, 20 / 1024
+BOX_JITTER, BOX_JITTER_CAP = 0.1, 20 / 1024
+"""SAM's standard deviation as a fraction of the box's side, and largest move as a fraction of the frame's side."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def first_prompts(
     boxes: Sequence[Float[np.ndarray, "_ 4"]],
     count: int,
     side: int,
+    *,
+    box_jitter: float = BOX_JITTER,
 ) -> Prompts:
     """Sample ``count`` instances per image, each prompted by a box or by a click with equal probability.
 
@@ -51,8 +55,9 @@ def first_prompts(
         boxes: Per image, its instances' boxes xyxy in the prompt frame.
         count: P. Images with fewer instances repeat some.
         side: Side of the prompt frame, in pixels.
+        box_jitter: See `noisy_box`.
     """
-    return _drawn(rngs, masks, boxes, count, side, [1] * len(masks), points=2)
+    return _drawn(rngs, masks, boxes, count, side, [1] * len(masks), points=2, box_jitter=box_jitter)
 
 
 def drawn_prompts(
@@ -63,6 +68,7 @@ def drawn_prompts(
     side: int,
     *,
     clicks: tuple[int, int],
+    box_jitter: float = BOX_JITTER,
 ) -> list[tuple[list[int], Prompts]]:
     """`first_prompts` with a number of clicks between ``clicks[0]`` and ``clicks[1]`` for all masks of an image.
 
@@ -80,7 +86,8 @@ def drawn_prompts(
         indices = [index for index, n in enumerate(numbers) if max(2, n + 1) == points]
         picked, instances, corners = ([part[index] for index in indices] for part in (rngs, masks, boxes))
         own = [numbers[index] for index in indices]
-        groups.append((indices, _drawn(picked, instances, corners, count, side, own, points=points)))  # type: ignore[arg-type]
+        drawn = _drawn(picked, instances, corners, count, side, own, points=points, box_jitter=box_jitter)  # type: ignore[arg-type]
+        groups.append((indices, drawn))
     return groups
 
 
@@ -93,6 +100,7 @@ def _drawn(
     clicks: Sequence[int],
     *,
     points: int,
+    box_jitter: float,
 ) -> Prompts:
     """Prompts with ``points`` points; per image, 0 ``clicks`` means boxes and 1 means a box or a click."""
     grid = next(m.shape[-1] for m in masks)
@@ -107,7 +115,7 @@ def _drawn(
         for j, k in enumerate(_pick(rng, len(instances), count)):
             targets[i, j] = instances[k]
             if n == 0 or (n == 1 and rng.random() < 0.5):
-                coords[i, j], labels[i, j] = noisy_box(rng, corners[k], side).reshape(2, 2), BOX_CORNERS
+                coords[i, j], labels[i, j] = noisy_box(rng, corners[k], side, box_jitter).reshape(2, 2), BOX_CORNERS
             else:
                 coords[i, j, :n], labels[i, j, :n] = [click(rng, instances[k], side) for _ in range(n)], FOREGROUND
     return Prompts(*(torch.from_numpy(a) for a in (coords, labels, targets, present)))
@@ -119,21 +127,35 @@ def _pick(rng: np.random.Generator, available: int, count: int) -> np.ndarray:
     return np.concatenate([rng.permutation(available) for _ in range(rounds)])[:count]
 
 
-def noisy_box(rng: np.random.Generator, box: Float[np.ndarray, "4"], side: int) -> Float[np.ndarray, "4"]:
-    """Jitter the corners of a box xyxy, clipped to the frame."""
+def noisy_box(
+    rng: np.random.Generator, box: Float[np.ndarray, "4"], side: int, jitter: float = BOX_JITTER
+) -> Float[np.ndarray, "4"]:
+    """Add normal noise to the coordinates of a box xyxy, within the frame.
+
+    Args:
+        rng: Random generator.
+        box: Corners in the prompt frame.
+        side: Side of the prompt frame, in pixels.
+        jitter: Standard deviation as a fraction of the box's width or height; no coordinate moves by more than 20 /
+            1024 of the frame. 0 leaves the box as it is.
+    """
     extent = np.array([box[2] - box[0], box[3] - box[1]] * 2)
-    spread = np.minimum(BOX_NOISE * extent, BOX_NOISE_CAP * side)
-    moved = np.clip(box + np.clip(rng.standard_normal(4), -2, 2) * spread / 2, 0, side)
-    return moved.astype(np.float32)
+    cap = BOX_JITTER_CAP * side
+    moved = np.clip(box + np.clip(jitter * extent * rng.standard_normal(4), -cap, cap), 0, side).reshape(2, 2)
+    return np.sort(moved, axis=0).reshape(4).astype(np.float32)
 
 
 def click(rng: np.random.Generator, coverage: Float[np.ndarray, "m m"], side: int) -> Float[np.ndarray, "2"]:
-    """Sample a point (x, y) of a mask uniformly, in the prompt frame, from fully covered cells if there are any."""
-    inside = coverage >= min(0.99, float(coverage.max()))
-    rows, columns = np.nonzero(inside)
-    pick = int(rng.integers(len(rows)))
+    """Sample a point (x, y) of a mask, in the prompt frame.
+
+    A cell is drawn with a probability proportional to its coverage, so that the pixels of a mask are equally likely.
+    Cells with less than half of the largest coverage are left out, since a point in them is likely off the mask.
+    """
+    weights = np.where(coverage >= coverage.max() / 2, coverage, 0).ravel().cumsum(dtype=np.float64)
+    pick = int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))
+    row, column = divmod(pick, coverage.shape[-1])
     cell = side / coverage.shape[-1]
-    point = (np.array([columns[pick], rows[pick]]) + rng.uniform(0.25, 0.75, 2)) * cell
+    point = (np.array([column, row]) + rng.uniform(0.25, 0.75, 2)) * cell
     return point.astype(np.float32)
 
 

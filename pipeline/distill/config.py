@@ -39,6 +39,8 @@ class FullStageRecipe(Config):
     """Maximum number of rounds in which clicks move to regions the student misses; 0 keeps the first clicks."""
     prompts: Annotated[int, Field(ge=1, le=64)] = 16
     """Prompts per image, half boxes and half clicks."""
+    box_jitter: Annotated[float, Field(ge=0)] = 0.1
+    """Standard deviation of the noise on box coordinates, as a fraction of the side: SAM's; 0 for exact boxes."""
 
 
 class LayerWiseRecipe(Config):

@@ -51,7 +51,7 @@ def distill_full_stage(task: Task, recipe: FullStageRecipe) -> None:
         instances = [instances_of(sample, sam.image_size, 4 * sam.embedding_size) for sample in batch.samples]
         coverages = [image.coverages.astype(np.float32) / 255 for image in instances]
         boxes = [image.boxes for image in instances]
-        prompts = first_prompts(rngs, coverages, boxes, recipe.prompts, sam.image_size)
+        prompts = first_prompts(rngs, coverages, boxes, recipe.prompts, sam.image_size, box_jitter=recipe.box_jitter)
         chance = np.stack([rng.random((recipe.rounds, recipe.prompts), np.float32) for rng in rngs])
         return _Prompted(batch, prompts, torch.from_numpy(chance))
 

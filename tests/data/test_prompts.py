@@ -54,25 +54,66 @@ def test_an_image_without_instances_is_absent_and_harms_nothing():
     assert (prompts.labels[0] == -1).all()
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2**32))
-def test_a_noisy_box_stays_near_and_inside(seed):
-    rng = np.random.default_rng(seed)
+def some_box(rng):
     low = rng.uniform(0, 150, 2)
-    box = np.concatenate([low, low + rng.uniform(5, 100, 2)]).astype(np.float32)
-    moved = noisy_box(rng, box, 256)
+    return np.concatenate([low, low + rng.uniform(5, 100, 2)]).astype(np.float32)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0, 3))
+def test_a_noisy_box_stays_near_inside_and_in_order(seed, jitter):
+    rng = np.random.default_rng(seed)
+    box = some_box(rng)
+    moved = noisy_box(rng, box, 256, jitter)
     assert (moved >= 0).all()
     assert (moved <= 256).all()
-    extent = np.array([box[2] - box[0], box[3] - box[1]] * 2)
-    assert (np.abs(moved - box) <= np.minimum(0.1 * extent, 5) + 1e-3).all()
+    assert (moved[:2] <= moved[2:]).all()
+    assert (np.abs(moved - box) <= 5 + 1e-3).all()
 
 
-def test_a_click_prefers_cells_that_are_all_inside():
-    coverage = np.full((8, 8), 0.5, np.float32)
-    coverage[3, 5] = 1
-    for seed in range(20):
-        x, y = click(np.random.default_rng(seed), coverage, 64) // 8
-        assert (x, y) == (5, 3)
+def test_the_noise_of_a_box_has_sams_deviation_and_largest_move():
+    rng = np.random.default_rng(0)
+    small, large = np.array([300, 300, 340, 380], np.float32), np.array([200, 200, 800, 900], np.float32)
+    moves = np.stack([noisy_box(rng, small, 1024) - small for _ in range(4000)])
+    assert np.abs(moves.std(0) - [4, 8, 4, 8]).max() < 0.3
+    far = np.abs(np.stack([noisy_box(rng, large, 1024) - large for _ in range(500)]))
+    assert far.max() == 20
+    assert 0.6 < (far == 20).mean() < 0.85  # beyond a third of a deviation
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32))
+def test_without_jitter_boxes_are_exact(seed):
+    rng = np.random.default_rng(seed)
+    masks = some_masks(rng, 3)
+    boxes = boxes_of(masks, 256)
+    groups = drawn_prompts([rng], [masks], [boxes], 6, 256, clicks=(1, 10), box_jitter=0.0)
+    exact = {tuple(box) for box in boxes.tolist()}
+    for _, prompts in groups:
+        for coords, labels in zip(prompts.coords[0], prompts.labels[0], strict=True):
+            assert labels[0] == 1 or tuple(coords.flatten().tolist()) in exact
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.integers(2, 7))
+def test_a_thin_object_is_clicked_in_more_than_one_cell(seed, length):
+    rng = np.random.default_rng(seed)
+    coverage = np.zeros((8, 8), np.float32)
+    coverage[rng.integers(8), :length] = rng.uniform(0.3, 0.6, length)
+    coverage[rng.permutation(8)[:4], 7] += 0.01
+    cells = {tuple(click(rng, coverage, 64) // 8) for _ in range(60)}
+    assert len(cells) > 1
+    assert all(coverage[int(y), int(x)] >= coverage.max() / 2 for x, y in cells)
+
+
+def test_clicks_are_in_proportion_to_coverage():
+    coverage = np.array([[0, 0.6, 0.1], [0, 1, 0.8], [0, 0, 0]], np.float32)
+    rng = np.random.default_rng(0)
+    counts = np.zeros((3, 3))
+    for x, y in (click(rng, coverage, 3).astype(int) for _ in range(4000)):
+        counts[y, x] += 1
+    expected = np.where(coverage >= 0.5, coverage, 0) / 2.4
+    assert np.abs(counts / 4000 - expected).max() < 0.03
 
 
 def test_corrective_clicks_say_what_is_missing_and_what_is_too_much():
