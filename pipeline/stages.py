@@ -8,10 +8,10 @@ import yaml
 from pipeline.core.errors import InputError
 from pipeline.core.stage import Stage
 
-_STUDENT = "deps/students/{student}"
+_STUDENT = "deps/models/{student}"
 """Links to the code specific to this student; see `pipeline.models.students.link`."""
-_TEACHERS = ("pipeline/models/bundled.py", "pipeline/models/vit.py")
-
+_TEACHER = "deps/models/${{teacher.name}}"
+"""The same for the teacher; DVC substitutes its name from params.yaml."""
 _PROBE = "pipeline/evaluate/probe.py"
 """Runs in a subprocess."""
 _PAGE = tuple(f"pipeline/compare/{name}" for name in ("published.json", "report.css", "report.html.j2", "report.js"))
@@ -24,13 +24,13 @@ PREPARE = Stage(
 TEACHER = Stage(
     run="pipeline.teacher:teacher",
     summary="Import the teacher's weights as safetensors",
-    code=("pipeline/teacher/bundled/model.safetensors", *_TEACHERS),
+    code=("pipeline/teacher/bundled/model.safetensors", _TEACHER),
 )
 EMBED = Stage(
     run="pipeline.embed:embed",
     summary="Compute the teacher's image embeddings",
     deps=(PREPARE, TEACHER),
-    code=_TEACHERS,
+    code=(_TEACHER,),
     gpu=True,
 )
 DISTILL = Stage(
@@ -39,7 +39,7 @@ DISTILL = Stage(
     deps=(PREPARE, TEACHER, EMBED),
     matrix=("student",),
     section="distill.{student}",
-    code=(_STUDENT, *_TEACHERS),
+    code=(_STUDENT, _TEACHER),
     gpu=True,
     distributed=True,
 )
@@ -85,7 +85,7 @@ EVALUATE_TEACHER = Stage(
     section="evaluate",
     libraries=("torch",),
     data=("${evaluate.data}",),
-    code=(_PROBE, *_TEACHERS),
+    code=(_PROBE, _TEACHER),
     exclusive=True,
     distributed=True,
 )

@@ -1,5 +1,6 @@
 """Train a student on ground truth masks with box and click prompts: its mask decoder, or encoder and decoder."""
 
+import shutil
 from pathlib import Path
 
 from pipeline.align.config import AlignConfig
@@ -11,18 +12,18 @@ from pipeline.core.distributed import joined
 from pipeline.core.errors import InputError
 from pipeline.core.log import Log
 from pipeline.data.shards import Shards
-from pipeline.models.sam import save_checkpoint
+from pipeline.models.sam import WEIGHTS, save_checkpoint
 from pipeline.models.students import load_checkpoint, module_of
 from pipeline.training import checkpoint_of, precision_of
 
 __all__ = ["AlignConfig", "align"]
 
 
-def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, out: Path, log: Log) -> Contents:
+def align(config: AlignConfig | None, *, student: str, prepare: Path, distill: Path, out: Path, log: Log) -> Contents:
     """Train a student's mask decoder, or encoder and decoder, on ground truth masks with box and click prompts.
 
     Args:
-        config: Section ``align.<student>`` of params.yaml.
+        config: Section ``align.<student>`` of params.yaml; null passes the distilled student on unchanged.
         student: Name of the student.
         prepare: The dataset.
         distill: The student with a distilled encoder.
@@ -36,6 +37,10 @@ def align(config: AlignConfig, *, student: str, prepare: Path, distill: Path, ou
     card = Card.read(distill)
     if card.model != student:
         raise InputError(f"{distill} contains {card.model}, not {student}: run `dvc repro`.")
+    if config is None:
+        shutil.copyfile(distill / WEIGHTS, out / WEIGHTS)
+        write_metrics(out, {})
+        return Contents(kind="checkpoint", model=student, options=card.options, precision="fp32")
     device = device_of(config.device, f"align.{student}.device")
     images = Shards(prepare, "train")
     if not any(images.instances):

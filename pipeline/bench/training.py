@@ -65,7 +65,7 @@ def _build(
             embeddings_directory = _embeddings(directory, images, sam.embedding_size)
         device = torch.device("cpu" if runtime == "torch" else "cuda")
         config = _config(settings, precision, compiled=runtime == "cuda_compile")
-        bare = Bare(sam, settings.images, config.optimizer, device)
+        bare = Bare(sam, settings.images, config.training, device)
         training = stack.enter_context(
             Training(sam, images, Embeddings(embeddings_directory), config, device, settings.steps)
         )

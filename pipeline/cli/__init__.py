@@ -141,7 +141,7 @@ def versions() -> str:
 
 @command
 def links() -> str:
-    """Write deps/students/: links to each student's code, for dvc.yaml."""
+    """Write deps/models/: links to each model's code, for dvc.yaml."""
     from pipeline.models.students import link
 
     return link()

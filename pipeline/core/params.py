@@ -24,6 +24,8 @@ class Section(NamedTuple):
     model: type[Config]
     lists: tuple[str, ...] = ()
     """Lists at the top of the file that the model gets, too."""
+    optional: bool = False
+    """Whether the section may be null."""
 
 
 class Origin(NamedTuple):
@@ -36,7 +38,7 @@ class Origin(NamedTuple):
 def sections(stages: Sequence[Stage], others: Iterable[Section] = ()) -> list[Section]:
     """The sections the stages read, each once, and ``others``."""
     own = (
-        Section((stage.section or stage.name).replace("{student}", "*"), stage.config_type, stage.lists)
+        Section((stage.section or stage.name).replace("{student}", "*"), stage.config_type, stage.lists, stage.optional)
         for stage in stages
     )
     return list({part.name: part for part in (*own, *others)}.values())
@@ -50,7 +52,8 @@ def check(parts: Sequence[Section], params: Mapping[str, Any]) -> None:
     """
     for part in parts:
         for dotted in _dotted(part, params):
-            _read(part, dotted, params)
+            if not _is_null(part, dotted, params):
+                _read(part, dotted, params)
 
 
 def resolve(parts: Sequence[Section], params: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,11 +65,14 @@ def resolve(parts: Sequence[Section], params: Mapping[str, Any]) -> dict[str, An
     resolved: dict[str, Any] = {name: Origin(listed(params, name), FILE) for name in _LISTS if name in params}
     for part in parts:
         for dotted in _dotted(part, params):
-            values = _read(part, dotted, params).model_dump(mode="json", exclude=set(part.lists))
             *above, last = dotted.split(".")
             target = resolved
             for name in above:
                 target = target.setdefault(name, {})
+            if _is_null(part, dotted, params):
+                target[last] = Origin(None, FILE)
+                continue
+            values = _read(part, dotted, params).model_dump(mode="json", exclude=set(part.lists))
             target[last] = _with_origin(values, find(params, dotted))
     return resolved
 
@@ -103,7 +109,9 @@ def schema(parts: Sequence[Section]) -> str:
     properties: dict[str, Any] = dict.fromkeys(_LISTS, names)
     for part in parts:
         name, _, each = part.name.partition(".")
-        reference = references[part.model, "validation"]
+        reference: dict[str, Any] = references[part.model, "validation"]
+        if part.optional:
+            reference = {"anyOf": [reference, {"type": "null"}]}
         properties[name] = {"type": "object", "additionalProperties": reference} if each else reference
     whole = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -120,6 +128,10 @@ def schema(parts: Sequence[Section]) -> str:
 def _dotted(part: Section, params: Mapping[str, Any]) -> Iterator[str]:
     name, _, each = part.name.partition(".")
     yield from (f"{name}.{student}" for student in find(params, name)) if each else [name]
+
+
+def _is_null(part: Section, dotted: str, params: Mapping[str, Any]) -> bool:
+    return part.optional and find(params, dotted) is None
 
 
 def _read(part: Section, dotted: str, params: Mapping[str, Any]) -> Config:

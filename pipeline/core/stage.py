@@ -11,7 +11,7 @@ from importlib import import_module
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 from pipeline.core import code
 from pipeline.core.artifact import CARD, REFUSAL, Card, Contents, Refusal, write_json
@@ -110,11 +110,17 @@ class Stage:
     @property
     def config_type(self) -> type[Config]:
         """The type of this stage's section."""
-        model: type[Config] = inspect.signature(self.function).parameters["config"].annotation
+        annotation = inspect.signature(self.function).parameters["config"].annotation
+        model: type[Config] = next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
         return model
 
-    def config(self, params: Mapping[str, Any], keys: Keys) -> Config:
-        """Read and validate this stage's section of params.yaml.
+    @property
+    def optional(self) -> bool:
+        """Whether the section may be null, with which the stage passes its input on, or leaves out what it computes."""
+        return type(None) in get_args(inspect.signature(self.function).parameters["config"].annotation)
+
+    def config(self, params: Mapping[str, Any], keys: Keys) -> Config | None:
+        """Read and validate this stage's section of params.yaml; None for a null section.
 
         Raises:
             InputError: The section is missing or invalid, or params.yaml does not list one of ``keys``.
@@ -122,6 +128,8 @@ class Stage:
         for key in self.matrix:
             if keys[key] not in (known := listed(params, f"{key}s")):
                 raise InputError(f"unknown {key} {keys[key]!r}: `{key}s` of params.yaml lists {', '.join(known)}.")
+        if self.optional and self.settings(params, keys) is None:
+            return None
         return section(
             params, self._section(keys), self.config_type, more={name: listed(params, name) for name in self.lists}
         )
@@ -160,7 +168,7 @@ class Stage:
 
         return visit(self, keys)
 
-    def __call__(self, config: Config, keys: Keys, log: Log) -> Card:
+    def __call__(self, config: Config | None, keys: Keys, log: Log) -> Card:
         """Run one repetition in a draft directory and rename the finished artifact to its path.
 
         A candidate that misses a gate produces a refusal. If an input is a refusal, it is passed on without calling the
@@ -183,7 +191,7 @@ class Stage:
                 shutil.rmtree(draft, ignore_errors=True)
         return card
 
-    def _fill(self, draft: Path, config: Config, keys: Keys, log: Log) -> Contents:
+    def _fill(self, draft: Path, config: Config | None, keys: Keys, log: Log) -> Contents:
         """Call the stage's function, or write a refusal if the candidate was refused before or is refused now."""
         refusal = self._inherited_refusal(keys)
         if refusal is None:
@@ -202,7 +210,7 @@ class Stage:
         single = [dep for dep in self.deps if set(dep.matrix) <= keys.keys()]
         return next(filter(None, (Card.read(dep.path(keys)).refusal for dep in single)), None)
 
-    def follow(self, config: Config, keys: Keys, log: Log) -> None:
+    def follow(self, config: Config | None, keys: Keys, log: Log) -> None:
         """Compute this process's share of a repetition whose artifact rank 0 of ``torchrun`` writes.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Distill a teacher into a student with one of the published recipes."""
+"""Distill a teacher into a student with one of the published recipes, or take a student's published weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,14 +16,15 @@ from pipeline.core.log import Log
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.filling import refill
 from pipeline.data.shards import Shards
-from pipeline.distill.config import DistillConfig
+from pipeline.distill.config import DistillConfig, PretrainedRecipe
 from pipeline.distill.embedding import distill_embeddings, held_out_error
 from pipeline.distill.full_stage import distill_full_stage
 from pipeline.distill.layer_wise import distill_layer_wise
 from pipeline.distill.task import Task
 from pipeline.models import build
-from pipeline.models.sam import WEIGHTS, Sam, load_weights, save_checkpoint
-from pipeline.models.students import module_of
+from pipeline.models.pretrained import Source, load_pretrained
+from pipeline.models.sam import Sam, save_checkpoint
+from pipeline.models.students import load_checkpoint, module_of
 from pipeline.training import checkpoint_of, precision_of
 
 __all__ = ["RECIPES", "DistillConfig", "Task", "distill", "learn", "student_of"]
@@ -33,19 +34,19 @@ RECIPES: Mapping[str, Callable[[Task, Any], None]] = {
     "full_stage": distill_full_stage,
     "layer_wise": distill_layer_wise,
 }
-"""Training function of each recipe's ``kind``."""
+"""Training function of each recipe's ``kind``, except ``pretrained``, which trains nothing."""
 
 
 def distill(
     config: DistillConfig, *, student: str, prepare: Path, teacher: Path, embed: Path, out: Path, log: Log
 ) -> Contents:
-    """Distill a teacher into a student with one of the published recipes.
+    """Distill a teacher into a student with one of the published recipes, or take a student's published weights.
 
     Args:
         config: Section ``distill.<student>`` of params.yaml.
         student: Name of the student.
         prepare: The dataset.
-        teacher: Checkpoint whose prompt encoder and mask decoder are copied to the student.
+        teacher: Checkpoint whose prompt encoder and mask decoder are copied to a student without its own.
         embed: The teacher's embeddings. Files missing from the store, as in another checkout, are recomputed.
         out: Empty directory for the artifact.
         log: Receives the loss during training, and the error on held-out images.
@@ -54,18 +55,25 @@ def distill(
         InputError: Teacher and student have different sizes, an input is damaged, or a feature layer is not cached.
         FloatingPointError: The loss is not finite.
     """
+    if isinstance(config.recipe, PretrainedRecipe):
+        contents = Contents(kind="checkpoint", model=student, options=config.options, precision="fp32")
+        save_checkpoint(pretrained(config.recipe, teacher, student, config.options), out)
+        write_metrics(out, {})
+        return contents
     device = device_of(config.device, f"distill.{student}.device")
     embeddings = Embeddings(embed)
     source = Card.read(teacher)
     if embeddings.teacher != source.digest:
         raise InputError(f"{embed} was computed by a different teacher than {teacher}: run `dvc repro embed`.")
+    if not embeddings.shards:
+        raise InputError(f"{embed} holds no embeddings, since section embed is null: distillation needs them.")
     refill(embeddings, prepare=prepare, teacher=teacher, batch=config.batch, device=device)
     digest = code.digest(__name__, module_of(student), module_of(source.model or ""))
     inputs = (Card.read(artifact).digest for artifact in (prepare, teacher, embed))
-    precision = precision_of(device, config.optimizer.autocast)
+    precision = precision_of(device, config.training.autocast)
     checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), precision, digest, *inputs)
     task = Task(
-        sam=student_of(teacher, student, config.optimizer.seed, config.options),
+        sam=student_of(teacher, student, config.training.seed, config.options, config.init),
         teacher=teacher,
         images=Shards(prepare, "train"),
         embeddings=embeddings,
@@ -100,21 +108,46 @@ def learn(task: Task) -> None:
     task.sam.to("cpu")
 
 
-def student_of(teacher: Path, student: str, seed: int, options: Mapping[str, Any]) -> Sam:
-    """Build a student with random encoder weights and its teacher's prompt encoder and mask decoder.
+def pretrained(recipe: PretrainedRecipe, teacher: Path, student: str, options: Mapping[str, Any]) -> Sam:
+    """Build a student with published weights; an image encoder alone gets its teacher's decoder.
 
     Raises:
-        InputError: The student has no such option, or its embedding or image size differs from the teacher's.
+        InputError: The weights are missing, damaged or another model's, or the sizes differ from the teacher's whose
+            decoder is needed.
     """
-    name = Card.read(teacher).model or ""
-    source, sam = build(name), build(student, options, seed=seed)
+    sam = build(student, options)
+    if load_pretrained(sam, student, recipe, f"distill.{student}.recipe") == "image_encoder":
+        _copy_decoder(teacher, student, sam)
+    return sam
+
+
+def student_of(teacher: Path, student: str, seed: int, options: Mapping[str, Any], init: Source | None = None) -> Sam:
+    """Build a student with its teacher's prompt encoder and mask decoder, and random or ``init`` weights.
+
+    Raises:
+        InputError: The student has no such option, its embedding or image size differs from the teacher's, or the
+            initial weights are missing, damaged or another model's.
+    """
+    sam = build(student, options, seed=seed)
+    _copy_decoder(teacher, student, sam)
+    if init is not None:
+        load_pretrained(sam, student, init, f"distill.{student}.init")
+    return sam
+
+
+def _copy_decoder(teacher: Path, student: str, sam: Sam) -> None:
+    """Copy the prompt encoder and mask decoder of the teacher to ``sam``.
+
+    Raises:
+        InputError: The student's embedding or image size differs from the teacher's.
+    """
+    card = Card.read(teacher)
+    source = load_checkpoint(teacher)
     size, expected = (f"{m.embedding_size}x{m.embedding_size} cells of {m.image_size} pixels" for m in (sam, source))
     if size != expected:
         raise InputError(
-            f"student {student} has an image embedding of {size}, but its teacher {name} has {expected}: "
+            f"student {student} has an image embedding of {size}, but its teacher {card.model} has {expected}: "
             "choose nano students with the bundled teacher, full-size ones with vit_b, vit_l or vit_h (params.yaml)."
         )
-    load_weights(source, teacher / WEIGHTS)
     sam.prompt_encoder.load_state_dict(source.prompt_encoder.state_dict())
     sam.mask_decoder.load_state_dict(source.mask_decoder.state_dict())
-    return sam

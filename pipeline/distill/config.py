@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from pipeline.core.config import Config
+from pipeline.core.errors import InputError
+from pipeline.models.pretrained import Source
 from pipeline.training import OptimizerConfig
 
 Weight = Annotated[float, Field(ge=0)]
@@ -57,7 +59,16 @@ class LayerWiseRecipe(Config):
     """Weight of the layer loss; the embedding loss has weight 1."""
 
 
-Recipe = Annotated[EmbeddingRecipe | FullStageRecipe | LayerWiseRecipe, Field(discriminator="kind")]
+class PretrainedRecipe(Source):
+    """Take a student's weights from a published checkpoint or an artifact; nothing is trained.
+
+    An image encoder alone gets the teacher's prompt encoder and mask decoder.
+    """
+
+    kind: Literal["pretrained"]
+
+
+Recipe = Annotated[EmbeddingRecipe | FullStageRecipe | LayerWiseRecipe | PretrainedRecipe, Field(discriminator="kind")]
 
 
 class DistillConfig(Config):
@@ -66,7 +77,31 @@ class DistillConfig(Config):
     options: dict[str, JsonValue] = {}
     """Keyword arguments of the student's builder, see `pipeline.models.build`."""
     recipe: Recipe
+    init: Source | None = None
+    """Initial weights of a recipe that trains: a whole model, or an image encoder. Null starts the encoder from random
+    weights, and copies the teacher's prompt encoder and mask decoder."""
     batch: Annotated[int, Field(ge=1)] = 16
     """Images per step, summed over all processes."""
     device: str = "cpu"
-    optimizer: OptimizerConfig
+    optimizer: OptimizerConfig | None = None
+    """Null only for ``pretrained``."""
+
+    @model_validator(mode="after")
+    def _trains_or_not(self) -> "DistillConfig":
+        if self.recipe.kind == "pretrained":
+            if self.optimizer is not None or self.init is not None:
+                raise ValueError("a pretrained recipe trains nothing: remove optimizer and init")
+        elif self.optimizer is None:
+            raise ValueError(f"recipe {self.recipe.kind} trains: add its optimizer")
+        return self
+
+    @property
+    def training(self) -> OptimizerConfig:
+        """The training loop's settings.
+
+        Raises:
+            InputError: The recipe trains nothing.
+        """
+        if self.optimizer is None:
+            raise InputError(f"recipe {self.recipe.kind} has no optimizer: choose a recipe that trains.")
+        return self.optimizer

@@ -39,9 +39,7 @@ def distill_layer_wise(task: Task, recipe: LayerWiseRecipe) -> None:
     teacher_layers, student_layers = zip(*recipe.feature_layers, strict=True)
     teacher_widths = [task.embeddings.features(task.images.keys[0], layer).shape[0] for layer in teacher_layers]
     channels = widths(encoder, student_layers, task.sam.input_size)
-    projections = _projections(
-        [channels[layer] for layer in student_layers], teacher_widths, task.config.optimizer.seed
-    )
+    projections = _projections([channels[layer] for layer in student_layers], teacher_widths, task.config.training.seed)
     projections.to(task.device)
 
     def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _FeatureBatch:

@@ -69,7 +69,7 @@ class Task:
 
     def autocast(self) -> torch.autocast:
         """Autocast context of the configured precision."""
-        return autocast(self.device, self.config.optimizer.autocast)
+        return autocast(self.device, self.config.training.autocast)
 
     def fit(
         self, module: nn.Module, draw: Draw[Any], step: Step[Any], lr_shares: Mapping[str, float] = MappingProxyType({})
@@ -79,7 +79,7 @@ class Task:
             module,
             draw,
             step,
-            self.config.optimizer,
+            self.config.training,
             count=len(self.images),
             batch=self.config.batch,
             log=self.log,

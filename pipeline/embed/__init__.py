@@ -38,13 +38,13 @@ class EmbedConfig(Config):
     """Indices of teacher blocks whose features are also stored, for ``layer_wise`` distillation."""
 
 
-def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: Log) -> Contents:
+def embed(config: EmbedConfig | None, *, prepare: Path, teacher: Path, out: Path, log: Log) -> Contents:
     """Store the embeddings of train and calibration images, and write their manifest.
 
     Intact shards in the store are reused, so an interrupted run resumes.
 
     Args:
-        config: Section ``embed`` of params.yaml.
+        config: Section ``embed`` of params.yaml; null computes nothing, for runs without distillation.
         prepare: The dataset.
         teacher: The teacher's checkpoint.
         out: Empty directory for the artifact.
@@ -54,6 +54,10 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
         InputError: The store cannot be written, an input is damaged, or an embedding is not finite.
     """
     card = Card.read(teacher)
+    if config is None:
+        _write_manifest(out, EmbedConfig(), card, 0, [], [])
+        write_metrics(out, {"images": 0.0})
+        return Contents(kind="embeddings", model=card.model)
     sam = load_checkpoint(teacher).to(device_of(config.device, "embed.device")).eval()
     feature_layers = sorted(set(config.feature_layers))
     identity = origin(sam, card, feature_layers)
@@ -74,15 +78,22 @@ def embed(config: EmbedConfig, *, prepare: Path, teacher: Path, out: Path, log: 
             seals.append(seal)
             begin = indices.stop
         bar.close()
-    manifest = EmbeddingsManifest(
-        store=config.store, teacher=card.digest, dtype=DTYPE, embedding_size=sam.embedding_size,
-        feature_layers=feature_layers, shards=stored_shards,
-    )  # fmt: skip
-    write_json(out / MANIFEST, manifest.model_dump())
+    _write_manifest(out, config, card, sam.embedding_size, feature_layers, stored_shards)
     metrics = _metrics(seals)
     write_metrics(out, metrics)
     log(metrics)
     return Contents(kind="embeddings", model=card.model)
+
+
+def _write_manifest(
+    out: Path, config: EmbedConfig, teacher: Card, embedding_size: int, feature_layers: list[int],
+    shards: list[StoredShard],
+) -> None:  # fmt: skip
+    manifest = EmbeddingsManifest(
+        store=config.store, teacher=teacher.digest, dtype=DTYPE, embedding_size=embedding_size,
+        feature_layers=feature_layers, shards=shards,
+    )  # fmt: skip
+    write_json(out / MANIFEST, manifest.model_dump())
 
 
 def _describe(target: StoreFile, seal: Seal, shard: Shard, split: str) -> StoredShard:

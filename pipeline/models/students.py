@@ -40,6 +40,7 @@ TEACHERS: Mapping[str, str] = {
     "vit_h": "pipeline.models.vit",
 }
 
+MODELS: Mapping[str, str] = {**TEACHERS, **STUDENTS}
 
 _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
@@ -72,10 +73,9 @@ def module_of(name: str) -> str:
     Raises:
         InputError: The name is unknown.
     """
-    modules = {**STUDENTS, **TEACHERS}
-    if name not in modules:
-        raise InputError(f"No model is called {name!r}. Known: {', '.join(modules)}.")
-    return modules[name]
+    if name not in MODELS:
+        raise InputError(f"No model is called {name!r}. Known: {', '.join(MODELS)}.")
+    return MODELS[name]
 
 
 def load_checkpoint(directory: Path) -> Sam:
@@ -90,18 +90,18 @@ def load_checkpoint(directory: Path) -> Sam:
     return load_weights(build(card.model, card.options), directory / WEIGHTS).eval()
 
 
-def link(folder: Path = Path("deps/students")) -> str:
-    """Write ``<folder>/<name>/`` for each student: links to the source files that only this student depends on.
+def link(folder: Path = Path("deps/models")) -> str:
+    """Write ``<folder>/<name>/`` for each model: links to the source files that only this model depends on.
 
-    DVC can substitute a student's name into a path, but not expand it to a list of paths.
+    DVC can substitute a model's name into a path, but not expand it to a list of paths.
 
     Returns:
         A one-line summary.
     """
     shutil.rmtree(folder, ignore_errors=True)
     shared = code.closure(__name__)
-    for name, module in STUDENTS.items():
+    for name, module in MODELS.items():
         (folder / name).mkdir(parents=True)
         for file in code.closure(module) - shared:
             (folder / name / Path(file).name).symlink_to(Path("../../..", file))
-    return f"{folder}/ has links for {len(STUDENTS)} students"
+    return f"{folder}/ has links for {len(MODELS)} models"

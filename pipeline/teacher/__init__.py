@@ -1,17 +1,18 @@
-"""Import the teacher's weights: the bundled ones, or an official Segment Anything checkpoint."""
+"""Import the teacher's weights: the bundled ones, or a checkpoint of any model in the table."""
 
 from pathlib import Path
-from typing import Literal
+
+from pydantic import Field, JsonValue, field_validator
 
 from pipeline.core.artifact import Contents, write_metrics
-from pipeline.core.checkout import store_path
 from pipeline.core.config import Config
 from pipeline.core.errors import InputError
 from pipeline.core.log import Log
 from pipeline.models import build
 from pipeline.models.cost import count_parameters
-from pipeline.models.sam import load_state, load_weights, save_checkpoint
-from pipeline.teacher.checkpoint import fetch, read
+from pipeline.models.pretrained import STORE, Source, load_parts, read_pretrained
+from pipeline.models.sam import load_weights, save_checkpoint
+from pipeline.models.students import MODELS
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -19,13 +20,24 @@ BUNDLED = Path(__file__).parent / "bundled"
 class TeacherConfig(Config):
     """The teacher model and its checkpoint."""
 
-    name: Literal["bundled", "vit_b", "vit_l", "vit_h"]
+    name: str = Field(json_schema_extra={"enum": list(MODELS)})
+    """A model of the table: ``bundled``, ``vit_b``, ``vit_l``, ``vit_h``, or a student, such as
+    ``efficientvit_sam_xl1``."""
     checkpoint: str | None = None
-    """Path or https URL of an official ``.pth`` file; null for the bundled teacher."""
-    sha256: str | None = None
+    """Path or URL of its weights, see `pipeline.models.pretrained`; null for the bundled teacher."""
+    sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
     """Expected SHA-256 of the checkpoint, in hex; null for the bundled teacher."""
-    store: str = ".store/checkpoints"
+    options: dict[str, JsonValue] = {}
+    """Keyword arguments of the model's builder, see `pipeline.models.build`."""
+    store: str = STORE
     """Download directory outside DVC, relative to ``SAM_DISTILLERY_STORE`` or the checkout."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in MODELS:
+            raise ValueError(f"no model has this name; known: {', '.join(MODELS)}")
+        return name
 
 
 def teacher(config: TeacherConfig, *, out: Path, log: Log) -> Contents:
@@ -42,18 +54,22 @@ def teacher(config: TeacherConfig, *, out: Path, log: Log) -> Contents:
     if config.name == "bundled":
         if config.checkpoint or config.sha256:
             raise InputError("params.yaml, section 'teacher': the bundled teacher has no checkpoint; set both to null.")
-        sam = load_weights(build(config.name), BUNDLED / "model.safetensors")
+        sam = load_weights(build(config.name, config.options), BUNDLED / "model.safetensors")
     else:
         if not config.checkpoint or not config.sha256:
             raise InputError(
                 f"params.yaml, section 'teacher': {config.name} needs `checkpoint` (path or URL) and its `sha256`."
             )
-        path = fetch(config.checkpoint, config.sha256, store_path(config.store))
-        state = read(path)
-        sam = build(config.name)
-        load_state(sam, state, path)
+        source = Source(checkpoint=config.checkpoint, sha256=config.sha256)
+        state, path = read_pretrained(config.name, source, "teacher", config.store)
+        sam = build(config.name, config.options)
+        if load_parts(sam, state, path) != "whole":
+            raise InputError(
+                f"checkpoint {config.checkpoint} holds an image encoder alone, but a teacher needs its mask decoder: "
+                "give a whole model."
+            )
     save_checkpoint(sam, out)
     metrics = {"parameters": float(count_parameters(sam))}
     log(metrics)
     write_metrics(out, metrics)
-    return Contents(kind="checkpoint", model=config.name, precision="fp32")
+    return Contents(kind="checkpoint", model=config.name, options=config.options, precision="fp32")

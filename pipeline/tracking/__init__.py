@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.core import process, provenance
 from pipeline.core.artifact import CARD, METRICS, Card, read_metrics
-from pipeline.core.config import PARAMS
+from pipeline.core.config import PARAMS, Config
 from pipeline.core.errors import InputError
 from pipeline.core.stage import DVC_LOCK, Keys, Stage
 from pipeline.tracking import database
@@ -147,7 +147,7 @@ def run_tracked(stage: Stage, params: Mapping[str, Any], keys: Keys) -> Card:
     run = store.start(stage.target(keys), _identity(stage, keys))
     curves = Curves(store, run)
     with _closing(curves), system_metrics(store.uri, run):
-        store.log_params(run, {**keys, **config.model_dump(mode="json")})
+        store.log_params(run, _parameters(config, keys))
         log_dataset(store.client, run, stage, params, keys, stage.parents(keys))
         card = stage(config, keys, curves)
         _log_result(store, run, stage.path(keys), card, curves)
@@ -169,10 +169,15 @@ def record(store: Store, stage: Stage, params: Mapping[str, Any], keys: Keys) ->
         return existing
     run = store.start(stage.target(keys), _identity(stage, keys) | {"origin": "cache"})
     with _closing(curves := Curves(store, run)):
-        store.log_params(run, {**keys, **stage.config(params, keys).model_dump(mode="json")})
+        store.log_params(run, _parameters(stage.config(params, keys), keys))
         log_dataset(store.client, run, stage, params, keys, card.parents)
         _log_result(store, run, directory, card, curves)
     return run
+
+
+def _parameters(config: Config | None, keys: Keys) -> dict[str, Any]:
+    """What a run logs as its parameters: the resolved section, if it is not null, and the keys."""
+    return {**keys, **(config.model_dump(mode="json") if config else {})}
 
 
 def record_all(stages: Sequence[Stage], params: Mapping[str, Any]) -> list[tuple[str, str]]:

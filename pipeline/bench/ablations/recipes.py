@@ -138,7 +138,7 @@ def _trained(row: Row, config: DistillConfig, artifacts: Path, directory: Path) 
             )
         cache = _cache_with_features(artifacts, directory, sorted({theirs for theirs, _ in feature_layers}))
     task = Task(
-        sam=student_of(teacher, row.student, row.seed, config.options),
+        sam=student_of(teacher, row.student, row.seed, config.options, config.init),
         teacher=teacher,
         images=Shards(prepared, "train"),
         embeddings=Embeddings(cache),

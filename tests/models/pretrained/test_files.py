@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.artifact import file_sha256
 from pipeline.core.errors import InputError
-from pipeline.teacher.checkpoint import fetch, read
+from pipeline.models.pretrained.files import fetch, read
 
 STATE = {"image_encoder.weight": torch.arange(6.0).reshape(2, 3)}
 
@@ -54,15 +54,15 @@ def server(pth):
 
 
 def test_a_file_of_the_pinned_hash_is_taken_where_it_lies_in_either_case(pth, tmp_path):
-    assert fetch(str(pth), file_sha256(pth), tmp_path / "store") == pth
-    assert fetch(str(pth), file_sha256(pth).upper(), tmp_path / "store") == pth
+    assert fetch(str(pth), file_sha256(pth), tmp_path / "store", "teacher") == pth
+    assert fetch(str(pth), file_sha256(pth).upper(), tmp_path / "store", "teacher") == pth
     assert not (tmp_path / "store").exists()
 
 
 def test_a_url_is_downloaded_once(pth, server, tmp_path):
     store = tmp_path / "store"
     for _ in range(2):
-        path = fetch(f"{server}/sam.pth", file_sha256(pth), store)
+        path = fetch(f"{server}/sam.pth", file_sha256(pth), store, "teacher")
         assert path.read_bytes() == pth.read_bytes()
     assert Handler.requests == 1
     assert list(store.iterdir()) == [path]
@@ -78,19 +78,19 @@ def test_a_url_is_downloaded_once(pth, server, tmp_path):
 )
 def test_a_download_that_fails_is_one_line_with_a_remedy_and_leaves_nothing(pth, server, tmp_path, url_path, message):
     with pytest.raises(InputError, match=rf"{server}.*{message}.*try again, or give a local path") as caught:
-        fetch(server + url_path, file_sha256(pth), tmp_path / "store")
+        fetch(server + url_path, file_sha256(pth), tmp_path / "store", "teacher")
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "store").iterdir()) == []
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r"http://127\.0\.0\.1:1/sam\.pth cannot be downloaded"):
-        fetch("http://127.0.0.1:1/sam.pth", "0" * 64, tmp_path)
+        fetch("http://127.0.0.1:1/sam.pth", "0" * 64, tmp_path, "teacher")
 
 
 def test_a_download_of_another_hash_is_not_kept(server, tmp_path):
     with pytest.raises(InputError, match=rf"{server}/sam\.pth has sha256 [0-9a-f]{{64}}, but .* pins 0000"):
-        fetch(f"{server}/sam.pth", "0" * 64, tmp_path / "store")
+        fetch(f"{server}/sam.pth", "0" * 64, tmp_path / "store", "teacher")
     assert list((tmp_path / "store").iterdir()) == []
 
 
@@ -100,21 +100,21 @@ def test_an_interrupted_download_leaves_nothing(pth, server, tmp_path, monkeypat
 
     monkeypatch.setattr("pipeline.core.atomic.os.replace", stop)
     with pytest.raises(KeyboardInterrupt):
-        fetch(f"{server}/sam.pth", file_sha256(pth), tmp_path / "store")
+        fetch(f"{server}/sam.pth", file_sha256(pth), tmp_path / "store", "teacher")
     assert list((tmp_path / "store").iterdir()) == []
 
 
 @pytest.mark.parametrize("store", ["store", "served"])
 def test_a_local_file_of_another_hash_is_refused_and_stays_even_in_the_store(pth, tmp_path, store):
     with pytest.raises(InputError, match=r"sam\.pth has sha256 .* get the right file, or pin the hash you trust"):
-        fetch(str(pth), "0" * 64, tmp_path / store)
+        fetch(str(pth), "0" * 64, tmp_path / store, "teacher")
     assert pth.exists()
 
 
 @pytest.mark.parametrize("source", ["nowhere.pth", "file:///etc/hostname", "ftp://127.0.0.1/sam.pth", "."])
 def test_what_is_neither_file_nor_web_address_is_refused(source, tmp_path):
     with pytest.raises(InputError, match=r"does not exist: correct `teacher\.checkpoint`"):
-        fetch(source, "0" * 64, tmp_path)
+        fetch(source, "0" * 64, tmp_path, "teacher")
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s, "epoch": 3}])

@@ -1,4 +1,4 @@
-"""Official ``.pth`` checkpoints: download once, verify a pinned hash, and read without executing code."""
+"""Files of weights: download once, verify a pinned hash, and read without executing code."""
 
 import http.client
 import pickle
@@ -8,6 +8,8 @@ import urllib.request
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.core import atomic
@@ -23,13 +25,14 @@ _UNREADABLE = (
 """Errors that `torch.load` raises on files that are not checkpoints."""
 
 
-def fetch(source: str, sha256: str, store: Path) -> Path:
+def fetch(source: str, sha256: str, store: Path, key: str) -> Path:
     """Return the local file of a checkpoint, downloaded if ``source`` is a URL.
 
     Args:
         source: Path or http(s) URL.
         sha256: Expected SHA-256, in hex.
         store: Download directory; files are named by hash.
+        key: The key of params.yaml that names the source, for errors.
 
     Raises:
         InputError: The file does not exist, the download fails, or the hash differs.
@@ -42,13 +45,13 @@ def fetch(source: str, sha256: str, store: Path) -> Path:
     else:
         path = Path(source)
         if not path.is_file():
-            raise InputError(f"checkpoint {source} does not exist: correct `teacher.checkpoint` in params.yaml.")
+            raise InputError(f"checkpoint {source} does not exist: correct `{key}.checkpoint` in params.yaml.")
     actual = file_sha256(path)
     if actual != sha256.lower():
         if downloaded:  # never delete a user's own file, even inside the store
             path.unlink()
         raise InputError(
-            f"checkpoint {source} has sha256 {actual}, but `teacher.sha256` in params.yaml pins {sha256}: "
+            f"checkpoint {source} has sha256 {actual}, but `{key}.sha256` in params.yaml pins {sha256}: "
             "get the right file, or pin the hash you trust."
         )
     return path
@@ -73,21 +76,44 @@ def _download(url: str, path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Read the state dict of a ``.pth`` file, also if it is nested in ``state_dict`` or ``model``.
+    """Read a state dict, also if it is nested in ``state_dict`` or ``model``.
+
+    Args:
+        path: A safetensors file or one of `torch.save`; the content decides which, not the name.
 
     Raises:
-        InputError: The file is not a checkpoint, or would execute code when loaded.
+        InputError: The file is not a checkpoint, is damaged, or would execute code when loaded.
     """
+    state = _safetensors(path) if _is_safetensors(path) else _pickle(path)
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"checkpoint {path} holds no state dict: get the official file.")
+    if not all(isinstance(key, str) for key in state):
+        raise InputError(f"checkpoint {path} has keys that are not names: get the official file.")
+    return state
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file begins like safetensors: the length of a JSON header in 8 bytes, and its brace."""
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32
+
+
+def _safetensors(path: Path) -> object:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"checkpoint {path} is a damaged safetensors file ({error}): get the official file.") from None
+
+
+def _pickle(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = str(error).split(". ")[0].split("\n")[0] or type(error).__name__
         raise InputError(
             f"checkpoint {path} cannot be read as plain weights ({reason}): get the official file."
         ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"checkpoint {path} holds no state dict: get the official file.")
-    return state
