@@ -46,10 +46,10 @@ DISTILL = Stage(
 ALIGN = Stage(
     run="pipeline.align:align",
     summary="Train a student on ground truth masks",
-    deps=(PREPARE, DISTILL),
+    deps=(PREPARE, TEACHER, EMBED, DISTILL),
     matrix=("student",),
     section="align.{student}",
-    code=(_STUDENT,),
+    code=(_STUDENT, *_TEACHERS),
     gpu=True,
     distributed=True,
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.align.config import AlignConfig
 from pipeline.align.masks import align_masks
+from pipeline.align.teacher import load_teacher
 from pipeline.core import code
 from pipeline.core.artifact import Card, Contents, write_metrics
 from pipeline.core.device import device_of
@@ -19,13 +20,25 @@ from pipeline.training import checkpoint_of, precision_of
 __all__ = ["AlignConfig", "align"]
 
 
-def align(config: AlignConfig | None, *, student: str, prepare: Path, distill: Path, out: Path, log: Log) -> Contents:
+def align(
+    config: AlignConfig | None,
+    *,
+    student: str,
+    prepare: Path,
+    teacher: Path,
+    embed: Path,
+    distill: Path,
+    out: Path,
+    log: Log,
+) -> Contents:
     """Train a student's mask decoder, or encoder and decoder, on ground truth masks with box and click prompts.
 
     Args:
         config: Section ``align.<student>`` of params.yaml; null passes the distilled student on unchanged.
         student: Name of the student.
         prepare: The dataset.
+        teacher: Checkpoint of the teacher; read only if ``teacher_weight`` is positive.
+        embed: The teacher's embeddings; likewise. Files missing from the store are recomputed.
         distill: The student with a distilled encoder.
         out: Empty directory for the artifact.
         log: Receives the losses.
@@ -49,13 +62,17 @@ def align(config: AlignConfig | None, *, student: str, prepare: Path, distill: P
             "(`prepare.source` in params.yaml)."
         )
     sam = load_checkpoint(distill)
-    inputs = (Card.read(artifact).digest for artifact in (prepare, distill))
-    digest = code.digest(__name__, module_of(student))
+    used, modules, targets = [prepare, distill], [module_of(student)], None
+    if config.teacher_weight:
+        targets = load_teacher(teacher, embed, prepare=prepare, batch=config.batch, device=device)
+        used, modules = [*used, teacher, embed], [*modules, module_of(Card.read(teacher).model or "")]
+    inputs = (Card.read(artifact).digest for artifact in used)
+    digest = code.digest(__name__, *modules)
     precision = precision_of(device, config.optimizer.autocast)
     checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), precision, digest, *inputs)
     contents = Contents(kind="checkpoint", model=student, options=card.options, precision="fp32", scratch=(checkpoint,))
     with joined(device) as ranks:
-        metrics = align_masks(sam, images, config, device=device, log=log, checkpoint=checkpoint)
+        metrics = align_masks(sam, images, config, device=device, log=log, checkpoint=checkpoint, teacher=targets)
     if not ranks.first:
         return contents
     log(metrics)

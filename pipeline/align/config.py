@@ -23,6 +23,9 @@ class AlignConfig(Config):
     """Standard deviation of the noise on box coordinates, as a fraction of the side; 0 prompts with exact boxes."""
     mask_loss: Literal["focal_dice", "bce_points"] = "focal_dice"
     """Focal and Dice loss (the papers), or cross-entropy and Dice on uncertain points (EfficientViT-SAM's code)."""
+    teacher_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the error of the student's mask logits to the teacher's for the same prompts, relative to the
+    teacher's scale; 0 trains on ground truth only and reads no embedding."""
     single_mask_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Fraction of steps that train the single-mask output; the others train the best of the three multimasks."""
     flip: bool = True
@@ -40,4 +43,8 @@ class AlignConfig(Config):
             raise ValueError("embeddings cannot be cached while the encoder is trained: set keep_embeddings to false")
         if self.keep_embeddings and self.flip:
             raise ValueError("cached embeddings are of unflipped images: set keep_embeddings or flip to false")
+        if self.teacher_weight and self.flip:
+            raise ValueError(
+                "the teacher's embeddings are of unflipped images: set teacher_weight to 0 or flip to false"
+            )
         return self

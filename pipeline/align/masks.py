@@ -5,12 +5,12 @@ stage 2, for both, and for prompts and losses: a box or 1 to 10 clicks with equa
 focal to Dice 20 : 1, the best of three masks or the single mask at random, horizontal flips. Differences: the IoU head
 is trained, which the published EfficientViT-SAM code omits although its inference selects masks by it. The mask loss of
 that code, which differs from its paper's, is `losses.bce_points`. With a frozen encoder, ``keep_embeddings`` encodes
-each image only once.
+each image only once. ``teacher_weight`` adds an error to the teacher's mask logits, which neither paper has.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.align.config import AlignConfig
+from pipeline.align.teacher import Teacher
 from pipeline.core.distributed import current
 from pipeline.core.log import Log
 from pipeline.data.instances import Instances, instances_of
@@ -37,6 +38,8 @@ class _Example:
     input: Tensor
     """Embedding ``(256, g, g)`` in half precision, or pixels ``(3, S, S)`` if the encoder is trained."""
     instances: Instances
+    teacher: Tensor | None
+    """The teacher's embedding ``(256, g, g)``, if its masks are targets."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,19 @@ class _Batch:
     """Indices of images in the batch, and the prompts of these images."""
     chance: Tensor
     """Uniform random points ``(B, P, Q, 2)`` for `losses.bce_points`; Q is 0 for other losses."""
+    teacher: Tensor | None
+    """The teacher's embeddings ``(B, 256, g, g)``, if its masks are targets."""
 
 
 def align_masks(
-    sam: Sam, images: Shards, config: AlignConfig, *, device: torch.device, log: Log, checkpoint: Path | None
+    sam: Sam,
+    images: Shards,
+    config: AlignConfig,
+    *,
+    device: torch.device,
+    log: Log,
+    checkpoint: Path | None,
+    teacher: Teacher | None = None,
 ) -> dict[str, float]:
     """Train ``sam`` in place.
 
@@ -62,6 +74,7 @@ def align_masks(
         device: Device to train on.
         log: Receives the losses.
         checkpoint: File for the state of an interrupted run; None disables it.
+        teacher: The teacher's decoder and embeddings, if ``teacher_weight`` is positive.
 
     Returns:
         Mean loss terms of the final weights, ``train_<name>``; empty except in the first process. They are computed
@@ -73,7 +86,8 @@ def align_masks(
         module = nn.ModuleDict({"encoder": sam.image_encoder, "decoder": sam.mask_decoder})
     module.requires_grad_(True)
     labelled = [i for i, count in enumerate(images.instances) if count]
-    draw, step = _draw_function(sam, images, labelled, config, device), partial(_step, sam, config, device)
+    draw = _draw_function(sam, images, labelled, config, device, teacher)
+    step = partial(_step, sam, config, device, teacher)
     fit(
         module,
         draw,
@@ -114,7 +128,12 @@ def _final_terms(
 
 
 def _draw_function(
-    sam: Sam, images: Shards, labelled: list[int], config: AlignConfig, device: torch.device
+    sam: Sam,
+    images: Shards,
+    labelled: list[int],
+    config: AlignConfig,
+    device: torch.device,
+    teacher: Teacher | None,
 ) -> Draw[_Batch]:
     cache: dict[int, _Example] = {}
 
@@ -122,7 +141,10 @@ def _draw_function(
         if index in cache:
             return cache[index]
         mirror = config.flip and rng.random() < 0.5
-        example = _example(sam, images[index], device, frozen=config.train == "decoder", mirror=mirror)
+        sample = images[index]
+        example = _example(sam, sample, device, frozen=config.train == "decoder", mirror=mirror)
+        if teacher:
+            example = replace(example, teacher=teacher.embeddings.get(sample.key))
         if config.keep_embeddings:
             cache[index] = example
         return example
@@ -140,13 +162,25 @@ def _draw_function(
         )
         points = losses.candidates_of(4 * sam.embedding_size) if config.mask_loss == "bce_points" else 0
         chance = np.stack([rng.random((config.masks, points, 2), np.float32) for rng in rngs])
-        return _Batch(torch.stack([example.input for example in examples]), groups, torch.from_numpy(chance))
+        targets = [example.teacher for example in examples if example.teacher is not None]
+        return _Batch(
+            torch.stack([example.input for example in examples]),
+            groups,
+            torch.from_numpy(chance),
+            torch.stack(targets) if targets else None,
+        )
 
     return draw
 
 
 def _step(
-    sam: Sam, config: AlignConfig, device: torch.device, batch: _Batch, number: int, rng: np.random.Generator
+    sam: Sam,
+    config: AlignConfig,
+    device: torch.device,
+    teacher: Teacher | None,
+    batch: _Batch,
+    number: int,
+    rng: np.random.Generator,
 ) -> Mapping[str, Tensor]:
     # Train the single mask or the three multimasks, as in EfficientViT-SAM.
     outputs = slice(0, 1) if rng.random() < config.single_mask_share else slice(1, 4)
@@ -168,10 +202,24 @@ def _step(
             prompts.present,
             mask_loss=mask_loss,
         )
+        if teacher and batch.teacher is not None:
+            targets = _teacher_masks(teacher, batch.teacher[rows], prompts, config, device)[:, :, outputs]
+            error = losses.relative_l1(logits[:, :, outputs].float(), targets.float(), 3).mean(dim=2)
+            terms["teacher"] = (error * prompts.present).sum() / prompts.present.sum().clamp(min=1)
+            terms["loss"] = terms["loss"] + config.teacher_weight * terms["teacher"]
         for name, value in terms.items():
             sums[name] = sums.get(name, 0) + value * prompts.present.sum()
         count = count + prompts.present.sum()
     return {name: value / count.clamp(min=1) for name, value in sums.items()} | {"weight": count}
+
+
+@torch.no_grad()
+def _teacher_masks(
+    teacher: Teacher, embeddings: Tensor, prompts: Prompts, config: AlignConfig, device: torch.device
+) -> Tensor:
+    """Compute the teacher's mask logits ``(B, P, 4, m, m)``."""
+    with autocast(device, config.optimizer.autocast):
+        return decode(teacher.sam, embeddings.to(device).float(), prompts.coords, prompts.labels)[0]
 
 
 @torch.inference_mode()
@@ -180,4 +228,4 @@ def _example(sam: Sam, sample: Sample, device: torch.device, *, frozen: bool, mi
     x = to_input(image, sam.input_size)
     if frozen:
         x = sam.image_encoder(x[None].to(device))[0].half().cpu().clone()
-    return _Example(x, instances_of(sample, sam.image_size, 4 * sam.embedding_size, mirror=mirror))
+    return _Example(x, instances_of(sample, sam.image_size, 4 * sam.embedding_size, mirror=mirror), None)

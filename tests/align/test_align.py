@@ -10,12 +10,16 @@ from pipeline.align.masks import _example
 from pipeline.core.artifact import Card, Contents, digest
 from pipeline.core.errors import InputError
 from pipeline.core.log import silent
+from pipeline.data.embeddings import Embeddings
 from pipeline.data.instances import instances_of
-from pipeline.data.shards import Sample
+from pipeline.data.shards import Sample, Shards
+from pipeline.embed import EmbedConfig, embed
 from pipeline.models import build
+from pipeline.models.decoder import decode
 from pipeline.models.sam import save_checkpoint
 from pipeline.models.students import load_checkpoint
 from pipeline.ops import masks
+from pipeline.ops.geometry import to_input
 from pipeline.prepare import PrepareConfig, prepare
 from pipeline.prepare.sources import Folder, Procedural
 
@@ -35,12 +39,17 @@ def recipe(steps=5, device="cpu", keep=True, changes=None, **optimizer):
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     root = tmp_path_factory.mktemp("inputs")
-    directories = {name: root / name for name in ("prepare", "distill")}
+    directories = {name: root / name for name in ("prepare", "teacher", "embed", "distill")}
     for directory in directories.values():
         directory.mkdir()
     source = Procedural(kind="procedural", side_px=64, train=5, calibration=1, validation=1, seed=0, jpeg_quality=90)
     prepare(PrepareConfig(data=__file__, shard_images=4, source=source), out=directories["prepare"], log=silent)
     Card.seal(directories["prepare"], Contents(kind="dataset"), {})
+    save_checkpoint(build("bundled", seed=2), directories["teacher"])
+    Card.seal(directories["teacher"], Contents(kind="checkpoint", model="bundled"), {})
+    store = EmbedConfig(store=str(root / "store"))
+    embed(store, prepare=directories["prepare"], teacher=directories["teacher"], out=directories["embed"], log=silent)
+    Card.seal(directories["embed"], Contents(kind="embeddings"), {})
     save_checkpoint(build(STUDENT, seed=1), directories["distill"])
     Card.seal(directories["distill"], Contents(kind="checkpoint", model=STUDENT), {})
     return directories
@@ -97,6 +106,46 @@ def test_a_single_step_is_enough_for_metrics(run):
     assert metrics(run(config=recipe(1))).keys() == {"train_loss", "train_focal", "train_dice", "train_iou"}
 
 
+def masks_error(directory, inputs):
+    """Mean distance of a student's mask logits to the teacher's, for the same boxes on the train images."""
+    student, teacher = load_checkpoint(directory).eval(), load_checkpoint(inputs["teacher"]).eval()
+    images, embeddings = Shards(inputs["prepare"], "train"), Embeddings(inputs["embed"])
+    distances = []
+    with torch.no_grad():
+        for sample in images:
+            boxes = torch.from_numpy(instances_of(sample, 256, 64).boxes).reshape(1, -1, 2, 2)
+            labels = torch.tensor([2.0, 3.0]).expand(1, boxes.shape[1], 2)
+            own = student.image_encoder(to_input(sample.image, student.input_size)[None])
+            expected, _ = decode(teacher, embeddings.get(sample.key)[None].float(), boxes, labels)
+            distances.append((decode(student, own, boxes, labels)[0] - expected).abs().mean())
+    return float(torch.stack(distances).mean())
+
+
+def test_with_a_teacher_weight_the_students_masks_approach_the_teachers(run, inputs):
+    alone = run("alone", recipe(20))
+    taught = run("taught", recipe(20, changes={"teacher_weight": 20.0}))
+    assert metrics(taught).keys() == metrics(alone).keys() | {"train_teacher"}
+    assert masks_error(taught, inputs) < 0.8 * masks_error(alone, inputs)
+
+
+def test_without_a_teacher_weight_neither_teacher_nor_embeddings_are_read(run, tmp_path):
+    nowhere = {"teacher": tmp_path / "none", "embed": tmp_path / "none"}
+    assert digest(run("read")) == digest(run("unread", **nowhere))
+
+
+def test_another_teachers_embeddings_are_refused(run, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    Card.seal(other, Contents(kind="checkpoint", model="bundled"), {})
+    with pytest.raises(InputError, match=r"embed was computed by a different teacher than .*other: run `dvc repro emb"):
+        run(config=recipe(changes={"teacher_weight": 1.0}), teacher=other)
+
+
+def test_a_teacher_of_flipped_images_is_refused():
+    with pytest.raises(ValueError, match="set teacher_weight to 0 or flip to false"):
+        recipe(keep=False, changes={"teacher_weight": 1.0, "flip": True})
+
+
 def test_another_students_weights_are_refused(run, inputs, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -113,8 +162,7 @@ def test_a_students_options_stay_with_it(inputs, tmp_path, monkeypatch):
     out.mkdir()
     save_checkpoint(build(student, options, seed=1), distilled)
     Card.seal(distilled, Contents(kind="checkpoint", model=student, options=options), {})
-    arguments = {"student": student, "prepare": inputs["prepare"], "distill": distilled, "out": out, "log": silent}
-    contents = align(recipe(1), **arguments)
+    contents = align(recipe(1), student=student, **inputs | {"distill": distilled}, out=out, log=silent)
     assert contents.options == options
     Card.seal(out, contents, {})
     before, after = (load_checkpoint(directory).image_encoder.state_dict() for directory in (distilled, out))
