@@ -49,7 +49,7 @@ ALIGN = Stage(
     deps=(PREPARE, TEACHER, EMBED, DISTILL),
     matrix=("student",),
     section="align.{student}",
-    code=(_STUDENT, *_TEACHERS),
+    code=(_STUDENT, _TEACHER),
     gpu=True,
     distributed=True,
 )
