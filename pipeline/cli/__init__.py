@@ -275,6 +275,64 @@ def verify(
 
 
 @command
+def predict(
+    model: Annotated[
+        str, Argument(metavar="MODEL", help="A checkpoint, ONNX or engine artifact; or models:/NAME@ALIAS.")
+    ],
+    images: Annotated[
+        Path, Argument(metavar="IMAGES", help="A folder, an image, or a text file with one image path per line.")
+    ],
+    out: Annotated[Path, Option(metavar="DIR", help="Folder of results: new, empty, or of an earlier prediction.")],
+    boxes: Annotated[Path | None, Option(metavar="JSON", help="A detector's boxes, one mask each.")] = None,
+    points: Annotated[Path | None, Option(metavar="JSON", help="Points, one mask per entry.")] = None,
+    everything: Annotated[bool, Option("--everything", help="All masks of each image; the default.")] = False,
+    annotations: Annotated[
+        Path | None, Option(metavar="JSON", help="COCO json that names the image ids of --boxes or --points.")
+    ] = None,
+    format: Annotated[Literal["coco", "png", "yolo"], Option(help="What to write.")] = "coco",
+    overlays: Annotated[bool, Option("--overlays", help="Also write the images with coloured masks.")] = False,
+    min_score: Annotated[
+        float | None,
+        Option(help="Least score of a box; for points and everything, least predicted IoU (everything: 0.88)."),
+    ] = None,
+    device: Annotated[str, Option(help="As torch names it; auto: a GPU for checkpoints if there is one.")] = "auto",
+    threads: Annotated[int | None, Option(min=1, help="Processor threads; default: the runtime's choice.")] = None,
+    as_json: Json = False,
+) -> str:
+    """Segment images: masks for a detector's boxes, for points, or of everything.
+
+    Writes COCO json, label maps (16-bit PNG) or YOLO segmentation labels. An interrupted run resumes when repeated.
+    Images that cannot be used are skipped, and the command exits with 2.
+
+    Example: python -m pipeline predict artifacts/align/tinysam_nano photos --boxes detections.json --out predictions
+    """
+    from contextlib import AbstractContextManager, nullcontext
+
+    from pipeline.predict import Options, summary
+    from pipeline.predict import predict as run
+
+    options = Options(
+        boxes=boxes,
+        points=points,
+        everything=everything,
+        annotations=annotations,
+        format=format,
+        overlays=overlays,
+        min_score=min_score,
+        device=device,
+        threads=threads,
+    )
+    source: AbstractContextManager[Path] = nullcontext(Path(model))
+    if model.startswith("models:/"):
+        from pipeline.promote.download import downloaded
+
+        source = downloaded(model)
+    with source as directory:
+        result = run(model=directory, images=images, out=out, options=options)
+    return json.dumps(result, indent=1) if as_json else summary(out, result)
+
+
+@command
 def register() -> str:
     """Register the best model of the leaderboard as challenger."""
     from pipeline import promote

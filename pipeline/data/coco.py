@@ -38,6 +38,8 @@ class Photograph:
     height: int
     width: int
     instances: list[Instance] = field(default_factory=list)
+    exif_transposed: bool | None = None
+    """Whether the masks refer to the image with its EXIF orientation applied; None if unstated."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class ImageRecord(Record):
     width: int = Field(ge=1)
     file_name: str | None = None
     coco_url: str | None = None
+    exif_transposed: bool | None = None
 
 
 class AnnotationRecord(Record):
@@ -160,7 +163,9 @@ def read(path: Path, min_area_px: int) -> CocoFile:
     by_id(path, "annotation", content.annotations)
     by_id(path, "category", content.categories)
     photographs = {
-        image.id: Photograph(image.id, _file_name(path, image), image.height, image.width)
+        image.id: Photograph(
+            image.id, file_name(path, image), image.height, image.width, exif_transposed=image.exif_transposed
+        )
         for image in sorted(content.images, key=lambda image: image.id)
     }
     _refuse_duplicates(path, "file_name", (photograph.file_name for photograph in photographs.values()))
@@ -193,7 +198,12 @@ def unnamed(number: int = NO_CATEGORY) -> dict[str, Any]:
     return {"id": number, "name": "object", "supercategory": ""}
 
 
-def _file_name(path: Path, image: ImageRecord) -> str:
+def file_name(path: Path, image: ImageRecord) -> str:
+    """Relative name of an image, with ``/``.
+
+    Raises:
+        InputError: It has none, or one outside the image folder.
+    """
     name = image.file_name or "/".join((image.coco_url or "").split("/")[-2:])
     if not name:
         raise InputError(f"{path}: image {image.id} has neither file_name nor coco_url: add its file_name.")

@@ -1,4 +1,4 @@
-"""Image files of any kind as RGB JPEG bytes.
+"""Image files of any kind as RGB JPEG bytes or RGB pixels.
 
 An upright RGB JPEG keeps its bytes. Everything else is re-encoded: greyscale is repeated over three channels, CMYK and
 palettes are converted, transparency is composited on white, 16-bit greyscale is scaled to 8 bits, and of an animation
@@ -7,15 +7,20 @@ the first frame is used.
 Orientation: COCO's coordinates refer to the stored pixels, and pycocotools never rotates an image, but some annotation
 programs show (and measure) the rotated one. The annotation's height and width decide: if they match the stored pixels,
 the EXIF tag is dropped; if they match only the rotated image, it is rotated. Without annotations the tag is applied. A
-JPEG with an orientation tag is always re-encoded without it, so that no later reader rotates it again.
+JPEG with an orientation tag is always re-encoded without it, so that no later reader rotates it again. A size does not
+show a half turn, a mirroring or a turn of a square image; annotations may therefore state whether the tag was applied
+(``exif_transposed``), as those of `pipeline.predict` do.
 """
 
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pipeline.core.errors import InputError
@@ -35,8 +40,20 @@ _DAMAGED = (
 )
 """Exceptions that Pillow's readers raise on damaged files."""
 
+ResultT = TypeVar("ResultT")
 
-def read_jpeg(source: Path | bytes, name: str, quality: int, stated: Size | None = None) -> tuple[bytes, Size]:
+
+class Pixels(NamedTuple):
+    """Result of `read_pixels`."""
+
+    rgb: UInt8[np.ndarray, "h w 3"]
+    transposed: bool
+    """Whether an EXIF orientation tag was applied."""
+
+
+def read_jpeg(
+    source: Path | bytes, name: str, quality: int, stated: Size | None = None, transposed: bool | None = None
+) -> tuple[bytes, Size]:
     """Read an image file completely and convert it to RGB JPEG.
 
     Args:
@@ -44,6 +61,7 @@ def read_jpeg(source: Path | bytes, name: str, quality: int, stated: Size | None
         name: Name used in errors.
         quality: JPEG quality 1 to 100, if it must be re-encoded.
         stated: Height and width according to the annotations; None without annotations.
+        transposed: Whether the annotations refer to the image with its EXIF orientation applied; None if unknown.
 
     Returns:
         The JPEG's bytes, and its height and width.
@@ -51,16 +69,56 @@ def read_jpeg(source: Path | bytes, name: str, quality: int, stated: Size | None
     Raises:
         InputError: The file is missing, truncated, not an image, or not of the stated size.
     """
+    raw = source if isinstance(source, bytes) else read_file(source, name)
+
+    def encode(image: Image.Image) -> tuple[bytes, Size]:
+        untouched = image.format == "JPEG" and image.mode == "RGB" and not _has_orientation(image)
+        image, _ = _oriented(image, name, stated, transposed)
+        return (raw if untouched else encode_jpeg(_to_rgb(image, name), quality)), _size(image)
+
+    return _decoded(raw, name, encode)
+
+
+def read_pixels(raw: bytes, name: str, stated: Size | None = None, transposed: bool | None = None) -> Pixels:
+    """Decode an image file to RGB pixels, in the frame that `read_jpeg` uses.
+
+    Args:
+        raw: The file's bytes.
+        name: Name used in errors.
+        stated: Height and width according to the annotations; None without annotations.
+        transposed: Whether the annotations refer to the image with its EXIF orientation applied; None if unknown.
+
+    Raises:
+        InputError: The file is truncated, not an image, or not of the stated size.
+    """
+
+    def decode(image: Image.Image) -> Pixels:
+        image, turned = _oriented(image, name, stated, transposed)
+        return Pixels(np.array(_to_rgb(image, name)), turned)
+
+    return _decoded(raw, name, decode)
+
+
+def read_file(path: Path, name: str) -> bytes:
+    """Bytes of a file.
+
+    Raises:
+        InputError: It is missing or cannot be read.
+    """
     try:
-        raw = source if isinstance(source, bytes) else source.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}). Restore it or drop it from the data.") from None
+
+
+def _decoded(raw: bytes, name: str, use: Callable[[Image.Image], ResultT]) -> ResultT:
+    """Open and check an image, and return ``use(image)``."""
     try:
         with Image.open(io.BytesIO(raw)) as probe:
             probe.verify()
         with Image.open(io.BytesIO(raw)) as image:
             image.load()
-            return _as_jpeg(image, raw, name, quality, stated)
+            return use(image)
     except InputError:
         raise
     except _DAMAGED as error:
@@ -68,10 +126,12 @@ def read_jpeg(source: Path | bytes, name: str, quality: int, stated: Size | None
         raise InputError(f"{name} is {reason}. Restore the file or drop it from the data.") from None
 
 
-def _as_jpeg(image: Image.Image, raw: bytes, name: str, quality: int, stated: Size | None) -> tuple[bytes, Size]:
-    turned = int(image.getexif().get(ExifTags.Base.Orientation, 1)) not in (0, 1)
-    untouched = image.format == "JPEG" and image.mode == "RGB" and not turned
-    if turned and (stated is None or (stated != _size(image) and stated == _size(ImageOps.exif_transpose(image)))):
+def _oriented(image: Image.Image, name: str, stated: Size | None, transposed: bool | None) -> tuple[Image.Image, bool]:
+    """The image in the frame of its annotations, and whether its EXIF orientation was applied."""
+    if transposed is None:
+        transposed = stated is None or (stated != _size(image) and stated == _size(ImageOps.exif_transpose(image)))
+    turned = transposed and _has_orientation(image)
+    if turned:
         image = ImageOps.exif_transpose(image)
     size = _size(image)
     if stated is not None and size != stated:
@@ -79,7 +139,11 @@ def _as_jpeg(image: Image.Image, raw: bytes, name: str, quality: int, stated: Si
             f"{name} is {size[0]} x {size[1]} pixels (height x width), its annotations say {stated[0]} x {stated[1]}: "
             "annotations and image do not belong together; correct the json or restore the image."
         )
-    return (raw if untouched else encode_jpeg(_to_rgb(image, name), quality)), size
+    return image, turned
+
+
+def _has_orientation(image: Image.Image) -> bool:
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1)) not in (0, 1)
 
 
 def _size(image: Image.Image) -> Size:

@@ -38,10 +38,11 @@ class FileItem:
     """Height and width of the masks; None without masks."""
     instances: list[Instance]
     jpeg_quality: int
+    exif_transposed: bool | None = None
 
     def prepare(self) -> Prepared:
         """Read and check the image."""
-        jpeg, size = read_jpeg(self.path, str(self.path), self.jpeg_quality, self.size)
+        jpeg, size = read_jpeg(self.path, str(self.path), self.jpeg_quality, self.size, self.exif_transposed)
         return prepared(self.key, jpeg, size, self.image_id, self.instances)
 
 
@@ -113,7 +114,9 @@ def _read_coco(source: Coco | Folder, data: Path, annotations: str, folder: str)
         raise InputError(f"{images} is not a folder: correct the path in params.yaml or put the images there.")
     keys = unique_keys([photograph.file_name for photograph in content.photographs])
     items = [
-        FileItem(key, images / p.file_name, p.id, (p.height, p.width), p.instances, source.jpeg_quality)
+        FileItem(
+            key, images / p.file_name, p.id, (p.height, p.width), p.instances, source.jpeg_quality, p.exif_transposed
+        )
         for key, p in zip(keys, content.photographs, strict=True)
         if p.instances
     ]

@@ -1,0 +1,74 @@
+"""Download of a registered model's artifact."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mlflow.artifacts
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+from pipeline.core.errors import InputError
+from pipeline.promote.registry import version_of
+from pipeline.tracking import Store
+
+_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+@contextmanager
+def downloaded(uri: str) -> Iterator[Path]:
+    """Download a version's engine to a temporary folder.
+
+    Args:
+        uri: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+
+    Yields:
+        Directory of the artifact that was registered; deleted afterwards.
+
+    Raises:
+        InputError: ``uri`` is of another form, there is no such version, it is not of this pipeline, or MLflow cannot
+            be reached.
+    """
+    with TemporaryDirectory() as directory:
+        yield _download(uri, directory)
+
+
+def _download(uri: str, directory: str) -> Path:
+    parts = _URI.fullmatch(uri)
+    if parts is None:
+        raise InputError(f"{uri!r} is not a registered model: give models:/NAME@ALIAS or models:/NAME/VERSION.")
+    store = Store.open()
+    try:
+        version = _version(store.client, parts["name"], parts["alias"], parts["version"])
+        if version is None:
+            raise InputError(f"MLflow at {store.uri} has no {uri}: `python -m pipeline register` makes the first.")
+        source = mlflow.artifacts.download_artifacts(
+            artifact_uri=f"models:/{version.name}/{version.version}",
+            dst_path=directory,
+            tracking_uri=store.uri,
+            registry_uri=store.uri,
+        )
+        flavor = Model.load(source).flavors.get("python_function", {})
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{uri} cannot be downloaded from MLflow at {store.uri}: {reason}.") from error
+    engine = flavor.get("artifacts", {}).get("engine", {}).get("path")
+    if engine is None:
+        raise InputError(f"{uri} holds no engine: give a model that `python -m pipeline register` registered.")
+    return Path(source) / engine
+
+
+def _version(client: MlflowClient, name: str, alias: str | None, number: str | None) -> ModelVersion | None:
+    if alias is not None:
+        return version_of(client, name, alias)
+    try:
+        return client.get_model_version(name, str(number))
+    except MlflowException as error:
+        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            return None
+        raise
