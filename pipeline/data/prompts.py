@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pipeline.ops.masks import center
 from pipeline.ops.point_labels import BACKGROUND, BOX_CORNERS, FOREGROUND, PADDING
 
 BOX_JITTER, BOX_JITTER_CAP = 0.1, 20 / 1024
@@ -46,6 +47,7 @@ def first_prompts(
     side: int,
     *,
     box_jitter: float = BOX_JITTER,
+    exact_share: float = 0.0,
 ) -> Prompts:
     """Sample ``count`` instances per image, each prompted by a box or by a click with equal probability.
 
@@ -56,8 +58,10 @@ def first_prompts(
         count: P. Images with fewer instances repeat some.
         side: Side of the prompt frame, in pixels.
         box_jitter: See `noisy_box`.
+        exact_share: Share of prompts as in evaluation: the tight box, or a click at the mask's centre.
     """
-    return _drawn(rngs, masks, boxes, count, side, [1] * len(masks), points=2, box_jitter=box_jitter)
+    clicks = [1] * len(masks)
+    return _drawn(rngs, masks, boxes, count, side, clicks, points=2, box_jitter=box_jitter, exact_share=exact_share)
 
 
 def drawn_prompts(
@@ -101,6 +105,7 @@ def _drawn(
     *,
     points: int,
     box_jitter: float,
+    exact_share: float = 0.0,
 ) -> Prompts:
     """Prompts with ``points`` points; per image, 0 ``clicks`` means boxes and 1 means a box or a click."""
     grid = next(m.shape[-1] for m in masks)
@@ -114,10 +119,15 @@ def _drawn(
         present[i] = True
         for j, k in enumerate(_pick(rng, len(instances), count)):
             targets[i, j] = instances[k]
+            exact = exact_share > 0 and rng.random() < exact_share
             if n == 0 or (n == 1 and rng.random() < 0.5):
-                coords[i, j], labels[i, j] = noisy_box(rng, corners[k], side, box_jitter).reshape(2, 2), BOX_CORNERS
+                box = corners[k] if exact else noisy_box(rng, corners[k], side, box_jitter)
+                coords[i, j], labels[i, j] = box.reshape(2, 2), BOX_CORNERS
             else:
-                coords[i, j, :n], labels[i, j, :n] = [click(rng, instances[k], side) for _ in range(n)], FOREGROUND
+                points_of_mask = [click(rng, instances[k], side) for _ in range(n)]
+                if exact:
+                    points_of_mask[0] = central_click(instances[k], side)
+                coords[i, j, :n], labels[i, j, :n] = points_of_mask, FOREGROUND
     return Prompts(*(torch.from_numpy(a) for a in (coords, labels, targets, present)))
 
 
@@ -157,6 +167,13 @@ def click(rng: np.random.Generator, coverage: Float[np.ndarray, "m m"], side: in
     cell = side / coverage.shape[-1]
     point = (np.array([column, row]) + rng.uniform(0.25, 0.75, 2)) * cell
     return point.astype(np.float32)
+
+
+def central_click(coverage: Float[np.ndarray, "m m"], side: int) -> Float[np.ndarray, "2"]:
+    """The point (x, y) of a mask farthest from its border, in the prompt frame."""
+    inside = coverage >= min(0.5, float(coverage.max()))
+    cell = side / coverage.shape[-1]
+    return ((np.array(center(inside)) + 0.5) * cell).astype(np.float32)
 
 
 def corrective_clicks(

@@ -35,6 +35,7 @@ STUDENTS: Mapping[str, str] = {
 
 TEACHERS: Mapping[str, str] = {
     "bundled": "pipeline.models.bundled",
+    "bundled_v2": "pipeline.models.bundled",
     "vit_b": "pipeline.models.vit",
     "vit_l": "pipeline.models.vit",
     "vit_h": "pipeline.models.vit",

@@ -134,8 +134,14 @@ def two_rounds(
     sam: Sam, images: Tensor, prompts: Prompts, rngs: Sequence[np.random.Generator], *, correct: bool
 ) -> dict[str, Tensor]:
     """Compute the losses of the first round and, if ``correct``, of the second."""
-    device = images.device
-    embeddings = sam.image_encoder(images).float()
+    return decoder_rounds(sam, sam.image_encoder(images).float(), prompts, rngs, correct=correct)
+
+
+def decoder_rounds(
+    sam: Sam, embeddings: Tensor, prompts: Prompts, rngs: Sequence[np.random.Generator], *, correct: bool
+) -> dict[str, Tensor]:
+    """`two_rounds` from image embeddings."""
+    device = embeddings.device
     coords, labels = prompts.coords.to(device), prompts.labels.to(device)
     targets, present = prompts.targets.to(device), prompts.present.to(device)
     logits, iou = decode(sam, embeddings, coords, labels)

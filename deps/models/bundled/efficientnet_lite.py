@@ -1,0 +1,1 @@
+../../../pipeline/models/efficientnet_lite.py

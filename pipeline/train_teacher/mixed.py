@@ -1,0 +1,198 @@
+"""Train `bundled_v2` on rendered scenes and photographs from ImageNet weights, with SAM's recipe.
+
+The state is checkpointed in the run's folder, from which an interrupted run resumes. At intervals the averaged weights
+of the last checkpoint are measured on held-out photographs and scenes.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.core.config import Config
+from pipeline.data.prompts import first_prompts
+from pipeline.models import build
+from pipeline.models.sam import Sam, load_state
+from pipeline.ops.geometry import PIXEL_MEAN, PIXEL_STD
+from pipeline.train_teacher import photographs as photos
+from pipeline.train_teacher.frame import Picture, boxes_of, coverages_of
+from pipeline.train_teacher.imagenet import trunk_state
+from pipeline.train_teacher.training import Batch, decoder_rounds
+from pipeline.train_teacher.validation import Subject, accuracy, held_out_scenes, trivial
+from pipeline.training import OptimizerConfig, autocast, fit
+
+MODEL = "bundled_v2"
+CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+TRUNK_RATE = 0.2
+"""Learning rate of the pre-trained trunk as a share of the others'."""
+FROZEN = ("stem", "stages.0", "stages.1")
+"""Parts of the trunk that are not trained: generic features on large maps, whose gradients are a third of a step."""
+BOX_JITTER = 0.05
+HELD_OUT_SCENES, HELD_OUT_SEED = 50, 90210
+
+
+class MixedConfig(Config):
+    """How `bundled_v2` is trained."""
+
+    photographs: str
+    """Folder of photographs with masks."""
+    annotations: str = "instances.json"
+    """COCO-format json in that folder."""
+    images: str = "images"
+    """Folder of the images in that folder."""
+    imagenet: str
+    """EfficientNet-Lite0's ImageNet weights, a ``.pth`` file with the keys of efficientnet-lite-pytorch."""
+    scene_share: float
+    """Share of rendered scenes among the training images."""
+    exact_share: float
+    """Share of prompts that are tight boxes and central clicks."""
+    batch: int
+    """Images per step."""
+    prompts: int
+    """Prompts per image."""
+    correct_every: int
+    """Interval, in steps, at which the second round is trained too."""
+    measure_every_s: float
+    """Seconds of training between two measurements."""
+    optimizer: OptimizerConfig
+
+
+def train_mixed(config: MixedConfig, run: Path, device: str = "cpu") -> Sam:
+    """Train `bundled_v2` and return it with averaged weights.
+
+    Args:
+        config: The recipe.
+        run: Folder of the checkpoint and the log; the run resumes from it.
+        device: As torch names it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    sam = build(MODEL, seed=config.optimizer.seed)
+    sam.image_encoder.get_submodule("trunk").load_state_dict(trunk_state(Path(config.imagenet)))
+    for name in FROZEN:
+        sam.image_encoder.get_submodule(f"trunk.{name}").requires_grad_(False)
+    sam.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    train, validation = photos.split(Path(config.photographs), config.annotations, config.images)
+    pictures = photos.read(train)
+    monitor = Monitor(run, config.measure_every_s, photos.read(validation))
+
+    def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> Batch:
+        return draw_batch(config, pictures, indices, rngs, sam.image_size, 4 * sam.embedding_size)
+
+    def step(batch: Batch, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
+        images, prompts, rngs = batch
+        inputs = images.to(device).contiguous(memory_format=torch.channels_last)
+        with autocast(torch.device(device), "none" if device == "cpu" else config.optimizer.autocast):
+            embeddings = sam.image_encoder(inputs).float()  # depthwise convolutions are slower in bf16 on a CPU
+        with autocast(torch.device(device), config.optimizer.autocast):
+            correct = number % config.correct_every == 0
+            terms = decoder_rounds(sam, embeddings, prompts, rngs, correct=correct)
+        return terms | {"weight": prompts.present.sum()}
+
+    fit(
+        sam,
+        draw,
+        step,
+        config.optimizer,
+        count=len(pictures),
+        batch=config.batch,
+        log=monitor,
+        name="teacher",
+        device=torch.device(device),
+        checkpoint=run / CHECKPOINT,
+        lr_shares={"image_encoder.trunk": TRUNK_RATE},
+    )
+    return sam
+
+
+def draw_batch(
+    config: MixedConfig,
+    pictures: Sequence[Picture],
+    indices: Sequence[int],
+    rngs: list[np.random.Generator],
+    side: int,
+    grid: int,
+) -> Batch:
+    """Compose a step's images, and sample their prompts."""
+    images, coverages, boxes = [], [], []
+    for index, rng in zip(indices, rngs, strict=True):
+        is_scene = rng.random() < config.scene_share
+        frame = photos.scene(rng, pictures, side) if is_scene else photos.photograph(rng, pictures, index, side)
+        images.append(photos.developed(rng, frame.image))
+        order = rng.permutation(len(frame.instances))[: config.prompts]
+        instances = [frame.instances[i] for i in order]
+        coverages.append(coverages_of(instances, side, grid))
+        boxes.append(boxes_of(instances))
+    pixels = (torch.from_numpy(np.stack(images)).float() - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
+    prompts = first_prompts(
+        rngs, coverages, boxes, config.prompts, side, box_jitter=BOX_JITTER, exact_share=config.exact_share
+    )
+    return pixels.permute(0, 3, 1, 2), prompts, rngs
+
+
+class Monitor:
+    """Writes losses, and at intervals the accuracy of the last checkpoint's averaged weights, to the run's log.
+
+    Args:
+        run: Folder of checkpoint and log.
+        every_s: Seconds between two measurements.
+        validation: Photographs that are not trained on.
+    """
+
+    def __init__(self, run: Path, every_s: float, validation: Sequence[Picture]) -> None:
+        self._run, self._every_s = run, every_s
+        self._measured, self._last = 0.0, time.monotonic()
+        self._subjects = {
+            "photographs": [_subject(picture) for picture in validation],
+            "scenes": held_out_scenes(HELD_OUT_SCENES, HELD_OUT_SEED, photos.SCENE_SIDE),
+        }
+        for name, subjects in self._subjects.items():
+            self._write({"data": name, "trivial": _rounded(trivial(subjects))})
+
+    def __call__(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log a step's losses; measure if it is time and there is a new checkpoint."""
+        self._write({"step": step, **_rounded(metrics)})
+        checkpoint = self._run / CHECKPOINT
+        if time.monotonic() - self._last < self._every_s or not checkpoint.exists():
+            return
+        if checkpoint.stat().st_mtime != self._measured:
+            self._measured = checkpoint.stat().st_mtime
+            self.measure()
+            self._last = time.monotonic()
+
+    def measure(self) -> None:
+        """Measure the averaged weights of the last checkpoint."""
+        sam, done = averaged(self._run / CHECKPOINT)
+        for name, subjects in self._subjects.items():
+            self._write({"step": done, "data": name} | _rounded(accuracy(sam, subjects)))
+
+    def _write(self, record: Mapping[str, object]) -> None:
+        with (self._run / LOG).open("a") as stream:
+            stream.write(json.dumps({"time": time.strftime("%H:%M:%S")} | dict(record)) + "\n")
+
+
+def averaged(checkpoint: Path) -> tuple[Sam, int]:
+    """The averaged weights of a checkpoint, and its number of completed steps."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    prefix = "module."
+    weights = {key.removeprefix(prefix): v for key, v in state["average"].items() if key.startswith(prefix)}
+    sam = build(MODEL)
+    load_state(sam, weights, checkpoint)
+    sam.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return sam.eval(), int(state["done"])
+
+
+def _subject(picture: Picture) -> Subject:
+    full = []
+    for i in picture.instances:
+        mask = np.zeros(picture.image.shape[:2], bool)
+        mask[i.y : i.y + i.mask.shape[0], i.x : i.x + i.mask.shape[1]] = i.mask.astype(bool)
+        full.append(mask)
+    return Subject(picture.image, full)
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(float(value), 5) for name, value in values.items()}
