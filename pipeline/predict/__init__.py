@@ -7,7 +7,7 @@ gives the files of an uninterrupted one. They are used again only for the same m
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,11 @@ def predict(*, model: Path, images: Path, out: Path, options: Options) -> dict[s
     write_json(out / MARKER, made_by)
     identity = hashlib.sha256(json.dumps([made_by, prompts.categories]).encode()).hexdigest()
     with finished(out, identity) as done:
-        skipped = work.run(predictor, done)
+        try:
+            skipped = work.run(predictor, done)
+        except KeyboardInterrupt:
+            notice("Finished images are kept: run the same command again to resume.")
+            raise
         return _complete(work, done, made_by, skipped)
 
 
@@ -236,9 +240,7 @@ def _complete(work: _Work, done: Finished, made_by: dict[str, Any], skipped: lis
     expected = {out / chosen_format.summary, *(path for name in names for path in work.files(name))}
     if chosen_format.summary == DATA:
         expected |= {out / LINKS / name for name in names}
-    for path in _results_in(out):
-        if path not in expected:
-            path.unlink()
+    _remove_others(out, expected)
     with replacing(out / MARKER) as draft:
         write_json(draft, summary)
     if skipped:
@@ -262,10 +264,15 @@ def _ids(work: _Work) -> dict[str, int]:
     return ids
 
 
-def _results_in(out: Path) -> Iterator[Path]:
-    """Files that any prediction writes to ``out``; of the folder of links, links only."""
-    yield from (path for path in (out / name for name in (INSTANCES, OBJECTS, DATA)) if path.is_file())
+def _remove_others(out: Path, expected: Container[Path]) -> None:
+    """Remove files of earlier predictions that are not ``expected``; of the folder of links, links only."""
+    for path in (out / name for name in (INSTANCES, OBJECTS, DATA)):
+        if path not in expected:
+            path.unlink(missing_ok=True)
     for folder in (LABELS, OVERLAYS, LINKS):
-        for directory, _, files in os.walk(out / folder):
-            paths = [Path(directory) / file for file in files]
-            yield from (path for path in paths if folder != LINKS or path.is_symlink())
+        for directory, _, files in os.walk(out / folder, topdown=False):
+            for path in (Path(directory) / file for file in files):
+                if path not in expected and (folder != LINKS or path.is_symlink()):
+                    path.unlink()
+            if not os.listdir(directory):
+                os.rmdir(directory)

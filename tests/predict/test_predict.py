@@ -301,6 +301,17 @@ def test_every_layout_of_boxes_gives_the_same_masks(model, photos, tmp_path):
     assert given[0] == given[1] == given[2]
 
 
+def test_exported_files_give_the_masks_of_their_checkpoint(exported, photos, tmp_path):
+    artifacts, boxes = exported(NANO), written(tmp_path / "boxes.json", BOXES)
+    for kind in ("checkpoint", "onnx"):
+        run(artifacts[kind], photos, "--boxes", boxes, "--out", tmp_path / kind)
+    pairs = zip(*(instances(tmp_path / kind)["annotations"] for kind in ("checkpoint", "onnx")), strict=True)
+    for checkpoint, onnx in pairs:
+        a, b = (masks.decode(annotation["segmentation"]) for annotation in (checkpoint, onnx))
+        assert checkpoint["image_id"] == onnx["image_id"]
+        assert (a & b).sum() / (a | b).sum() > 0.98
+
+
 def test_low_scores_and_crowds_are_left_out(model, photos, tmp_path):
     boxes = written(tmp_path / "boxes.json", [*BOXES, BOXES[0] | {"iscrowd": 1}])
     run(model, photos, "--boxes", boxes, "--min-score", "0.5", "--out", tmp_path / "out")
@@ -410,7 +421,7 @@ def test_an_earlier_prediction_is_replaced_and_other_files_are_never_touched(mod
     boxes = written(tmp_path / "boxes.json", BOXES)
     run(model, photos, "--boxes", boxes, "--format", "yolo", "--out", tmp_path / "out", "--overlays")
     run(model, photos, "--boxes", boxes, "--out", tmp_path / "out")
-    assert set(tree(tmp_path / "out")) == {"instances.json", "predict.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"instances.json", "predict.json"}
     assert set(tree(photos)) == set(SIZES)
     run(model, photos, "--boxes", boxes, "--out", photos, code=2)
     assert f"--out {photos} holds other files" in capsys.readouterr().err
