@@ -60,7 +60,7 @@ def quantize(
     for file in (encoder, decoder):
         shutil.copyfile(export / file.name, file)
     metrics = PRECISIONS[precision](config, encoder, data)
-    metrics |= lower_decoder(config, decoder, encoder, data)
+    metrics |= lower_decoder(config, decoder, encoder, data, precision=precision)
     sizes = {"encoder_bytes": float(encoder.stat().st_size), "decoder_bytes": float(decoder.stat().st_size)}
     metrics |= sizes | {"size_mib": sum(sizes.values()) / 2**20}
     reach = max(weight_range(onnx.load(file)) for file in (encoder, decoder))
@@ -72,5 +72,5 @@ def quantize(
         options=source.options,
         precision=precision,
         load=source.load | ({WEIGHT_RANGE: reach} if reach else {}),
-        calibration=data.card() if precision != "fp32" or config.decoder != "fp32" else None,
+        calibration=data.card() if precision != "fp32" or config.decoder not in ("fp32", "same") else None,
     )

@@ -7,11 +7,13 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float32
 from onnxruntime.quantization import CalibrationDataReader
+from torch import Tensor
 
 from pipeline.core.artifact import Calibration
 from pipeline.core.errors import InputError, Refused
@@ -20,12 +22,28 @@ from pipeline.data.shards import Sample, Shards
 from pipeline.models.sam import Sam
 from pipeline.ops.geometry import to_input
 from pipeline.quantize.config import QuantizeConfig
+from pipeline.quantize.task import likelihood
 from pipeline.runtime.onnxruntime import open_session
 
 SPLIT = "calibration"
 
 Feeds = Mapping[str, Any]
 """An ONNX file's inputs by name, as arrays."""
+
+
+@runtime_checkable
+class SearchData(Protocol):
+    """What a search of scales reads of the images: a model's inputs, and the task's loss of its outputs."""
+
+    @property
+    def chosen(self) -> Sequence[int]:
+        """Indices of the images to calibrate on."""
+
+    def feeds(self, index: int) -> Feeds:
+        """The model's inputs by name."""
+
+    def loss(self, outputs: Sequence[Tensor], index: int, generator: torch.Generator) -> Tensor:
+        """The task's loss of the model's outputs."""
 
 
 class CalibrationData:
@@ -83,6 +101,10 @@ class CalibrationData:
     def feeds(self, index: int) -> Feeds:
         """The encoder's inputs by name."""
         return {"image": self.pixels(index)}
+
+    def loss(self, outputs: Sequence[Tensor], index: int, generator: torch.Generator) -> Tensor:
+        """The task's loss of an embedding, for `pipeline.quantize.scales.search`. See `likelihood`."""
+        return likelihood(self.sam, outputs[0], self.sample(index), generator)
 
     def card(self) -> Calibration:
         """Number, seed and digest of the calibration images, for the artifact's card."""

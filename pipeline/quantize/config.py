@@ -46,8 +46,9 @@ class QuantizeConfig(Config):
     """Also quantize products of two activations (attention with softmax), not only those with weights."""
     keep: list[str] = []
     """Layers that stay in floating point, by name or pattern (``neck.*``). The sensitivity report suggests some."""
-    decoder: Literal["fp32", "fp16", "int8"] = "fp32"
-    """Precision of the mask decoder."""
+    decoder: Literal["fp32", "fp16", "int8", "same"] = "fp32"
+    """Precision of the mask decoder, of all precisions of the encoder; ``same`` is the encoder's: its widths for int8
+    and narrower ones, fp32 and fp16 for these."""
     sensitivity_images: int = Field(default=8, ge=0)
     """Held-out images of the sensitivity report for int8 and narrower encoders; 0 for no report."""
     min_cosine: float = Field(default=0.98, ge=-1, le=1)

@@ -1,7 +1,7 @@
-"""Interpreter of an exported encoder in PyTorch, in which any tensor can be rounded and has a gradient.
+"""Interpreter of an exported encoder or decoder in PyTorch, in which any tensor can be rounded and has a gradient.
 
 It runs the file's graph, not the module that was exported, so it rounds the same tensors as the QDQ file, under the
-file's names. It supports the operators of the students' encoders.
+file's names. It supports the operators of the students' encoders and of SAM's decoder.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,14 +24,15 @@ class Graph:
     """An ONNX model as a function of PyTorch tensors.
 
     Args:
-        model: An encoder: one input, one output.
+        model: An encoder or a decoder.
 
     Raises:
         InputError: The model has an unsupported operator.
     """
 
     def __init__(self, model: ModelProto) -> None:
-        self.input, self.output = model.graph.input[0].name, model.graph.output[0].name
+        self.input, self.outputs = model.graph.input[0].name, [value.name for value in model.graph.output]
+        self.output = self.outputs[0]
         self.constants = {c.name: torch.from_numpy(numpy_helper.to_array(c).copy()) for c in model.graph.initializer}
         self.nodes = [(node, _attributes(node)) for node in model.graph.node]
         for node, _ in self.nodes:
@@ -41,7 +42,7 @@ class Graph:
 
     def __call__(
         self,
-        images: Tensor,
+        inputs: Tensor | Mapping[str, Tensor],
         rounding: Rounding | None = None,
         constants: Mapping[str, Tensor] | None = None,
         keep: Collection[str] = (),
@@ -50,7 +51,7 @@ class Graph:
         """Compute the graph.
 
         Args:
-            images: ``(B, 3, S, S)``, as the encoder reads them.
+            inputs: All inputs by name, or the first one: an encoder's ``(B, 3, S, S)``.
             rounding: Applied to tensors when they are computed; all readers get the result.
             constants: Replacements of the model's constants, by name.
             keep: Names of tensors to return besides the output.
@@ -58,7 +59,7 @@ class Graph:
                 so that the two have separate gradients.
 
         Returns:
-            The output, and the tensors named by ``keep`` and ``fork``, by name.
+            The outputs, and the tensors named by ``keep`` and ``fork``, by name.
         """
         rounding, fork = rounding or {}, fork or {}
         values: dict[str, Tensor] = self.constants | dict(constants or {})
@@ -71,17 +72,17 @@ class Graph:
             if name in fork:
                 values[f"{name}/copy"] = kept[f"{name}/copy"] = values[name] + 0
 
-        put(self.input, images)
+        for name, value in ({self.input: inputs} if isinstance(inputs, Tensor) else inputs).items():
+            put(name, value)
         for i, (node, attributes) in enumerate(self.nodes):
             names = [f"{name}/copy" if name in fork and node.name not in fork[name] else name for name in node.input]
-            inputs = [values[name] if name else None for name in names]
-            results = _OPERATORS[node.op_type](attributes, *inputs)
+            results = _OPERATORS[node.op_type](attributes, *(values[name] if name else None for name in names))
             for name, value in zip(node.output, results if isinstance(results, tuple) else (results,), strict=False):
                 put(name, value)
             for name in node.input:
-                if self._last_use[name] == i and name not in self.constants:
+                if self._last_use[name] == i and name not in self.constants and name not in self.outputs:
                     values.pop(name, None)
-        return kept | {self.output: values[self.output]}
+        return kept | {name: values[name] for name in self.outputs}
 
     def node(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
         """Compute one node from ``values``, or the model's constants for names absent there."""
@@ -204,7 +205,9 @@ _OPERATORS: Mapping[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Concat": lambda a, *parts: torch.cat(parts, a["axis"]),
     "ConstantOfShape": _constant_of_shape,
     "Conv": _conv,
+    "Cos": lambda a, x: x.cos(),
     "Div": lambda a, x, y: x / y if x.is_floating_point() else x // y,
+    "Equal": lambda a, x, y: x == y,
     "Erf": lambda a, x: x.erf(),
     "Exp": lambda a, x: x.exp(),
     "Expand": lambda a, x, shape: x.expand(torch.broadcast_shapes(x.shape, _ints(shape))),
@@ -216,10 +219,12 @@ _OPERATORS: Mapping[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Log": lambda a, x: x.log(),
     "MatMul": lambda a, x, y: x @ y,
     "Max": lambda a, *x: torch.stack(torch.broadcast_tensors(*x)).amax(0),
+    "Min": lambda a, *x: torch.stack(torch.broadcast_tensors(*x)).amin(0),
     "Mul": lambda a, x, y: x * y,
     "Neg": lambda a, x: -x,
     "Pad": _pad,
     "Pow": lambda a, x, y: x**y,
+    "Range": lambda a, start, limit, delta: torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype),
     "Reciprocal": lambda a, x: 1 / x,
     "ReduceMax": _reduced(torch.amax),
     "ReduceMean": _reduced(torch.mean),
@@ -228,6 +233,7 @@ _OPERATORS: Mapping[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Reshape": _reshape,
     "Resize": _resize,
     "Shape": _shape,
+    "Sin": lambda a, x: x.sin(),
     "Slice": _slice,
     "Softmax": lambda a, x: x.softmax(a.get("axis", -1)),
     "Split": _split,

@@ -11,7 +11,7 @@ import onnx
 
 from pipeline.export import ENCODER
 from pipeline.export.form import save
-from pipeline.quantize.calibration import CalibrationData, Reader, agreement, gate
+from pipeline.quantize.calibration import CalibrationData, Reader, SearchData, agreement, gate
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.keys import centre_keys
 from pipeline.quantize.layers import Layer, chosen_layers, weights
@@ -23,6 +23,9 @@ from pipeline.quantize.scales.search import search
 Calibrator = Callable[[QuantizeConfig, Path, Sequence[Layer], Reader], dict[str, float]]
 CALIBRATORS: Mapping[str, Calibrator] = {"modelopt": modelopt, "onnxruntime": onnxruntime}
 """Tools that find scales of activations only; the scale of a weight's channel is that of its largest magnitude."""
+
+WIDTHS: Mapping[str, tuple[int, int]] = {"int8": (8, 8), "w6a6": (6, 6), "w4a8": (4, 8)}
+"""Bits of weights and activations of the precisions that round both."""
 
 
 def int8(config: QuantizeConfig, encoder: Path, data: CalibrationData) -> dict[str, float]:
@@ -39,20 +42,12 @@ def int8(config: QuantizeConfig, encoder: Path, data: CalibrationData) -> dict[s
     Raises:
         Refused: The file breaks a rule of `pipeline.export.rules`, or differs too much from fp32.
     """
-    return lower(config, encoder, data, precision="int8", weight_bits=8, activation_bits=8)
+    return lower(config, encoder, data, precision="int8")
 
 
-def lower(
-    config: QuantizeConfig,
-    encoder: Path,
-    data: CalibrationData,
-    *,
-    precision: str,
-    weight_bits: int,
-    activation_bits: int,
-) -> dict[str, float]:
-    """Replace ``encoder`` by its QDQ form with weights and activations of up to 8 bits. See `int8`."""
-    widths = Widths(weight_bits, activation_bits, config.reduce_range)
+def lower(config: QuantizeConfig, encoder: Path, data: CalibrationData, *, precision: str) -> dict[str, float]:
+    """Replace ``encoder`` by its QDQ form in one of `WIDTHS`. See `int8`."""
+    widths = Widths(*WIDTHS[precision], config.reduce_range)
     with TemporaryDirectory(dir=encoder.parent, prefix=f".{precision}-") as directory:
         lowered, model = Path(directory) / encoder.name, onnx.load(encoder)
         shifted = list[str]()
@@ -75,11 +70,11 @@ def find_scales(
     config: QuantizeConfig,
     model: onnx.ModelProto,
     chosen: Sequence[Layer],
-    data: CalibrationData,
+    data: SearchData,
     widths: Widths,
     known: Scales | None = None,
 ) -> Scales:
-    """Find the scales of layers by ``config.method``.
+    """Find the scales of an encoder's or decoder's layers by ``config.method``.
 
     Tools find ranges for 8 bits, which narrower widths share; ``known`` passes scales found for another width.
     """

@@ -47,6 +47,6 @@ PRECISIONS: Mapping[str, Lowering] = {
     "fp16": fp16,
     "int8": int8,
     "int8_fp16": int8_fp16,
-    "w6a6": partial(lower, precision="w6a6", weight_bits=6, activation_bits=6),
-    "w4a8": partial(lower, precision="w4a8", weight_bits=4, activation_bits=8),
+    "w6a6": partial(lower, precision="w6a6"),
+    "w4a8": partial(lower, precision="w4a8"),
 }

@@ -53,7 +53,13 @@ def likelihood(
         generator: Source of the draws.
     """
     coords, labels = prompts(sample, sam.image_size)
-    logits, ious = decode(sam, embedding, coords[None], labels[None])
+    return drawn_likelihood(*decode(sam, embedding, coords[None], labels[None]), generator)
+
+
+def drawn_likelihood(
+    logits: Float[Tensor, "*n m m"], ious: Float[Tensor, "*n"], generator: torch.Generator
+) -> Float[Tensor, ""]:
+    """`likelihood` of a decoder's outputs: mask logits and predicted IoUs."""
     odds = {"masks": logits, "ious": torch.logit(ious.clamp(1e-3, 1 - 1e-3))}
     # Divided by the root of the number of terms, so that squared gradients estimate the Hessian of a mean.
     return torch.stack(

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, numpy_helper
 
 from pipeline.core.errors import InputError
@@ -10,8 +11,11 @@ from pipeline.export.sam import export_decoder
 from pipeline.export.saturation import weight_range
 from pipeline.quantize import PRECISIONS
 from pipeline.quantize.calibration import CalibrationData
-from pipeline.quantize.decoder import lower_decoder
+from pipeline.quantize.config import SearchConfig
+from pipeline.quantize.decoder import DecoderData, _form, decoder_layers, lower_decoder
+from pipeline.quantize.graph import Graph
 from pipeline.quantize.layers import layers, linear_attention
+from pipeline.quantize.qdq import read_scales
 from pipeline.runtime.onnxruntime import open_session
 from tests.quantize.test_quantize import CONFIG, Pictures, encoder, lowered, small  # noqa: F401 - fixtures
 
@@ -140,16 +144,59 @@ def decoder(small, tmp_path_factory):  # noqa: F811
     return path
 
 
+def lowered_decoder(folder, source, encoder, small, precision="fp32", **changes):  # noqa: F811
+    path = folder / "decoder.onnx"
+    path.write_bytes(source.read_bytes())
+    config = CONFIG.model_copy(update=changes)
+    data = CalibrationData(config, small, Pictures())
+    return path, lower_decoder(config, path, encoder, data, precision=precision)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_the_decoders_price_is_told(small, encoder, decoder, tmp_path, precision):  # noqa: F811
-    path, size = tmp_path / "decoder.onnx", decoder.stat().st_size
-    path.write_bytes(decoder.read_bytes())
-    config = CONFIG.model_copy(update={"decoder": precision})
-    figures = lower_decoder(config, path, encoder, CalibrationData(config, small, Pictures()))
+    path, figures = lowered_decoder(tmp_path, decoder, encoder, small, decoder=precision)
     assert [p.name for p in tmp_path.iterdir()] == ["decoder.onnx"]
     if precision == "fp32":
         assert figures == {}
     else:
         assert figures["decoder_mask_agreement"] > 0.9
         assert figures["decoder_iou_difference"] < 0.05
-        assert path.stat().st_size < 0.7 * size
+        assert path.stat().st_size < 0.7 * decoder.stat().st_size
+
+
+def test_the_search_finds_the_decoders_scales_and_loses_less(small, encoder, decoder, tmp_path):  # noqa: F811
+    results = {}
+    for method in ("onnxruntime", "search"):
+        (tmp_path / method).mkdir()
+        changes = {"decoder": "same", "method": method, "search": SearchConfig(candidates=40, rounds=2, rows=128)}
+        results[method] = lowered_decoder(tmp_path / method, decoder, encoder, small, "w6a6", **changes)
+    scales = {method: read_scales(onnx.load(path)) for method, (path, _) in results.items()}
+    assert scales["search"].keys() == scales["onnxruntime"].keys()
+    assert any(scales["search"][name] != scale for name, scale in scales["onnxruntime"].items())
+    agreement = {method: figures["decoder_mask_agreement"] for method, (_, figures) in results.items()}
+    assert agreement["search"] > agreement["onnxruntime"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "form"), [("fp32", "fp32"), ("fp16", "fp16"), ("int8_fp16", "int8"), ("w6a6", "w6a6")]
+)
+def test_a_decoder_of_the_same_precision_follows_the_encoder(precision, form):
+    assert _form(CONFIG.model_copy(update={"decoder": "same"}), precision) == form
+
+
+def test_the_prompt_encoder_is_not_quantized(decoder):
+    model = onnx.load(decoder)
+    names = [layer.name for layer in decoder_layers(model)]
+    assert len(names) > 30
+    assert not any("prompt_encoder" in name for name in names)
+    embedded = {c.name for c in model.graph.initializer if list(c.dims) == [5, 256]}  # of point labels
+    assert embedded
+    assert not embedded & {layer.weight for layer in decoder_layers(model)}
+
+
+def test_the_decoders_graph_in_pytorch_is_the_file(small, encoder, decoder):  # noqa: F811
+    feeds = DecoderData(open_session(encoder), CalibrationData(CONFIG, small, Pictures())).feeds(0)
+    graph = Graph(onnx.load(decoder))
+    values = graph({name: torch.from_numpy(value) for name, value in feeds.items()})
+    for name, expected in zip(graph.outputs, open_session(decoder).run(None, feeds), strict=True):
+        np.testing.assert_allclose(values[name].numpy(), expected, atol=1e-4)

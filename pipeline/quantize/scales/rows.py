@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.core.progress import progress
-from pipeline.quantize.calibration import CalibrationData
+from pipeline.quantize.calibration import SearchData
 from pipeline.quantize.graph import Graph
 from pipeline.quantize.layers import Layer
-from pipeline.quantize.task import likelihood, squared_gradients
+from pipeline.quantize.task import squared_gradients
 
 
 @dataclass
@@ -45,13 +45,13 @@ class Samples:
     """Largest magnitude of each tensor."""
 
 
-def collect(model: ModelProto, lowered: Sequence[Layer], data: CalibrationData, *, rows: int, seed: int) -> Samples:
+def collect(model: ModelProto, lowered: Sequence[Layer], data: SearchData, *, rows: int, seed: int) -> Samples:
     """Run the calibration images, and sample layers with the squared gradients of the loss.
 
     Args:
-        model: The encoder in fp32.
+        model: The encoder or the decoder in fp32.
         lowered: The layers to sample.
-        data: Images, prompts and decoder.
+        data: Inputs and loss.
         rows: Rows per layer, from all images together.
         seed: Seed of rows and drawn masks.
     """
@@ -69,9 +69,9 @@ def collect(model: ModelProto, lowered: Sequence[Layer], data: CalibrationData, 
     each = max(1, rows // len(data.chosen))
     attributes = {node.name: values for node, values in graph.nodes}
     for index in progress(data.chosen, "observe", "image"):
-        image = torch.from_numpy(data.pixels(index)).requires_grad_()
-        values_of = graph(image, keep={*tensors, *(layer.output for layer in lowered)}, fork=fork)
-        loss = likelihood(data.sam, values_of[graph.output], data.sample(index), generator)
+        inputs_of = {name: torch.from_numpy(value).requires_grad_() for name, value in data.feeds(index).items()}
+        values_of = graph(inputs_of, keep={*tensors, *(layer.output for layer in lowered)}, fork=fork)
+        loss = data.loss([values_of[name] for name in graph.outputs], index, generator)
         differentiated = [*(layer.output for layer in lowered), *(f"{name}/copy" for name in fork)]
         hessians = squared_gradients(loss, {name: values_of[name] for name in differentiated})
         values_of = {name: value.detach() for name, value in values_of.items()}

@@ -17,7 +17,7 @@ from onnx import ModelProto
 from torch import Tensor
 
 from pipeline.core.progress import counter
-from pipeline.quantize.calibration import CalibrationData
+from pipeline.quantize.calibration import SearchData
 from pipeline.quantize.config import SearchConfig
 from pipeline.quantize.layers import Layer, weights
 from pipeline.quantize.qdq import Scales, Widths, qmax
@@ -32,7 +32,7 @@ def search(
     config: SearchConfig,
     model: ModelProto,
     lowered: Sequence[Layer],
-    data: CalibrationData,
+    data: SearchData,
     *,
     widths: Widths,
     seed: int,
@@ -42,9 +42,9 @@ def search(
 
     Args:
         config: Candidates, rounds and rows.
-        model: The encoder in fp32.
+        model: The encoder or the decoder in fp32.
         lowered: The layers to quantize.
-        data: Calibration images with prompts, and the decoder.
+        data: Calibration images with the task's loss.
         widths: Bits of weights and activations.
         seed: Seed of rows and drawn masks.
         split: Tensors with two ranges, by name.
