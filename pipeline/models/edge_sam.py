@@ -5,9 +5,9 @@ et al. 2023, "RepViT: Revisiting Mobile CNN From ViT Perspective" (arXiv 2307.09
 published checkpoints, in the form in which they are trained, so these load strictly and give the published outputs. The
 published weights are under the S-Lab License 1.0, which allows non-commercial use only; none are part of this project.
 
-Differences: no norm starts at zero, so that every weight learns from the first step; export fuses the branches of
-`DepthwiseMixer` into one convolution (`pipeline.export`), while checkpoints keep them separate. The nano variant is
-this project's own: the same code with smaller sizes, for the demo and for tests.
+Differences: the last norm of a residual starts at 0.1 instead of 0, so that every weight learns from the first step;
+export fuses the convolutions of `DepthwiseMixer` (`pipeline.export`), while checkpoints keep them separate. The nano
+variant is this project's own: the same code with smaller sizes, for the demo and for tests.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,8 @@ from pipeline.models.tiny_vit import conv
 
 _EXPAND = 2
 _SQUEEZE = 4
+_RESIDUAL_SCALE = 0.1
+"""Initial scale of a channel mixer's residual."""
 
 
 class DepthwiseMixer(nn.Module):
@@ -41,16 +43,28 @@ class DepthwiseMixer(nn.Module):
         return y
 
     @torch.no_grad()
-    def folded(self) -> nn.Conv2d:
-        """One depthwise 3x3 convolution with bias, equal in evaluation mode up to rounding."""
+    def folded(self) -> nn.Module:
+        """One depthwise 3x3 convolution with bias and a shortcut, equal in evaluation mode up to rounding."""
         (weight, bias), (center, center_bias) = _without_norm(self.conv), _without_norm(self.conv1)
-        weight[:, :, 1:2, 1:2] += center + 1
-        width = weight.shape[0]
-        fused = nn.Conv2d(width, width, 3, padding=1, groups=width).to(weight)
-        fused.weight.copy_(weight)
-        assert fused.bias is not None
-        fused.bias.copy_(bias + center_bias)
-        return fused.requires_grad_(False)
+        weight[:, :, 1:2, 1:2] += center
+        return _FusedMixer(weight, bias + center_bias)
+
+
+class _FusedMixer(nn.Module):
+    """A `DepthwiseMixer` as one convolution and a shortcut.
+
+    The identity could be part of the weight too, but OpenVINO 2026.4 computes the product of an int8 depthwise
+    convolution and the squeeze-and-excitation's gate wrongly, and int8 would round the identity.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(weight.shape[0], weight.shape[0], 3, padding=1, groups=weight.shape[0])
+        self.conv.weight, self.conv.bias = (nn.Parameter(value, requires_grad=False) for value in (weight, bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.conv(x)
+        return y
 
 
 def _without_norm(layer: nn.Sequential) -> tuple[Tensor, Tensor]:
@@ -84,6 +98,7 @@ class ChannelMixer(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.m = nn.Sequential(conv(width, _EXPAND * width), nn.GELU(), conv(_EXPAND * width, width))
+        nn.init.constant_(self.m[2].get_submodule("bn").weight, _RESIDUAL_SCALE)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Same shape."""
@@ -198,12 +213,12 @@ def _stage(width: int, depth: int) -> Sequence[Block]:
 
 
 def edge_sam() -> Sam:
-    """RepViT-M1; 1024 pixels in."""
+    """9.6 M parameters, 5.5 M of them the encoder's (RepViT-M1), which costs 20.0 GMAC; 1024 pixels in."""
     encoder = RepViT(widths=(48, 96, 192, 384), depths=(3, 3, 15, 2))
     return assemble(encoder, image_size=1024, input_size=1024, embedding_size=64)
 
 
 def edge_sam_nano() -> Sam:
-    """256 pixels in and in the prompt frame."""
+    """6.5 M parameters, 2.4 M of them the encoder's, which costs 0.43 GMAC; 256 pixels in and in the prompt frame."""
     encoder = RepViT(widths=(24, 48, 128, 256), depths=(1, 2, 6, 3))
     return assemble(encoder, image_size=256, input_size=256, embedding_size=16)

@@ -10,6 +10,7 @@ COUNTS = {
     "efficientvit_sam_nano": 9,
     "tinysam_nano": 6,
     "sam_lightening_nano": 4,
+    "edge_sam_nano": 15,
 }
 
 
@@ -37,7 +38,7 @@ def test_tokens_become_the_map_they_are_of():
         assert torch.equal(encoder.neck(features[3]), embeddings)
 
 
-@pytest.mark.parametrize(("name", "count"), [("vit_b", 12), ("efficientvit_sam_l0", 15), ("tinysam", 12)])
+@pytest.mark.parametrize(("name", "count"), [("vit_b", 12), ("efficientvit_sam_l0", 15), ("tinysam", 12), ("edge_sam", 26)])
 def test_full_sizes_have_their_blocks(name, count):
     with torch.device("meta"):
         assert len(blocks(build(name).image_encoder)) == count
