@@ -1,9 +1,9 @@
 """EdgeSAM: RepViT as SAM's image encoder.
 
-Source: Zhou et al. 2023, "EdgeSAM: Prompt-In-the-Loop Distillation for SAM" (arXiv 2312.06660), with the encoder of Wang
-et al. 2023, "RepViT: Revisiting Mobile CNN From ViT Perspective" (arXiv 2307.09283). Modules have the names of the
-published checkpoints, in the form in which they are trained, so these load strictly and give the published outputs. The
-published weights are under the S-Lab License 1.0, which allows non-commercial use only; none are part of this project.
+Source: Zhou et al. 2023, "EdgeSAM: Prompt-In-the-Loop Distillation for SAM" (arXiv 2312.06660), with the encoder of
+Wang et al. 2023, "RepViT: Revisiting Mobile CNN From ViT Perspective" (arXiv 2307.09283). Modules have the names of the
+published checkpoints, in the form in which they are trained, so these load strictly and give the published outputs.
+The published weights are under the S-Lab License 1.0, which allows non-commercial use only; this project has none.
 
 Differences: the last norm of a residual starts at 0.1 instead of 0, so that every weight learns from the first step;
 export fuses the convolutions of `DepthwiseMixer` (`pipeline.export`), while checkpoints keep them separate. The nano
@@ -98,7 +98,7 @@ class ChannelMixer(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.m = nn.Sequential(conv(width, _EXPAND * width), nn.GELU(), conv(_EXPAND * width, width))
-        nn.init.constant_(self.m[2].get_submodule("bn").weight, _RESIDUAL_SCALE)
+        self.m.get_parameter("2.bn.weight").data.fill_(_RESIDUAL_SCALE)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Same shape."""

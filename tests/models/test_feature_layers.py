@@ -38,7 +38,9 @@ def test_tokens_become_the_map_they_are_of():
         assert torch.equal(encoder.neck(features[3]), embeddings)
 
 
-@pytest.mark.parametrize(("name", "count"), [("vit_b", 12), ("efficientvit_sam_l0", 15), ("tinysam", 12), ("edge_sam", 26)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("vit_b", 12), ("efficientvit_sam_l0", 15), ("tinysam", 12), ("edge_sam", 26)]
+)
 def test_full_sizes_have_their_blocks(name, count):
     with torch.device("meta"):
         assert len(blocks(build(name).image_encoder)) == count

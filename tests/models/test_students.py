@@ -21,7 +21,8 @@ def images(sam, batch=1, seed=0):
 
 
 def test_every_family_has_a_nano_of_256_pixels_and_16_cells():
-    assert {name.removesuffix("_nano") for name in NANOS} == {"efficientvit_sam", "tinysam", "sam_lightening", "edge_sam"}
+    families = {"efficientvit_sam", "tinysam", "sam_lightening", "edge_sam"}
+    assert {name.removesuffix("_nano") for name in NANOS} == families
     for name in NANOS:
         with torch.device("meta"):
             sam = build(name)
@@ -83,7 +84,8 @@ def test_state_dict_carries_the_whole_function(name):
 
 # Where other sides are taken, a small one is enough to reach everything.
 @pytest.mark.parametrize(
-    ("name", "side"), [*((nano, 256) for nano in NANOS), ("efficientvit_sam_l0", 256), ("tinysam", 128), ("edge_sam", 128)]
+    ("name", "side"),
+    [*((nano, 256) for nano in NANOS), ("efficientvit_sam_l0", 256), ("tinysam", 128), ("edge_sam", 128)],
 )
 def test_gradient_reaches_every_parameter_of_the_encoder_that_is_trained(name, side):
     encoder = build(name).image_encoder.train()

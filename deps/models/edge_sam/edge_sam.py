@@ -1,0 +1,1 @@
+../../../pipeline/models/edge_sam.py
