@@ -23,6 +23,8 @@ class AlignConfig(Config):
     """Standard deviation of the noise on box coordinates, as a fraction of the side; 0 prompts with exact boxes."""
     mask_loss: Literal["focal_dice", "bce_points"] = "focal_dice"
     """Focal and Dice loss (the papers), or cross-entropy and Dice on uncertain points (EfficientViT-SAM's code)."""
+    iou_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the predicted IoUs' squared error; 0 leaves the IoU head untrained, as EfficientViT-SAM's code does."""
     teacher_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the error of the student's mask logits to the teacher's for the same prompts, relative to the
     teacher's scale; 0 trains on ground truth only and reads no embedding."""

@@ -201,6 +201,7 @@ def _step(
             prompts.targets,
             prompts.present,
             mask_loss=mask_loss,
+            iou_weight=config.iou_weight,
         )
         if teacher and batch.teacher is not None:
             targets = _teacher_masks(teacher, batch.teacher[rows], prompts, config, device)[:, :, outputs]

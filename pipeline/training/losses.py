@@ -102,6 +102,7 @@ def best_mask(
     *,
     mask_loss: MaskLoss = focal_dice,
     iou_distance: Callable[..., Tensor] = F.mse_loss,
+    iou_weight: float = IOU_WEIGHT,
 ) -> dict[str, Float[Tensor, ""]]:
     """Loss of the best of k masks per prompt, and of the predicted IoUs of all k.
 
@@ -112,6 +113,7 @@ def best_mask(
         present: Prompts that count; padding is False.
         mask_loss: Computes the terms of a mask.
         iou_distance: ``F.mse_loss`` as in SAM, ``F.l1_loss`` as in TinySAM.
+        iou_weight: Weight of the predicted IoUs' error in the loss.
 
     Returns:
         ``loss`` and its terms, ``iou`` and those of ``mask_loss``, each a mean over the prompts that count.
@@ -123,7 +125,7 @@ def best_mask(
     count = present.sum().clamp(min=1)
     means = {name: (term.gather(2, best)[..., 0] * present).sum() / count for name, term in terms.items()}
     iou = (iou_errors * present).sum() / count
-    return {"loss": _weighted(means) + IOU_WEIGHT * iou, **means, "iou": iou}
+    return {"loss": _weighted(means) + iou_weight * iou, **means, "iou": iou}
 
 
 def _weighted(terms: Mapping[str, Tensor]) -> Tensor:

@@ -1,12 +1,9 @@
 """int8 of the published architectures, with weights of real magnitude (tests/reference): size and agreement."""
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import openvino
 import pytest
-import yaml
 
 from pipeline.bench.engines import scenes
 from pipeline.export.form import save
@@ -22,7 +19,16 @@ from tests.reference.published import photograph, rebuilt
 
 FP32_BESIDE_INT8 = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 AS_IS = {"calibration": "max", "percentile": 99.99, "keep": []}
-PRESET = yaml.safe_load((Path(__file__).parents[2] / "presets/tinysam_sa1b.yaml").read_text())["quantize"]
+NOISIEST_KEPT = {
+    "calibration": "percentile",
+    "percentile": 99.99,
+    # TinyViT's noisiest layers by the sensitivity report; without them the embedding's cosine is 0.991.
+    "keep": [
+        "layers.0.blocks.0.conv3.c", "layers.0.blocks.1.conv3.c", "layers.0.downsample.conv3.c",
+        "layers.2.blocks.2.mlp.fc1", "layers.2.blocks.5.local_conv.c", "layers.2.downsample.conv1.c",
+        "layers.2.downsample.conv3.c",
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -32,7 +38,7 @@ PRESET = yaml.safe_load((Path(__file__).parents[2] / "presets/tinysam_sa1b.yaml"
         ("efficientvit_sam_l0", AS_IS, 0.28, 0.995),
         # With these random weights its deep layers have few steps: what is rounded differs between exact evaluations.
         ("efficientvit_sam_xl0", AS_IS, 0.28, 0.99),
-        ("tinysam", PRESET, 0.32, 0.995),
+        ("tinysam", NOISIEST_KEPT, 0.32, 0.995),
     ],
 )
 def test_int8_of_true_sizes_keeps_the_embedding_and_is_the_same_in_every_runtime(
