@@ -224,12 +224,51 @@ def hard_clicks(
         chance: Uniform random numbers in [0, 1) that select one of the missed cells.
         side: Side of the prompt frame, in pixels.
     """
-    missed = ((targets > 0.5) & (logits <= 0)).flatten(2)
-    counts = missed.cumsum(dim=2)
-    rank = (chance * counts[..., -1]).long() + 1
-    cell = torch.searchsorted(counts, rank[..., None])[..., 0].clamp(max=missed.shape[2] - 1)
-    width = logits.shape[-1]
-    point = (torch.stack([cell % width, cell // width], dim=-1) + 0.5) * (side / width)
-    moves = (counts[..., -1] > 0) & (labels[..., 0] == FOREGROUND)
+    missed = (targets > 0.5) & (logits <= 0)
+    cell, point = _pick_cells(missed, chance, side)
+    moves = (cell >= 0) & (labels[..., 0] == FOREGROUND)
     first = torch.where(moves[..., None], point.to(coords), coords[:, :, 0])
     return torch.stack([first, coords[:, :, 1]], dim=2)
+
+
+def disagreement_clicks(
+    student: Float[Tensor, "b p m m"],
+    teacher: Float[Tensor, "b p m m"],
+    valid: Bool[Tensor, "b 1 m m"],
+    chance: Float[Tensor, "b p"],
+    side: int,
+) -> tuple[Float[Tensor, "b p 1 2"], Float[Tensor, "b p 1"]]:
+    """One click per prompt, uniform where a student's mask differs from its teacher's; padding if they agree.
+
+    Args:
+        student: Mask logits.
+        teacher: Mask logits.
+        valid: Cells that cover part of the image; no click is elsewhere.
+        chance: Uniform random numbers in [0, 1) that select one of the cells.
+        side: Side of the prompt frame, in pixels.
+
+    Returns:
+        Coordinates in the prompt frame and labels: foreground where only the teacher has the mask, background where
+        only the student has it.
+    """
+    truth = teacher > 0
+    cell, point = _pick_cells(((student > 0) != truth) & valid, chance, side)
+    label = truth.flatten(2).gather(2, cell.clamp(min=0)[..., None])[..., 0].to(point)
+    label = torch.where(label > 0, FOREGROUND, BACKGROUND).to(point)
+    absent = cell < 0
+    point, label = point.masked_fill(absent[..., None], 0.0), label.masked_fill(absent, PADDING)
+    return point[:, :, None], label[..., None]
+
+
+def _pick_cells(cells: Tensor, chance: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Pick one of the true cells of each mask ``(B, P, m, m)``.
+
+    Returns:
+        Its index ``(B, P)``, -1 where no cell is true, and its centre ``(B, P, 2)`` in the prompt frame.
+    """
+    counts = cells.flatten(2).cumsum(dim=2)
+    total = counts[..., -1]
+    rank = ((chance * total).long() + 1).minimum(total)  # a chance near 1 may round up
+    cell = torch.searchsorted(counts, rank[..., None])[..., 0].masked_fill(total == 0, -1)
+    width = cells.shape[-1]
+    return cell, (torch.stack([cell % width, cell // width], dim=-1) + 0.5) * (side / width)

@@ -20,6 +20,7 @@ from pipeline.distill.config import DistillConfig, PretrainedRecipe
 from pipeline.distill.embedding import distill_embeddings, held_out_error
 from pipeline.distill.full_stage import distill_full_stage
 from pipeline.distill.layer_wise import distill_layer_wise
+from pipeline.distill.prompt_in_the_loop import distill_prompt_in_the_loop
 from pipeline.distill.task import Task
 from pipeline.models import build
 from pipeline.models.pretrained import Source, load_pretrained
@@ -33,6 +34,7 @@ RECIPES: Mapping[str, Callable[[Task, Any], None]] = {
     "embedding": distill_embeddings,
     "full_stage": distill_full_stage,
     "layer_wise": distill_layer_wise,
+    "prompt_in_the_loop": distill_prompt_in_the_loop,
 }
 """Training function of each recipe's ``kind``, except ``pretrained``, which trains nothing."""
 

@@ -45,6 +45,30 @@ class FullStageRecipe(Config):
     """Standard deviation of the noise on box coordinates, as a fraction of the side: SAM's; 0 for exact boxes."""
 
 
+class PromptInTheLoopRecipe(Config):
+    """Distill the teacher's masks, with clicks where they differ: EdgeSAM's prompt-in-the-loop distillation."""
+
+    kind: Literal["prompt_in_the_loop"]
+    train: Literal["encoder", "all"] = "all"
+    """``all`` also trains the mask decoder, initialized from the teacher's."""
+    decoder_lr_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on ``optimizer.lr`` for the mask decoder."""
+    loops: Annotated[int, Field(ge=1, le=10)] = 2
+    """Number of decodings per step; before each but the first, every prompt gets one more click."""
+    mask_prompt_probability: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that a decoding after the first also gets the student's previous mask as a prompt."""
+    bce_weight: Weight = 5.0
+    """Weight of the cross-entropy with the teacher's thresholded masks."""
+    dice_weight: Weight = 5.0
+    """Weight of the Dice loss with the teacher's thresholded masks."""
+    embedding_weight: Weight = 0.0
+    """Weight of the embedding's mean squared error; 0 as published, where the student was distilled by it before."""
+    prompts: Annotated[int, Field(ge=1, le=64)] = 16
+    """Prompts per image, half boxes and half clicks."""
+    box_jitter: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of the noise on box coordinates, as a fraction of the side; 0 for exact boxes."""
+
+
 class LayerWiseRecipe(Config):
     """Distill layer features and the image embedding: SAM-Lightening's dynamic layer-wise distillation."""
 
@@ -68,7 +92,10 @@ class PretrainedRecipe(Source):
     kind: Literal["pretrained"]
 
 
-Recipe = Annotated[EmbeddingRecipe | FullStageRecipe | LayerWiseRecipe | PretrainedRecipe, Field(discriminator="kind")]
+Recipe = Annotated[
+    EmbeddingRecipe | FullStageRecipe | LayerWiseRecipe | PromptInTheLoopRecipe | PretrainedRecipe,
+    Field(discriminator="kind"),
+]
 
 
 class DistillConfig(Config):

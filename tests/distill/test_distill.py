@@ -186,6 +186,7 @@ def test_a_saved_state_of_another_version_says_that_it_can_be_removed(run, tmp_p
 
 FULL_STAGE = {"kind": "full_stage", "train": "all", "alpha": 1.0, "beta": 1.0, "gamma": 1.0, "task_weight": 1.0}
 FULL_STAGE |= {"hard_mask_weight": True, "rounds": 2, "prompts": 2, "decoder_lr_share": 0.5}
+PROMPT_IN_THE_LOOP = {"kind": "prompt_in_the_loop", "loops": 3, "prompts": 2, "embedding_weight": 1.0}
 LAYER_WISE = {
     "kind": "layer_wise",
     "feature_layers": [[1, 0], [4, 3]],
@@ -216,6 +217,36 @@ def test_full_stage_trains_encoder_and_decoder_and_says_what_each_part_costs(run
     assert {f"distill/{name}" for name in names} <= first.keys()
     total = sum(first[f"distill/{name}"] for name in ("embedding", "token", "mask", "task"))
     assert first["distill/loss"] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("train", ["encoder", "all"])
+def test_prompt_in_the_loop_trains_the_encoder_and_if_asked_the_decoder(run, inputs, train):
+    out = run(config=recipe(2, kind=PROMPT_IN_THE_LOOP | {"train": train}))
+    before, after = load_checkpoint(inputs["teacher"]).state_dict(), load_checkpoint(out).state_dict()
+    changed = {key.partition(".")[0] for key in after if key in before and not torch.equal(before[key], after[key])}
+    assert changed == ({"mask_decoder"} if train == "all" else set())
+    fresh = student_of(inputs["teacher"], STUDENT, seed=0, options={}).image_encoder
+    learned = dict(fresh.named_parameters())
+    assert not any(torch.equal(after[f"image_encoder.{key}"], value) for key, value in learned.items())
+
+
+def test_prompt_in_the_loop_needs_no_loss_of_the_embedding(run):
+    first = losses_of(run, kind=PROMPT_IN_THE_LOOP | {"embedding_weight": 0.0}, steps=1)[0]
+    assert "distill/embedding" not in first
+    assert first["distill/loss"] == pytest.approx(5 * first["distill/bce"] + 5 * first["distill/dice"], rel=1e-5)
+
+
+def test_an_interrupted_prompt_in_the_loop_ends_with_the_same_artifact(run, monkeypatch):
+    monkeypatch.setattr(training.loop, "LOG_EVERY", 2)
+    config = recipe(4, kind=PROMPT_IN_THE_LOOP | {"mask_prompt_probability": 0.5})
+
+    def stop(metrics, step=None):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", config, log=stop)
+    assert digest(run("resumed", config)) == digest(run("straight", config))
 
 
 def test_each_term_of_full_stage_has_its_weight():
@@ -287,7 +318,7 @@ def test_the_teachers_encoder_is_never_run(run, monkeypatch):
         raise AssertionError("the teacher's encoder was run")
 
     monkeypatch.setattr(BundledEncoder, "forward", forward)
-    for kind in (EMBEDDING, FULL_STAGE, LAYER_WISE):
+    for kind in (EMBEDDING, FULL_STAGE, LAYER_WISE, PROMPT_IN_THE_LOOP):
         run(kind["kind"], recipe(1, kind=kind))
 
 
@@ -389,7 +420,10 @@ def test_a_block_that_is_not_cached_says_what_to_set(run):
         run(config=recipe(kind=LAYER_WISE | {"feature_layers": [[2, 0]]}))
 
 
-@pytest.mark.parametrize("kind", [FULL_STAGE | {"rounds": 10}, FULL_STAGE | {"prompts": 65}, {"kind": "magic"}])
+@pytest.mark.parametrize(
+    "kind",
+    [FULL_STAGE | {"rounds": 10}, FULL_STAGE | {"prompts": 65}, PROMPT_IN_THE_LOOP | {"loops": 0}, {"kind": "magic"}],
+)
 def test_recipes_are_strict(kind):
     with pytest.raises(ValueError, match="recipe"):
         recipe(kind=kind)
