@@ -22,6 +22,7 @@ from pipeline.data.shards import Shards
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
 from pipeline.ops import masks
+from pipeline.predict.finished import finished
 from pipeline.predict.formats import polygons
 from pipeline.prepare import PrepareConfig, prepare
 from pipeline.runtime import Predictor, load
@@ -360,14 +361,14 @@ def test_a_killed_prediction_resumes_and_ends_with_the_same_bytes(model, many, t
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    finished = results.read_bytes().count(b"\n") - 1
-    assert 3 <= finished < 16
+    stored = results.read_bytes().count(b"\n") - 1
+    assert 3 <= stored < 16
     with results.open("ab") as stream:
         stream.write(b'{"name": "15.png", "dig')
     assert not (tmp_path / "out/instances.json").exists()
     encoded = counted(monkeypatch)
     run(*options, "--out", tmp_path / "out")
-    assert len(encoded) == 16 - finished
+    assert len(encoded) == 16 - stored
     assert tree(tmp_path / "out") == tree(tmp_path / "undisturbed")
 
 
@@ -400,7 +401,15 @@ def test_a_skipped_image_is_named_nothing_is_lost_and_only_it_is_repeated(model,
     assert tree(tmp_path / "out") == tree(tmp_path / "at_once")
 
 
-def test_another_option_model_or_box_starts_over(model, many, tmp_path, monkeypatch):
+def test_two_processes_do_not_write_to_one_folder(model, photos, tmp_path, capsys):
+    options = [model, photos, "--boxes", written(tmp_path / "boxes.json", BOXES), "--out", tmp_path / "out"]
+    run(*options)
+    with finished(tmp_path / "out", "another"):
+        run(*options, code=2)
+    assert "another process is writing to" in capsys.readouterr().err
+
+
+def test_another_option_starts_over_and_another_box_repeats_its_image(model, many, tmp_path, monkeypatch):
     folder, boxes = many
     (folder / "07.png").write_bytes(b"no image")
     options = [model, folder, "--boxes", boxes, "--out", tmp_path / "out"]
