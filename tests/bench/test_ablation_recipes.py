@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.bench.ablations.recipes import FEATURE_LAYERS, LADDER, RECIPES, recipes, table
+from pipeline.bench.ablations.recipes import FEATURE_LAYERS, LADDER, OTHERS, RECIPES, recipes, table
 from pipeline.bench.ablations.settings import RecipesSettings
 from pipeline.core.artifact import Card, Contents
 from pipeline.core.errors import InputError
@@ -45,6 +45,12 @@ def test_each_rung_of_the_ladder_adds_one_thing():
     assert first["beta"] == first["gamma"] == first["task_weight"] == 0
 
 
+def test_the_loop_is_compared_with_the_full_stage_for_equally_many_prompts():
+    assert {recipe.get("prompts", 4) for recipe in (*LADDER.values(), *OTHERS.values())} == {4}
+    loop, with_embedding = OTHERS["prompt_in_the_loop"], OTHERS["prompt_in_the_loop_embedding"]
+    assert with_embedding == {**loop, "embedding_weight": 1.0}
+
+
 def test_blocks_that_are_compared_are_there():
     teacher = blocks(build("bundled").image_encoder)
     for student, pairs in FEATURE_LAYERS.items():
@@ -80,14 +86,14 @@ def artifacts(tmp_path, monkeypatch):
 
 def test_rows_are_measured_once_and_go_on_from_the_file(artifacts, tmp_path):
     out = tmp_path / "rows.jsonl"
-    settings = RecipesSettings(
-        students=(STUDENT,), recipes=("plain", "layer_wise"), seeds=(0,), steps=2, artifacts=artifacts, out=out
-    )
+    names = ("plain", "layer_wise", "full_stage", "prompt_in_the_loop", "prompt_in_the_loop_embedding")
+    settings = RecipesSettings(students=(STUDENT,), recipes=names, seeds=(0,), steps=2, artifacts=artifacts, out=out)
     measured = recipes(settings)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(each["student"], each["recipe"]) for each in rows] == [
-        ("teacher", ""), (STUDENT, "plain"), (STUDENT, "layer_wise"),
-    ]  # fmt: skip
+        ("teacher", ""),
+        *((STUDENT, name) for name in names),
+    ]
     assert all(0 <= each["box_miou"] <= 1 and -1 <= each["cosine"] <= 1 for each in rows)
     before = out.read_bytes()
     assert recipes(settings) == measured

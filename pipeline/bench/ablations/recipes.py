@@ -45,13 +45,22 @@ LADDER: Mapping[str, Mapping[str, Any]] = {
     "ground_truth": _HARD_MASK_WEIGHT | {"task_weight": 1.0, "train": "all"},
 }
 """TinySAM's ablation, each rung with those before it; beyond it, ground truth's losses and a decoder that learns."""
+_PROMPT_IN_THE_LOOP = {"kind": "prompt_in_the_loop", "prompts": 4}
+OTHERS: Mapping[str, Mapping[str, Any]] = {
+    "plain": {"kind": "embedding", "distance": "mse"},
+    "full_stage": {"kind": "full_stage", "prompts": 4},
+    "prompt_in_the_loop": _PROMPT_IN_THE_LOOP,
+    "prompt_in_the_loop_embedding": _PROMPT_IN_THE_LOOP | {"embedding_weight": 1.0},
+}
+"""Recipes with their defaults and as many prompts as the ladder; EdgeSAM's also with a loss of the embedding, which a
+fresh student needs."""
 FEATURE_LAYERS: Mapping[str, Sequence[tuple[int, int]]] = {
     "sam_lightening_nano": ((1, 0), (2, 1), (3, 2), (4, 3)),
     "tinysam_nano": ((1, 2), (4, 5)),
     "efficientvit_sam_nano": ((1, 5), (4, 8)),
 }
 """Blocks of the bundled teacher and of its students that are compared layer by layer."""
-RECIPES = (*LADDER, "plain", "layer_wise")
+RECIPES = (*LADDER, *OTHERS, "layer_wise")
 """What can be asked for: ``plain`` is the embedding's mean squared error, which ``layer_wise`` adds to."""
 
 
@@ -154,17 +163,17 @@ def _trained(row: Row, config: DistillConfig, artifacts: Path, directory: Path) 
 def _config(student: str, name: str, steps: int, seed: int) -> DistillConfig:
     """The student's section of params.yaml with this recipe, these steps and this seed."""
     given = find(read_params(), f"distill.{student}")
-    recipe: Mapping[str, Any] = {"kind": "embedding", "distance": "mse"}
     if name == "layer_wise":
         pairs = [list(pair) for pair in FEATURE_LAYERS[student]] if student in FEATURE_LAYERS else [[0, 0]]
-        recipe = {
+        recipe: Mapping[str, Any] = {
             "kind": "layer_wise",
             "feature_layers": pairs,
             "focus": 2,
             "ramp_steps": steps // 2,
             "layer_weight": 1.0,
         }
-    recipe = LADDER.get(name, recipe)
+    else:
+        recipe = {**LADDER, **OTHERS}[name]
     share = steps / given["optimizer"]["steps"]
     lengths = {key: round(share * given["optimizer"][key]) for key in ("warmup_steps", "cooldown_steps")}
     optimizer = given["optimizer"] | lengths | {"steps": steps, "seed": seed}

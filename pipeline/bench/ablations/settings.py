@@ -17,7 +17,8 @@ class RecipesSettings(Config):
     students: _Names
     """Students with a section distill.<student> in params.yaml."""
     recipes: _Names = ("embedding", "tokens_masks", "hard_prompts", "hard_mask_weight", "ground_truth")
-    """Recipes to train by: the default's five, each of which adds one thing to the one before, plain and layer_wise."""
+    """Recipes to train by: the default's five, each of which adds one thing to the one before, plain, layer_wise,
+    full_stage, prompt_in_the_loop and prompt_in_the_loop_embedding."""
     seeds: _Seeds = (0, 1, 2)
     """Seeds of the weights, the order of images and the prompts."""
     steps: Annotated[int, Field(ge=1)] = 80
