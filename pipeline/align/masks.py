@@ -3,9 +3,10 @@
 Source: SAM-Lightening (arXiv 2403.09195), "align decoder", for a frozen encoder; EfficientViT-SAM (arXiv 2402.05008),
 stage 2, for both, and for prompts and losses: a box or 1 to 10 clicks with equal probability, up to 64 masks per image,
 focal to Dice 20 : 1, the best of three masks or the single mask at random, horizontal flips. Differences: the IoU head
-is trained, which the published EfficientViT-SAM code omits although its inference selects masks by it. The mask loss of
-that code, which differs from its paper's, is `losses.bce_points`. With a frozen encoder, ``keep_embeddings`` encodes
-each image only once. ``teacher_weight`` adds an error to the teacher's mask logits, which neither paper has.
+is trained, which the published EfficientViT-SAM code omits although its inference selects masks by it (``iou_weight:
+0``). The mask loss of that code, which differs from its paper's, is `losses.bce_points`. With a frozen encoder,
+``keep_embeddings`` encodes each image only once. ``teacher_weight`` adds an error to the teacher's mask logits, which
+neither paper has.
 """
 
 from collections import defaultdict

@@ -18,6 +18,7 @@ from onnx import ModelProto
 from onnxruntime import InferenceSession
 from torch import Tensor
 
+from pipeline.core.errors import InputError
 from pipeline.core.progress import progress
 from pipeline.export.form import save
 from pipeline.quantize.calibration import CalibrationData, Feeds
@@ -66,9 +67,17 @@ def lower_decoder(
 
 
 def _form(config: QuantizeConfig, precision: str) -> str:
+    """Return the decoder's precision.
+
+    Raises:
+        InputError: ``same`` asks for a precision that the decoder does not have.
+    """
     if config.decoder != "same":
         return config.decoder
-    return "int8" if precision == "int8_fp16" else precision
+    form = "int8" if precision == "int8_fp16" else precision
+    if form not in ("fp32", "fp16", *WIDTHS):
+        raise InputError(f"quantize.decoder is same, but no decoder is {precision}: set it to fp32, fp16 or int8.")
+    return form
 
 
 def _fake_quantized(config: QuantizeConfig, decoder: Path, widths: Widths, data: "DecoderData") -> ModelProto:

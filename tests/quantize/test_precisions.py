@@ -184,6 +184,11 @@ def test_a_decoder_of_the_same_precision_follows_the_encoder(precision, form):
     assert _form(CONFIG.model_copy(update={"decoder": "same"}), precision) == form
 
 
+def test_a_precision_that_no_decoder_has_is_refused():
+    with pytest.raises(InputError, match="no decoder is bf16_weights: set it to fp32, fp16 or int8"):
+        _form(CONFIG.model_copy(update={"decoder": "same"}), "bf16_weights")
+
+
 def test_the_prompt_encoder_is_not_quantized(decoder):
     model = onnx.load(decoder)
     names = [layer.name for layer in decoder_layers(model)]
