@@ -26,11 +26,13 @@ def test_every_recipe_is_valid_and_of_a_known_student(text):
                 section(params, f"{verb}.{student}", model)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS[:3])
-def test_the_recipe_of_each_paper_is_its_presets(snippet):
+@pytest.mark.parametrize(
+    ("snippet", "name"),
+    [*zip(SNIPPETS, ["efficientvit_sam_l0", "tinysam", "sam_lightening", "edge_sam", "edge_sam_loop"], strict=False)],
+)
+def test_the_recipe_of_each_paper_is_its_presets(snippet, name):
     shown = yaml.safe_load(snippet)
-    (student,) = shown["distill"]
-    preset = yaml.safe_load((ROOT / f"presets/{student}_sa1b.yaml").read_text())
+    preset = yaml.safe_load((ROOT / f"presets/{name}_sa1b.yaml").read_text())
     assert shown == {verb: preset[verb] for verb in ("distill", "align")}
 
 
@@ -44,4 +46,4 @@ def test_presets_cache_the_blocks_that_their_recipes_compare(text):
 
 def test_each_kind_of_recipe_is_shown():
     kinds = [yaml.safe_load(text)["distill"].popitem()[1]["recipe"]["kind"] for text in SNIPPETS]
-    assert kinds == ["embedding", "full_stage", "layer_wise", "embedding"]
+    assert kinds == ["embedding", "full_stage", "layer_wise", "embedding", "prompt_in_the_loop", "embedding"]
