@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pipeline.core.distributed import Ranks
-from pipeline.evaluate.accuracy import evaluate_accuracy, photographs
+from pipeline.evaluate.accuracy import evaluate_accuracy
 from pipeline.evaluate.images import Done, Run
+from pipeline.evaluate.validation import validation_sets
 from pipeline.runtime import Predictor, Segmenter
 
 _PROMPTS_BATCH = 32
@@ -33,7 +34,8 @@ def accuracy(segmenter: Segmenter, dataset: Path) -> dict[str, float]:
     """Measure ``box_miou`` and ``click_miou`` on the validation split of an artifact of `prepare`."""
     with ThreadPoolExecutor() as pool:
         run = Run(Predictor(segmenter), pool, _PROMPTS_BATCH, Ranks(), Done(None))
-        figures = evaluate_accuracy(run, dataset, photographs(dataset), pictures=0, with_mask_input=False).metrics()
+        first, *_ = validation_sets(dataset)
+        figures = evaluate_accuracy(run, first, first.photographs(), pictures=0, with_mask_input=False).metrics()
     return {name: figures[name] for name in ("box_miou", "click_miou")}
 
 

@@ -79,7 +79,7 @@ def compare(
     evaluations, refused, left_out = read_all(prepare, evaluate_teacher, evaluate, config.candidates())
     for other in left_out:
         _LOGGER.warning("%s is left out of the comparison: %s", other.name, other.reason)
-    baselines = read_baselines(evaluate_teacher)
+    baselines = read_baselines(evaluate_teacher, evaluations[0].datasets)
     rows = leaderboard(evaluations, baselines)
     trivial = baseline_rows(baselines, rows[0])
     order = {(row["model"], row["precision"], row["role"]): index for index, row in enumerate(rows)}
@@ -95,7 +95,7 @@ def compare(
         plots=plots,
         sections=sections(rows, trivial),
         sensitivities=sensitivities(rows, quantize, out / "plots"),
-        published=beside_measured(rows, dataset),
+        published=beside_measured(rows),
         everything=overlays(prepare, evaluations),
         gallery=pictures.gallery(prepare, shown, evaluations, config.pictures),
         worst=worst,

@@ -1,12 +1,12 @@
 """Read evaluations and select those on the same dataset; others cannot be compared."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifact import BASELINES, CARD, METRICS, Card, Refusal
+from pipeline.core.artifact import BASELINES, CARD, DATASETS, METRICS, Card, Refusal
 from pipeline.core.errors import InputError
 from pipeline.core.stage import ARTIFACTS
 
@@ -37,6 +37,8 @@ class Evaluation:
     """Ten bins per prompt with mean ``predicted`` and true ``iou`` and ``count``; empty if not measured."""
     everything: Sequence[Mapping[str, Any]]
     """Masks of everything mode for some images, by mode; empty if not measured."""
+    datasets: Mapping[str, Mapping[str, Any]]
+    """Name, digest, protocol and size of each data set, by the prefix of its metrics; empty for older evaluations."""
     guarded: bool | None
     """Whether latency was measured on an idle machine; None if not measured."""
     processor: str | None = None
@@ -94,6 +96,7 @@ def read(directory: Path, keys: Path = Path()) -> Evaluation:
         scores={s["annotation_id"]: s for s in _read_json(directory / "instances.json")},
         calibration=_read_optional_json(directory / "calibration.json") or {},
         everything=(_read_optional_json(directory / "everything.json") or {}).get("images", []),
+        datasets=_read_optional_json(directory / DATASETS) or {},
         guarded=latency.get("guarded"),
         processor=latency.get("processor"),
     )
@@ -133,9 +136,19 @@ def read_all(
     return evaluations, refused, left_out
 
 
-def read_baselines(evaluate_teacher: Path) -> Mapping[str, Mapping[str, float]]:
-    """Scores of trivial masks on the same instances, by predictor; empty for evaluations of older versions."""
-    return _read_optional_json(evaluate_teacher / BASELINES) or {}
+def read_baselines(evaluate_teacher: Path, prefixes: Iterable[str] = ()) -> Mapping[str, Mapping[str, float]]:
+    """Scores of trivial masks on the same instances, by predictor; empty for evaluations of older versions.
+
+    Args:
+        evaluate_teacher: The teacher's evaluation.
+        prefixes: Prefixes of further validation sets, whose scores are added with them.
+    """
+    scores = {name: dict(own) for name, own in (_read_optional_json(evaluate_teacher / BASELINES) or {}).items()}
+    for prefix in filter(None, prefixes):
+        more = _read_optional_json(evaluate_teacher / prefix.removesuffix("_") / BASELINES) or {}
+        for name, own in more.items():
+            scores.setdefault(name, {}).update({prefix + metric: value for metric, value in own.items()})
+    return scores
 
 
 def _read_optional_json(path: Path) -> Any:

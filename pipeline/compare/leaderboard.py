@@ -1,5 +1,6 @@
 """The leaderboard: one flat row per model and precision, the teacher first, then by box mIoU."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,12 +24,15 @@ MEASURED = (
     "decoder_macs_per_prompt",
 )
 """Metrics of every row, in order; None if not measured or if a size band is empty."""
-_COUNTS = ("instances", "sginw_sets")
+_COUNTS = re.compile(r"(^|_)instances$|^sginw_sets$")
 """Entries of an evaluation's metrics that are not metrics of the model."""
 
 BASELINES = {"filled_box": "filled box", "ellipse": "ellipse in the box", "disc": "best fixed disc"}
 """Display names of the trivial predictors."""
-_ABOUT = ("model", "precision", "runtime", "role", "guarded", "processor", "artifact", "digest", *TRIVIAL.values())
+_ABOUT = (
+    "model", "precision", "runtime", "role", "guarded", "processor", "artifact", "digest", "datasets",
+    *TRIVIAL.values(),
+)  # fmt: skip
 """Keys of a row that are not metrics of its model."""
 _COMPARED = ("box_miou", "click_miou", "latency_ms", "size_mib", "memory_mib")
 """Metrics for which the leaderboard highlights the best student."""
@@ -50,7 +54,7 @@ def leaderboard(evaluations: Sequence[Evaluation], baselines: Mapping[str, Mappi
     teacher, *students = evaluations
     ordered = sorted(students, key=lambda e: (-e.metrics.get("box_miou", 0.0), e.model, e.precision))
     everything = {name for evaluation in evaluations for name in evaluation.metrics}
-    more = sorted(everything - {*MEASURED, *_COUNTS})
+    more = sorted(name for name in everything - {*MEASURED} if not _COUNTS.search(name))
     return [_row(evaluation, teacher, more) | trivial for evaluation in (teacher, *ordered)]
 
 
@@ -66,6 +70,7 @@ def _row(evaluation: Evaluation, teacher: Evaluation, more: Sequence[str]) -> Ro
         "runtime": evaluation.runtime,
         "role": evaluation.role,
         **{name: numbers.get(name) for name in (*MEASURED, *more)},
+        "datasets": dict(evaluation.datasets),
         "guarded": evaluation.guarded,
         "processor": evaluation.processor,
         "artifact": evaluation.source,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.compare import table
@@ -74,6 +75,7 @@ def _leaders(index: int, row: Row, winners: Mapping[str, int]) -> list[Cell]:
 def sections(rows: Sequence[Row], baselines: Sequence[Row]) -> list[Section]:
     """All tables after the leaderboard, for the metrics that were measured."""
     available = [
+        _sets([*rows, *baselines]),
         _sizes([*rows, *baselines]),
         _clicks(rows),
         _trust(rows),
@@ -87,6 +89,42 @@ def sections(rows: Sequence[Row], baselines: Sequence[Row]) -> list[Section]:
 def _section(title: str, note: str, *grids: Grid | None) -> Section | None:
     available = [grid for grid in grids if grid is not None]
     return Section(title=title, note=note, grids=available) if available else None
+
+
+def _sets(rows: Sequence[Row]) -> Section | None:
+    """What each data set is, and the accuracy on each if there are several."""
+    datasets: Mapping[str, Mapping[str, Any]] = rows[0].get("datasets") or {}
+    if not datasets:
+        return None
+    columns = [Column(title="Data set", words=True, less_is_better=True)]
+    columns += [Column(title=title) for title in ("Images", "With instances", "Instances")]
+    columns += [Column(title=title, words=True, less_is_better=True) for title in ("Protocol", "Digest")]
+    lines = []
+    for prefix, data in datasets.items():
+        counts = [Cell(text=f"{data[key]:,}", value=data[key]) for key in ("images", "annotated_images", "instances")]
+        below = f"metrics {prefix}*" if prefix else "metrics of the leaderboard"
+        name = Cell(text=data["name"], value=data["name"], below=below)
+        digest = Cell(text=data["digest"][:12], value=data["digest"], code=True)
+        lines.append(Line([name, *counts, Cell(text=data["protocol"], value=data["protocol"]), digest]))
+    sets = [prefix for prefix in datasets if any(row.get(f"{prefix}box_miou") is not None for row in rows)]
+    grids = [_set(rows, prefix, str(datasets[prefix]["name"])) for prefix in sets] if len(sets) > 1 else []
+    note = (
+        "Protocol published counts every annotation with its own box and area, crowd regions included, as "
+        "EfficientViT-SAM's evaluation does; ours leaves out crowd regions and masks below 64 pixels. The digest is of "
+        "the annotations."
+    )
+    return _section("Data sets", note, Grid(columns=columns, lines=lines), *grids)
+
+
+def _set(rows: Sequence[Row], prefix: str, name: str) -> Grid | None:
+    metrics: Metrics = {
+        f"{prefix}{prompt}_miou{band}": (f"{title}{band.replace('_', ' ')}", table.score, False)
+        for prompt, title in (("box", "Box"), ("click", "1 click"), ("click3", "3 clicks"), ("click5", "5 clicks"))
+        for band in ("", *(f"_{band}" for band in BANDS))
+        if not band or prompt in ("box", "click")
+    }
+    grid = of_models(rows, metrics)
+    return grid and replace(grid, title=f"mIoU on {name}")
 
 
 def _sizes(rows: Sequence[Row]) -> Section | None:

@@ -5,6 +5,7 @@ as in that file (``coco_vitdet``, ``lvis_vitdet``, ``coco_yolov8``, ...).
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class PublishedRow(_Strict):
     values: list[float | None]
     mark: str | None
     """Source of the row, if it differs from the table's."""
+    precision: str = "fp32"
+    """Precision of the weights and activations, by this project's names."""
 
 
 class PublishedTable(_Strict):
@@ -89,15 +92,17 @@ def read() -> Published:
     return Published.model_validate_json(_FILE.read_text())
 
 
-def beside_measured(rows: Sequence[Row], dataset: Mapping[str, float]) -> Section | None:
+def beside_measured(rows: Sequence[Row]) -> Section | None:
     """Published tables with at least one measured student: rows of the paper first, then measured rows with notes.
+
+    A table shows the figures of the validation set of its size, else of its name (``coco``, ``lvis``), else of the
+    first one; the note of a row says on what it was measured.
 
     Args:
         rows: The leaderboard.
-        dataset: Counts of the dataset, from `prepare`'s metrics.
     """
     published = read()
-    grids = [_grid(published.papers[t.paper], t, rows, dataset) for t in published.tables]
+    grids = [_grid(published.papers[t.paper], t, rows) for t in published.tables]
     note = (
         "Rows of the paper come first, then measured rows. Letters mark rows whose data, model, precision or protocol "
         "differs from the paper's; these are not directly comparable."
@@ -106,11 +111,12 @@ def beside_measured(rows: Sequence[Row], dataset: Mapping[str, float]) -> Sectio
     return Section(title="Published and measured results", note=note, grids=available) if available else None
 
 
-def _grid(paper: Paper, table: PublishedTable, rows: Sequence[Row], dataset: Mapping[str, float]) -> Grid | None:
+def _grid(paper: Paper, table: PublishedTable, rows: Sequence[Row]) -> Grid | None:
+    known = {row.student for row in table.rows}
     measured = [
         row
         for row in rows
-        if (row["role"] == "teacher" or str(row["model"]).startswith(table.family))
+        if (row["role"] == "teacher" or str(row["model"]).startswith(table.family) or row["model"] in known)
         and any(row.get(column.metric or "") is not None for column in table.columns)
     ]
     if not any(row["role"] == "student" for row in measured):
@@ -122,9 +128,11 @@ def _grid(paper: Paper, table: PublishedTable, rows: Sequence[Row], dataset: Map
         for r in table.rows
     ]  # fmt: skip
     for row in measured:
-        marks = "".join(sorted(_mark(notes, text) for text in _differences(table, row, dataset)))
+        prefix = _prefix(table, row)
+        marks = "".join(sorted(_mark(notes, text) for text in _differences(table, row, prefix)))
         name = Cell(text=row["model"], value=row["model"], below=f"measured · {row['precision']}", marks=marks)
-        values = [None if c.metric is None else row.get(c.metric) for c in table.columns]
+        own = "" if _is_detectors(table, prefix) else prefix
+        values = [None if c.metric is None else row.get(own + c.metric) for c in table.columns]
         scaled = [None if v is None else v * c.scale for v, c in zip(values, table.columns, strict=True)]
         lines.append(Line([name, *_values(table, scaled)], row["role"]))
     columns = [Column(title="Model", words=True, less_is_better=True)]
@@ -146,16 +154,46 @@ def _mark(notes: dict[str, str], text: str) -> str:
     return letter
 
 
-def _differences(table: PublishedTable, row: Mapping[str, Any], dataset: Mapping[str, float]) -> list[str]:
+def _prefix(table: PublishedTable, row: Row) -> str:
+    """Prefix of the data set whose figures stand in a table: by the table's metrics, by size, by name, else the first.
+
+    Metrics of a detector's boxes have their data set's prefix already.
+    """
+    datasets: Mapping[str, Mapping[str, Any]] = row.get("datasets") or {}
+    metrics = [column.metric for column in table.columns if column.metric]
+    measured = [p for p in datasets if any(row.get(p + metric) is not None for metric in metrics)]
+    return next(
+        chain(
+            (prefix for prefix in datasets if _is_detectors(table, prefix)),
+            (prefix for prefix in measured if datasets[prefix]["images"] in table.images),
+            (p for p in measured if table.data.lower().startswith(str(datasets[p]["name"]).split("_")[0].lower())),
+        ),
+        "",
+    )
+
+
+def _is_detectors(table: PublishedTable, prefix: str) -> bool:
+    return bool(prefix) and any((column.metric or "").startswith(prefix) for column in table.columns)
+
+
+def _differences(table: PublishedTable, row: Row, prefix: str) -> list[str]:
     """Notes on how a measured row differs from the paper's measurement."""
-    images = int(dataset.get("validation_images", 0))
     differences = []
-    if table.images and images not in table.images:
-        differences.append(f"other data: the {images} images of this dataset's validation split, not {table.data}")
+    data = (row.get("datasets") or {}).get(prefix)
+    if table.images and (data is None or data["images"] not in table.images):
+        measured = "a set of unknown size" if data is None else f"{data['name']}, {data['images']:,} images"
+        differences.append(f"other data: {measured}, not {table.data}")
+    if table.images and data is not None and data["protocol"] != "published":
+        differences.append(
+            f"other protocol: {data['protocol']}, without crowd regions and small masks, with boxes and sizes of the "
+            "masks instead of the annotations' own"
+        )
+    precisions = {r.precision for r in table.rows if r.student == row["model"]}
     if row["model"] not in {r.student for r in table.rows}:
         differences.append("other model: the paper reports none of this name")
-    if row["precision"] != "fp32":
-        differences.append(f"other precision: {row['precision']}, the published accuracy is of unquantized models")
+    if row["precision"] not in (precisions or {"fp32"}):
+        published = ", ".join(sorted(precisions or {"fp32"}))
+        differences.append(f"other precision: {row['precision']}, published is {published}")
     if table.machine:
         differences.append(f"other machine: measured here with {row['runtime']}, published for {table.machine}")
     return [*differences, *([f"other protocol: {table.differs}"] if table.differs else [])]

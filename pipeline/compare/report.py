@@ -59,7 +59,9 @@ class Page:
     @property
     def splits(self) -> list[tuple[str, float, float]]:
         """Name, images and instances of each split."""
-        names = [n for n in ("train", "calibration", "validation") if f"{n}_images" in self.dataset]
+        splits = ("train", "calibration", "validation")
+        others = [n.removesuffix("_instances") for n in self.dataset if n.endswith("_instances")]
+        names = [n for n in dict.fromkeys([*splits, *others]) if f"{n}_images" in self.dataset]
         return [(n, self.dataset[f"{n}_images"], self.dataset.get(f"{n}_instances", 0.0)) for n in names]
 
     @property

@@ -23,6 +23,8 @@ REFUSAL = "refusal.json"
 """The only payload file of a refusal, a copy of its card's entry, so that different refusals have different digests."""
 BASELINES = "baselines.json"
 """In the teacher's evaluation: what trivial masks score."""
+DATASETS = "datasets.json"
+"""In an evaluation: digest and size of each data set, by the prefix of its metrics."""
 REFUSALS = "refusals.json"
 """File of a comparison that lists the refused candidates, with model and precision."""
 

@@ -13,7 +13,8 @@ from pipeline.core.errors import InputError
 
 PARAMS = Path("params.yaml")
 
-RENAMED = {"taps": "feature_layers"}
+_SETS = "validation: {NAME: {annotations, images}}"
+RENAMED = {"taps": "feature_layers", "validation_annotations": _SETS, "validation_folder": _SETS}
 """Keys of earlier versions and their current names."""
 
 ConfigT = TypeVar("ConfigT", bound="Config")

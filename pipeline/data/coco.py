@@ -1,7 +1,9 @@
 """Reading and full validation of COCO-format json: COCO, LVIS, and exports of annotation programs.
 
-Crowd regions and masks below a minimum area are omitted and counted. ``area`` and ``bbox`` are computed from the mask,
-whatever the json says. LVIS v1 has no ``file_name``; its ``coco_url`` ends in ``train2017/<name>`` or
+Masks below a minimum area, and crowd regions unless asked for, are omitted and counted. An instance keeps the ``area``
+and ``bbox`` that the json states, which differ from its mask's: COCO computed them from polygons.
+
+LVIS v1 has no ``file_name``; its ``coco_url`` ends in ``train2017/<name>`` or
 ``val2017/<name>``, so its image folder is the one that contains these two.
 """
 
@@ -27,6 +29,11 @@ class Instance:
     id: int
     category_id: int
     rle: masks.Rle
+    iscrowd: bool = False
+    area: float | None = None
+    """Area in pixels as the source states it; None if it does not."""
+    bbox: tuple[float, float, float, float] | None = None
+    """Box x, y, width, height in pixels as the source states it; None if it does not."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,8 @@ class CategoryRecord(Record):
 class _Annotation(AnnotationRecord):
     segmentation: Any
     category_id: int = NO_CATEGORY
+    area: float | None = Field(default=None, ge=0)
+    bbox: list[float] | None = Field(default=None, min_length=4, max_length=4)
 
 
 class _Category(CategoryRecord):
@@ -144,12 +153,13 @@ def by_id(path: Path, what: str, records: Iterable[RecordT]) -> dict[int, Record
     return {record.id: record for record in records}
 
 
-def read(path: Path, min_area_px: int) -> CocoFile:
+def read(path: Path, min_area_px: int, *, crowd: bool = False) -> CocoFile:
     """Read a COCO-format json.
 
     Args:
         path: The json.
         min_area_px: Masks with fewer pixels are omitted; at least 1.
+        crowd: Include crowd regions as instances.
 
     Returns:
         All images, sorted by id, including those without instances.
@@ -169,7 +179,7 @@ def read(path: Path, min_area_px: int) -> CocoFile:
         for image in sorted(content.images, key=lambda image: image.id)
     }
     _refuse_duplicates(path, "file_name", (photograph.file_name for photograph in photographs.values()))
-    crowd = tiny = 0
+    regions = tiny = 0
     for annotation in sorted(content.annotations, key=lambda annotation: annotation.id):
         photograph = photographs.get(annotation.image_id)
         if photograph is None:
@@ -177,8 +187,8 @@ def read(path: Path, min_area_px: int) -> CocoFile:
                 f"{path}: annotation {annotation.id} belongs to image {annotation.image_id}, which the json does not "
                 "list: add the image or remove the annotation."
             )
-        if annotation.iscrowd:
-            crowd += 1
+        if annotation.iscrowd and not crowd:
+            regions += 1
             continue
         try:
             rle = masks.from_segmentation(annotation.segmentation, (photograph.height, photograph.width))
@@ -189,8 +199,14 @@ def read(path: Path, min_area_px: int) -> CocoFile:
         if masks.area(rle) < max(1, min_area_px):
             tiny += 1
         else:
-            photograph.instances.append(Instance(annotation.id, annotation.category_id, rle))
-    return CocoFile(list(photographs.values()), _categories(path, content), crowd, tiny)
+            photograph.instances.append(_instance(annotation, rle))
+    return CocoFile(list(photographs.values()), _categories(path, content), regions, tiny)
+
+
+def _instance(annotation: _Annotation, rle: masks.Rle) -> Instance:
+    x, y, width, height = annotation.bbox or (0.0, 0.0, 0.0, 0.0)
+    stated = (x, y, width, height) if annotation.bbox else None
+    return Instance(annotation.id, annotation.category_id, rle, bool(annotation.iscrowd), annotation.area, stated)
 
 
 def unnamed(number: int = NO_CATEGORY) -> dict[str, Any]:

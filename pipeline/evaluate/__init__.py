@@ -3,8 +3,10 @@
 Models run through `pipeline.runtime`, as in deployment. Outputs: ``metrics.json`` (flat metrics), ``instances.json``
 (IoUs per instance), ``calibration.json`` (predicted against true IoU), ``predictions.json`` (masks of the first images,
 for the report), ``subject.json`` (the measured model), ``everything.json`` (all masks of some images, if everything
-mode is enabled), and ``latency.json`` and ``memory.json`` if ``latency.runs`` is above 0. The teacher's evaluation adds
-``masks.json``, the reference for students' agreement, and ``baselines.json``, the scores of trivial masks.
+mode is enabled), ``datasets.json`` (digest and size of each data set, by the prefix of its metrics), and
+``latency.json`` and ``memory.json`` if ``latency.runs`` is above 0. The teacher's evaluation adds ``masks.json``, the
+reference for students' agreement, and ``baselines.json``, the scores of trivial masks. Files of further validation sets
+are in folders of their names, their metrics have the name as prefix.
 
 Several processes may share the work (``torchrun``) with identical metrics. An interrupted evaluation resumes.
 """
@@ -15,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -23,24 +25,28 @@ from jaxtyping import UInt8
 from pydantic import Field
 
 from pipeline.core import code
-from pipeline.core.artifact import BASELINES, CARD, METRICS, Card, Contents, file_sha256, write_json, write_metrics
+from pipeline.core.artifact import (
+    BASELINES,
+    CARD,
+    DATASETS,
+    METRICS,
+    Card,
+    Contents,
+    file_sha256,
+    write_json,
+    write_metrics,
+)
 from pipeline.core.config import Config
 from pipeline.core.distributed import Ranks, joined
 from pipeline.core.errors import InputError
 from pipeline.core.log import Log
 from pipeline.data.coco import Photograph
 from pipeline.evaluate import baselines
-from pipeline.evaluate.accuracy import (
-    Scores,
-    TeacherMasks,
-    evaluate_accuracy,
-    photographs,
-    read_image,
-    read_teacher_masks,
-)
+from pipeline.evaluate.accuracy import Scores, evaluate_accuracy, read_teacher_masks
 from pipeline.evaluate.detections import (
     DetectionsConfig,
     SginwConfig,
+    describe,
     evaluate_detections,
     evaluate_sginw,
     files,
@@ -50,6 +56,7 @@ from pipeline.evaluate.everything import EverythingConfig, evaluate_everything
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.latency import LatencyConfig, measure_latency
 from pipeline.evaluate.memory import measuring_memory
+from pipeline.evaluate.validation import Protocol, ValidationSet, validation_sets
 from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
 from pipeline.models.students import module_of
@@ -67,6 +74,9 @@ MASKS = "masks.json"
 class EvaluateConfig(Config):
     """Settings of the evaluation of teacher and students."""
 
+    protocol: Protocol = "published"
+    """Instances, boxes and areas that count: ``published`` as EfficientViT-SAM's evaluation, ``ours`` without crowd
+    regions and masks below 64 pixels, with the masks' own boxes and areas."""
     prompts_batch: Annotated[int, Field(ge=1)] = 32
     """Prompts per decoder call when accuracy is measured."""
     feed_back: bool = True
@@ -90,8 +100,8 @@ class _Subject:
 
     source: Path
     role: str
-    teacher: TeacherMasks | None
-    """The teacher's masks, for a student."""
+    evaluation: Path | None
+    """The teacher's evaluation, for a student."""
 
 
 def evaluate_teacher(config: EvaluateConfig, *, prepare: Path, teacher: Path, out: Path, log: Log) -> Contents:
@@ -145,7 +155,7 @@ def evaluate(
         )
     if teacher_card.parents.get("prepare") != Card.read(prepare).digest:
         raise InputError(f"{evaluate_teacher} was evaluated on a dataset other than {prepare}: run `dvc repro`.")
-    subject = _Subject(build_engine, "student", read_teacher_masks(evaluate_teacher / MASKS))
+    subject = _Subject(build_engine, "student", evaluate_teacher)
     return _evaluate(config, prepare, subject, [teacher_card.digest], out, log)
 
 
@@ -154,8 +164,9 @@ def _evaluate(
 ) -> Contents:
     require_tracked(config.data, config.detections, config.sginw)
     source, card = subject.source, Card.read(subject.source)
-    validation = photographs(prepare)
-    example = next(photograph for photograph in validation if photograph.instances)
+    sets = [(validation, validation.photographs(config.protocol)) for validation in validation_sets(prepare)]
+    first, photographs = sets[0]
+    example = next(photograph for photograph in photographs if photograph.instances)
     box = masks.box(masks.decode(example.instances[0].rle))
     segmenter = load(source, threads=config.latency.threads)
     timed, cost_metrics = config.latency.runs > 0, dict[str, float]()
@@ -172,36 +183,50 @@ def _evaluate(
     with ExitStack() as stack:
         ranks = stack.enter_context(joined())
         if timed and ranks.first:  # in parallel with accuracy, which is not timed
-            path = prepare / "validation" / "images" / example.file_name
-            memory = stack.enter_context(measuring_memory(source, path, box, threads=config.latency.threads))
-        with torch.inference_mode(), _running(config, segmenter, ranks, partial_results) as run:
-            scores = evaluate_accuracy(
-                run,
-                prepare,
-                validation,
-                pictures=config.pictures,
-                with_mask_input=config.feed_back,
-                teacher=subject.teacher,
-                keep_all=subject.role == "teacher",
+            memory = stack.enter_context(
+                measuring_memory(source, first.image_file(example), box, threads=config.latency.threads)
             )
+        with torch.inference_mode(), _running(config, segmenter, ranks, partial_results) as run:
+            scores = [_score(config, run, subject, *pair) for pair in sets]
             metrics = _detections(config, run, out)
         contents = Contents(kind="evaluation", model=card.model, precision=card.precision, scratch=(partial_results,))
         if not ranks.first:
             return contents
-        metrics |= scores.metrics() | _cost(card) | {"size_mib": _size_mib(source)}
+        for (validation, _), values in zip(sets, scores, strict=True):
+            metrics |= {validation.prefix + name: value for name, value in values.metrics().items()}
+        metrics |= _cost(card) | {"size_mib": _size_mib(source)}
         log(metrics)
         if timed:
             cost_metrics["memory_mib"] = memory()
             write_json(out / "memory.json", cost_metrics)
-            cost_metrics |= _measure_latency(config.latency, segmenter, read_image(prepare, example), box, out)
+            cost_metrics |= _measure_latency(config.latency, segmenter, first.read_image(example), box, out)
             log(cost_metrics)
-    metrics |= _everything(config, segmenter, prepare, validation, out)
-    if subject.role == "teacher":
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            write_json(out / BASELINES, baselines.trivial_masks(validation, pool))
-    _write(out, scores, subject, card, validation, config.pictures)
+    metrics |= _everything(config, segmenter, first, photographs, out)
+    for (validation, images), values in zip(sets, scores, strict=True):
+        _write_set(out, validation, images, values, subject, config.pictures)
+    described = {validation.prefix: validation.describe(images, config.protocol) for validation, images in sets}
+    write_json(out / DATASETS, described | {f"{name}_": describe(boxes) for name, boxes in config.detections.items()})
+    description = {"precision": card.precision or "fp32", "runtime": str(card.load.get("engine", "torch"))}
+    write_json(out / "subject.json", description | {"model": card.model, "role": subject.role})
     write_metrics(out, metrics | cost_metrics)
     return contents
+
+
+def _score(
+    config: EvaluateConfig, run: Run, subject: _Subject, validation: ValidationSet, photographs: list[Photograph]
+) -> Scores:
+    """Accuracy on one set; a student's also against the teacher's masks."""
+    reference = subject.evaluation
+    teacher = None if reference is None else read_teacher_masks(reference / validation.name / MASKS)
+    return evaluate_accuracy(
+        run,
+        validation,
+        photographs,
+        pictures=config.pictures,
+        with_mask_input=config.feed_back,
+        teacher=teacher,
+        keep_all=subject.role == "teacher",
+    )
 
 
 @contextmanager
@@ -223,27 +248,36 @@ def _detections(config: EvaluateConfig, run: Run, out: Path) -> dict[str, float]
 
 
 def _everything(
-    config: EvaluateConfig, segmenter: Segmenter, prepare: Path, validation: list[Photograph], out: Path
+    config: EvaluateConfig, segmenter: Segmenter, first: ValidationSet, photographs: list[Photograph], out: Path
 ) -> dict[str, float]:
-    """Metrics of everything mode; runs in one process."""
+    """Metrics of everything mode on the first set; runs in one process."""
     if config.everything is None:
         return {}
-    arguments = (Predictor(segmenter), prepare, validation, config.everything)
+    arguments = (Predictor(segmenter), first, photographs, config.everything)
     metrics, pictures = evaluate_everything(*arguments, timed=config.latency.runs > 0)
     write_json(out / "everything.json", pictures)
     return metrics
 
 
-def _write(out: Path, scores: Scores, subject: _Subject, card: Card, validation: Any, pictures: int) -> None:
-    """Write all outputs except metrics, latency and memory."""
-    shown = {p.id for p in [p for p in validation if p.instances][:pictures]}
-    write_json(out / "instances.json", scores.instances)
-    write_json(out / "calibration.json", scores.calibration())
-    write_json(out / "predictions.json", [p for p in scores.predictions if p["image_id"] in shown])
+def _write_set(
+    out: Path,
+    validation: ValidationSet,
+    photographs: list[Photograph],
+    scores: Scores,
+    subject: _Subject,
+    pictures: int,
+) -> None:
+    """Write the results of one set: of the first one beside the metrics, of another in a folder of its name."""
+    directory = out / validation.name
+    directory.mkdir(exist_ok=True)
+    shown = {p.id for p in [p for p in photographs if p.instances][:pictures]}
+    write_json(directory / "instances.json", scores.instances)
+    write_json(directory / "calibration.json", scores.calibration())
+    write_json(directory / "predictions.json", [p for p in scores.predictions if p["image_id"] in shown])
     if subject.role == "teacher":
-        write_json(out / MASKS, scores.predictions)
-    description = {"precision": card.precision or "fp32", "runtime": str(card.load.get("engine", "torch"))}
-    write_json(out / "subject.json", description | {"model": card.model, "role": subject.role})
+        write_json(directory / MASKS, scores.predictions)
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            write_json(directory / BASELINES, baselines.trivial_masks(photographs, pool))
 
 
 def _cost(card: Card) -> dict[str, float]:

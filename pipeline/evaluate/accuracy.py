@@ -1,30 +1,28 @@
 """Mask accuracy per prompt on the validation split, and calibration of the predicted IoU.
 
-Means are over instances, not images, and each instance counts exactly once. Prompts follow EfficientViT-SAM's
-evaluation. Differences: boxes and areas are computed from the mask instead of read from ``bbox`` and ``area``;
-annotations are indexed by image; no sampler pads to the number of workers, which would count some instances twice.
+Means are over instances, not images, and each instance counts exactly once. Prompts, boxes and areas are those of
+EfficientViT-SAM's evaluation (`pipeline.evaluate.validation`). Differences: annotations are indexed by image; no
+sampler pads to the number of workers, which would count some instances twice.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 
 from pipeline.core.errors import InputError
-from pipeline.data import coco
 from pipeline.data.coco import Instance, Photograph
-from pipeline.evaluate.images import Result, Run, read_rgb
+from pipeline.evaluate.images import Result, Run
 from pipeline.evaluate.prompting import PROMPTS, SAME_PROMPTS, Answer, ask
+from pipeline.evaluate.validation import ValidationSet, area_of, box_of
 from pipeline.ops import masks, metrics
 from pipeline.ops.metrics import Bin
 
-REMEDY = "Run `dvc repro --force --single-item prepare`."
 AT_ONCE = 64
 """Instances of an image whose masks are in memory at once."""
 BOUNDARY_SHARE = 0.02
@@ -71,29 +69,6 @@ class Scores:
         return [instance[key] for instance in self.instances if key in instance]
 
 
-def photographs(prepare: Path) -> list[Photograph]:
-    """Read the validation images with their instances, ordered by id.
-
-    Raises:
-        InputError: The annotations are missing or damaged, or contain no instance.
-    """
-    path = prepare / "validation" / "instances.json"
-    validation = coco.read(path, min_area_px=1).photographs
-    if not any(photograph.instances for photograph in validation):
-        raise InputError(f"{path} has no instance: configure prepare with a validation split that has instances.")
-    return validation
-
-
-def read_image(prepare: Path, photograph: Photograph) -> UInt8[np.ndarray, "h w 3"]:
-    """Read the RGB pixels of a validation image.
-
-    Raises:
-        InputError: The file is missing or damaged, or its size differs from its masks'.
-    """
-    path = prepare / "validation" / "images" / photograph.file_name
-    return read_rgb(path, (photograph.height, photograph.width), REMEDY)
-
-
 def read_teacher_masks(path: Path) -> TeacherMasks:
     """Read the teacher's masks from its evaluation.
 
@@ -110,20 +85,20 @@ def read_teacher_masks(path: Path) -> TeacherMasks:
 
 def evaluate_accuracy(
     run: Run,
-    prepare: Path,
-    validation: Sequence[Photograph],
+    validation: ValidationSet,
+    photographs: Sequence[Photograph],
     *,
     pictures: int,
     with_mask_input: bool,
     teacher: TeacherMasks | None = None,
     keep_all: bool = False,
 ) -> Scores:
-    """Predict every instance of the validation split from every prompt, and score the masks.
+    """Predict every instance of a validation set from every prompt, and score the masks.
 
     Args:
         run: The model and the resources shared with other evaluators.
-        prepare: Dataset artifact.
-        validation: From `photographs`. Images without instances are not encoded.
+        validation: The set.
+        photographs: Its images and the instances to count. Images without instances are not encoded.
         pictures: Number of images, the first with instances, whose masks are stored.
         with_mask_input: Evaluate also with the previous mask as a prompt.
         teacher: The teacher's masks, for agreement.
@@ -132,13 +107,13 @@ def evaluate_accuracy(
     Raises:
         InputError: An image is missing or damaged, or the teacher's masks lack an instance.
     """
-    annotated = [photograph for photograph in validation if photograph.instances]
+    annotated = [photograph for photograph in photographs if photograph.instances]
     keep = {photograph.id for photograph in (annotated if keep_all else annotated[:pictures])}
 
     def work(photograph: Photograph) -> Result:
         return _one_image(run, photograph, with_mask_input=with_mask_input, teacher=teacher, keep=photograph.id in keep)
 
-    results = run.each_image("prompts", annotated, partial(read_image, prepare), work)
+    results = run.each_image(f"{validation.prefix}prompts", annotated, validation.read_image, work)
     instances = [instance for result in results for instance in result["instances"]]
     return Scores(instances, [prediction for result in results for prediction in result["predictions"]])
 
@@ -159,14 +134,15 @@ def _one_image(
             instance = photograph.instances[s + i]
             scored[i].append(run.pool.submit(_score, answer, truths[i], _teacher_mask(teacher, instance, answer), keep))
 
-        ask(run.predictor, truths, run.pool, run.prompts_batch, with_mask_input, answered)
+        boxes = [box_of(instance, truth) for instance, truth in zip(group, truths, strict=True)]
+        ask(run.predictor, truths, run.pool, run.prompts_batch, with_mask_input, answered, boxes)
         for instance, futures in zip(group, scored, strict=True):
             ids = {"image_id": photograph.id, "annotation_id": instance.id}
             values: Result = {}
             for future in futures:
                 values |= future.result()
             predictions = {p: values.pop(f"{p}_mask") for p in SAME_PROMPTS if f"{p}_mask" in values}
-            result["instances"].append(ids | {"area": masks.area(instance.rle)} | values)
+            result["instances"].append(ids | {"area": area_of(instance)} | values)
             if predictions:
                 result["predictions"].append(ids | predictions)
     return result

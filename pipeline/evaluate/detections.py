@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from tqdm import tqdm
 
+from pipeline.core.artifact import file_sha256
 from pipeline.core.config import Config
 from pipeline.core.errors import InputError
 from pipeline.evaluate.average_precision import (
@@ -90,6 +91,19 @@ def require_tracked(data: str, detections: Mapping[str, DetectionsConfig], sginw
                 f"{path} is not in evaluate.data ({data!r}), so DVC does not track it: put the files of detections and "
                 "sginw into one folder and set evaluate.data to it (params.yaml)."
             )
+
+
+def describe(config: DetectionsConfig) -> dict[str, object]:
+    """Name, digest of the annotations, and numbers of images and instances of a detector's dataset."""
+    truth = read_truth(Path(config.truth), iou_type="segm", lvis=config.lvis)
+    return {
+        "name": Path(config.truth).stem,
+        "protocol": "published",
+        "digest": file_sha256(Path(config.truth)),
+        "images": len(truth.images),
+        "annotated_images": len({annotation["image_id"] for annotation in truth.annotations}),
+        "instances": len(truth.annotations),
+    }
 
 
 @dataclass(frozen=True)

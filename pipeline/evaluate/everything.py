@@ -7,8 +7,7 @@ Differences from segment-anything's evaluation of proposals: no resampling, and 
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from pycocotools import mask as coco_mask
 from pipeline.core.config import Config
 from pipeline.core.progress import progress
 from pipeline.data.coco import Photograph
-from pipeline.evaluate.accuracy import read_image
 from pipeline.evaluate.average_precision.recall import average_recall
+from pipeline.evaluate.validation import ValidationSet
 from pipeline.ops.geometry import Size
 from pipeline.ops.masks import Rle
 from pipeline.runtime import EverythingSettings, Predictor, everything
@@ -58,14 +57,20 @@ class ModeResults:
 
 
 def evaluate_everything(
-    predictor: Predictor, prepare: Path, validation: Sequence[Photograph], config: EverythingConfig, *, timed: bool
+    predictor: Predictor,
+    validation: ValidationSet,
+    photographs: Sequence[Photograph],
+    config: EverythingConfig,
+    *,
+    timed: bool,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Segment the first images of the validation split in both modes, alternating per image.
 
     Args:
         predictor: Provides the model; the images set in it are kept.
-        prepare: Dataset artifact.
-        validation: Images of the split; at least one has instances.
+        validation: The set.
+        photographs: Its images; at least one has an instance that is not a crowd region. Crowd regions are not objects
+            to find.
         config: Section ``evaluate.everything`` of params.yaml.
         timed: Include the times ``_s``, which are not reproducible byte for byte.
 
@@ -78,11 +83,12 @@ def evaluate_everything(
     Raises:
         InputError: An image is missing or damaged.
     """
-    images = [photograph for photograph in validation if photograph.instances][: config.images]
+    single = [replace(p, instances=[i for i in p.instances if not i.iscrowd]) for p in photographs]
+    images = [photograph for photograph in single if photograph.instances][: config.images]
     settings = config.settings()
     results: dict[str, ModeResults] = {mode: ModeResults() for mode in MODES}
     for photograph in progress(images, "everything", "image"):
-        image = read_image(prepare, photograph)
+        image = validation.read_image(photograph)
         for mode, result in results.items():
             begin = time.perf_counter()
             result.records.append(everything(predictor, image, mode, settings))

@@ -58,6 +58,7 @@ def ask(
     prompts_batch: int,
     with_mask_input: bool,
     answered: Callable[[int, Answer], None],
+    boxes: Sequence[tuple[float, float, float, float]] | None = None,
 ) -> None:
     """Predict every instance of the current image from every prompt.
 
@@ -68,11 +69,12 @@ def ask(
         prompts_batch: Prompts per decoder call.
         with_mask_input: Predict also with the previous mask as a prompt.
         answered: Called with the index of an instance and an answer, once per instance and prompt.
+        boxes: The box prompts xyxy in pixels; default: the masks' own.
     """
     first = [pool.submit(next_click, truth, np.zeros_like(truth), ()) for truth in truths]
-    boxes = np.array([masks.box(truth) for truth in truths], np.float32).reshape(-1, 4)
+    corners = np.array(boxes or [masks.box(truth) for truth in truths], np.float32).reshape(-1, 4)
     for part in _parts(len(truths), prompts_batch):
-        best = predictor.predict_best(boxes=boxes[part])
+        best = predictor.predict_best(boxes=corners[part])
         for i, mask, value in zip(range(part.start, part.stop), best.masks, best.iou_predictions, strict=True):
             answered(i, Answer("box", mask, float(value)))
     plain = [_Chain(truth, pending=click) for truth, click in zip(truths, first, strict=True)]

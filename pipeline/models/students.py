@@ -28,6 +28,7 @@ STUDENTS: Mapping[str, str] = {
     "efficientvit_sam_xl1": "pipeline.models.efficientvit_sam",
     "tinysam_nano": "pipeline.models.tinysam",
     "tinysam": "pipeline.models.tinysam",
+    "mobile_sam": "pipeline.models.tinysam",
     "edge_sam_nano": "pipeline.models.edge_sam",
     "edge_sam": "pipeline.models.edge_sam",
     "sam_lightening_nano": "pipeline.models.sam_lightening",

@@ -24,6 +24,11 @@ def tinysam() -> Sam:
     return assemble(encoder, image_size=1024, input_size=1024, embedding_size=64)
 
 
+def mobile_sam() -> Sam:
+    """MobileSAM (Zhang et al. 2023, arXiv 2306.14289): TinySAM's architecture with other weights."""
+    return tinysam()
+
+
 def tinysam_nano() -> Sam:
     """6.1 M parameters, 2.06 M of them the encoder's, which costs 0.66 GMAC; 256 pixels in and in the prompt frame.
 

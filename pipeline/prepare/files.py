@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.core.errors import InputError
 from pipeline.data import coco, sa1b
@@ -14,17 +14,31 @@ from pipeline.data.folder import image_files, unique_keys
 from pipeline.data.photograph import read_jpeg
 from pipeline.ops import masks
 from pipeline.prepare.sample import Item, Prepared, prepared
-from pipeline.prepare.sources import Coco, Files, Folder, Sa1b
+from pipeline.prepare.sources import Coco, Files, Folder, Sa1b, ValidationSet
+
+ItemT = TypeVar("ItemT", bound=Item)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A set to evaluate on."""
+
+    items: Sequence[Item]
+    categories: list[dict[str, Any]] = field(default_factory=lambda: [coco.unnamed()])
+    listed: int | None = None
+    """Number of images in its json, with and without instances; None for a split of the source's own images."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """The samples of each split."""
 
-    splits: Mapping[str, list[Item]]
-    categories: list[dict[str, Any]] = field(default_factory=lambda: [coco.unnamed()])
+    splits: Mapping[str, Sequence[Item]]
+    """``train`` and ``calibration``."""
+    validation: Mapping[str, Validation]
+    """Sets to evaluate on, by name, the first one first; ``validation`` is the split of the source's own images."""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """Number of images, masks and regions excluded from all splits, by reason."""
+    """Number of images excluded from all splits, by reason."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +50,20 @@ class FileItem:
     image_id: int
     size: tuple[int, int] | None
     """Height and width of the masks; None without masks."""
-    instances: list[Instance]
+    instances: Sequence[Instance]
     jpeg_quality: int
+    min_area_px: int
     exif_transposed: bool | None = None
+    keep_all: bool = False
+    """Keep crowd regions and masks of any size, which a validation set's protocol decides about."""
 
     def prepare(self) -> Prepared:
         """Read and check the image."""
         jpeg, size = read_jpeg(self.path, str(self.path), self.jpeg_quality, self.size, self.exif_transposed)
-        return prepared(self.key, jpeg, size, self.image_id, self.instances)
+        single = [i for i in self.instances if self.keep_all or not i.iscrowd]
+        instances = [i for i in single if self.keep_all or masks.area(i.rle) >= self.min_area_px]
+        tiny, crowd = len(single) - len(instances), len(self.instances) - len(single)
+        return prepared(self.key, jpeg, size, self.image_id, instances, tiny, crowd)
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,7 @@ class Sa1bItem:
     member: sa1b.Member
     min_area_px: int
     jpeg_quality: int
+    keep_all: bool = False
 
     def prepare(self) -> Prepared:
         """Read and check image and masks. Keeps SA-1B's scores, crop boxes and points; computes absent ones."""
@@ -70,7 +91,8 @@ class Sa1bItem:
             rles = [masks.from_segmentation(segmentation, size) for _, segmentation, _ in stated]
         except InputError as error:
             raise InputError(f"{name}.json: {error}. Download the tar again.") from None
-        large = [i for i, rle in enumerate(rles) if masks.area(rle) >= self.min_area_px]
+        least = 1 if self.keep_all else self.min_area_px
+        large = [i for i, rle in enumerate(rles) if masks.area(rle) >= least]
         jpeg, size = read_jpeg(pixels, f"{name}.jpg", self.jpeg_quality, size)
         instances = [Instance(stated[i][0], NO_CATEGORY, rles[i]) for i in large]
         result = prepared(self.key, jpeg, size, image_id, instances, tiny=len(rles) - len(large))
@@ -86,75 +108,103 @@ def plan(source: Coco | Folder | Sa1b, data: Path) -> Plan:
     Raises:
         InputError: Annotations or folders are missing or malformed, or hold too few images for the splits.
     """
-    if isinstance(source, Sa1b):
-        members = sa1b.members(data)
-        keys = unique_keys([f"{member.stem}.jpg" for member in members])
-        if len({member.stem for member in members}) != len(members):
-            raise InputError(f"{data}: two tars contain a sample of the same name: remove one of them.")
-        items = [Sa1bItem(k, m, source.min_area_px, source.jpeg_quality) for k, m in zip(keys, members, strict=True)]
-        return Plan(divide(items, source, data))
+    items: Sequence[FileItem | Sa1bItem]
+    categories, left_out = [coco.unnamed()], dict[str, int]()
     if isinstance(source, Folder):
-        names = image_files(data / source.images)
-        numbered = enumerate(zip(unique_keys(names), names, strict=True), start=1)
-        folder = [FileItem(k, data / source.images / n, i, None, [], source.jpeg_quality) for i, (k, n) in numbered]
-        return _with_validation(folder, Plan({}), source, data)
-    photographs, description = _read_coco(source, data, source.annotations, source.images)
-    return _with_validation(photographs, description, source, data)
+        items = _folder(source, data)
+    elif isinstance(source, Sa1b):
+        items = _sa1b(source, data)
+    else:
+        everything, categories, _ = _read_coco(source, data, source.annotations, source.images)
+        items = [item for item in everything if _usable(item)]
+        left_out = _without_objects([item for item in everything if not _usable(item)])
+    if not source.validation:
+        splits = divide(items, source, data)
+        own = [replace(item, keep_all=True) for item in splits.pop("validation")]
+        return Plan(splits, {"validation": Validation(own, categories)}, left_out)
+    validation = {name: _validation_set(source, data, name, chosen) for name, chosen in source.validation.items()}
+    held_out = {item.path.name for part in validation.values() for item in part.items if isinstance(item, FileItem)}
+    rest = [item for item in items if not (isinstance(item, FileItem) and item.path.name in held_out)]
+    left_out["images_kept_for_validation"] = len(items) - len(rest)
+    splits = divide(rest, source, data, separate_validation=True)
+    return Plan({name: splits[name] for name in ("train", "calibration")}, validation, left_out)
 
 
-def _read_coco(source: Coco | Folder, data: Path, annotations: str, folder: str) -> tuple[list[FileItem], Plan]:
-    """Read a COCO json.
+def _folder(source: Folder, data: Path) -> list[FileItem]:
+    names, least = image_files(data / source.images), source.min_area_px
+    numbered = enumerate(zip(unique_keys(names), names, strict=True), start=1)
+    return [FileItem(key, data / source.images / n, i, None, [], source.jpeg_quality, least) for i, (key, n) in numbered]
+
+
+def _sa1b(source: Sa1b, data: Path) -> list[Sa1bItem]:
+    members = sa1b.members(data)
+    keys = unique_keys([f"{member.stem}.jpg" for member in members])
+    if len({member.stem for member in members}) != len(members):
+        raise InputError(f"{data}: two tars contain a sample of the same name: remove one of them.")
+    return [Sa1bItem(k, m, source.min_area_px, source.jpeg_quality) for k, m in zip(keys, members, strict=True)]
+
+
+def _usable(item: FileItem) -> bool:
+    """Whether an image has a mask to train on."""
+    return any(not i.iscrowd and masks.area(i.rle) >= item.min_area_px for i in item.instances)
+
+
+def _without_objects(items: Sequence[FileItem]) -> dict[str, int]:
+    """Counts of images that have nothing to train on, and of the crowd regions and tiny masks in them."""
+    crowd = sum(instance.iscrowd for item in items for instance in item.instances)
+    tiny = sum(len(item.instances) for item in items) - crowd
+    return {"images_without_objects": len(items), "crowd_regions": crowd, "tiny_masks": tiny}
+
+
+def _validation_set(source: Files, data: Path, name: str, chosen: ValidationSet) -> Validation:
+    """The images of a set that have instances, crowd regions and masks of any size included.
+
+    Raises:
+        InputError: Its json or folder is missing or malformed, or has no instance.
+    """
+    everything, categories, listed = _read_coco(source, data, chosen.annotations, chosen.images)
+    items = [replace(item, keep_all=True) for item in everything if item.instances]
+    if not items:
+        raise InputError(
+            f"{data / chosen.annotations} (prepare.source.validation.{name}) has no image with masks: "
+            "name another json."
+        )
+    items = sorted(_shuffled(items, source.seed)[: chosen.max_images], key=lambda item: item.image_id)
+    return Validation(items, categories, listed if chosen.max_images is None else len(items))
+
+
+def _read_coco(
+    source: Files, data: Path, annotations: str, folder: str
+) -> tuple[list[FileItem], list[dict[str, Any]], int]:
+    """Read a COCO json with crowd regions and masks of any size.
 
     Returns:
-        The images that have masks, and a plan with categories and counts but no splits.
+        All its images, its categories, and its number of images.
     """
-    content = coco.read(data / annotations, source.min_area_px)
+    content = coco.read(data / annotations, 1, crowd=True)
     images = data / folder
     if not images.is_dir():
         raise InputError(f"{images} is not a folder: correct the path in params.yaml or put the images there.")
     keys = unique_keys([photograph.file_name for photograph in content.photographs])
     items = [
         FileItem(
-            key, images / p.file_name, p.id, (p.height, p.width), p.instances, source.jpeg_quality, p.exif_transposed
+            key,
+            images / p.file_name,
+            p.id,
+            (p.height, p.width),
+            p.instances,
+            source.jpeg_quality,
+            source.min_area_px,
+            p.exif_transposed,
         )
         for key, p in zip(keys, content.photographs, strict=True)
-        if p.instances
     ]
-    empty = len(content.photographs) - len(items)
-    left_out = {"crowd_regions": content.crowd, "tiny_masks": content.tiny, "images_without_objects": empty}
-    return items, Plan({}, content.categories, left_out)
-
-
-def _with_validation(items: list[FileItem], description: Plan, source: Coco | Folder, data: Path) -> Plan:
-    """Divide ``items``; the validation split comes from a second json if the source names one."""
-    if (source.validation_annotations is None) != (source.validation_folder is None):
-        raise InputError("prepare.source: give both validation_annotations and validation_folder, or null for both.")
-    if source.validation_annotations is None or source.validation_folder is None:
-        return Plan(divide(items, source, data), description.categories, description.left_out)
-    validation, validation_description = _read_coco(
-        source, data, source.validation_annotations, source.validation_folder
-    )
-    if not validation:
-        raise InputError(f"{data / source.validation_annotations} has no image with masks: name another json.")
-    if isinstance(source, Coco) and validation_description.categories != description.categories:
-        raise InputError(
-            f"{data / source.validation_annotations} and {data / source.annotations} have different "
-            "categories: export both with the same category list."
-        )
-    held_out = {item.path.name for item in validation}
-    rest = [item for item in items if item.path.name not in held_out]
-    splits = divide(rest, source, data, separate_validation=True)
-    splits["validation"] = _shuffled(validation, source.seed)[: source.validation_images]
-    left_out = {
-        name: description.left_out.get(name, 0) + count for name, count in validation_description.left_out.items()
-    }
-    left_out["images_kept_for_validation"] = len(items) - len(rest)
-    return Plan(splits, validation_description.categories, left_out)
+    return items, content.categories, len(content.photographs)
 
 
 def divide(
-    items: Sequence[Item], source: Files, data: Path, *, separate_validation: bool = False
-) -> dict[str, list[Item]]:
+    items: Sequence[ItemT], source: Files, data: Path, *, separate_validation: bool = False
+) -> dict[str, list[ItemT]]:
     """Divide samples into disjoint splits by a hash of seed and key.
 
     Each split is sorted by that hash, so that shards are shuffled.
@@ -166,19 +216,20 @@ def divide(
         separate_validation: Leave the validation split empty, because another json provides it.
 
     Raises:
-        InputError: No sample is left for training.
+        InputError: No sample is left for training, and ``train_images`` is not 0.
     """
     validation = 0 if separate_validation else source.validation_images
     held_out = validation + source.calibration_images
-    if len(items) <= held_out:
+    if len(items) < held_out + (source.train_images != 0):
         raise InputError(
             f"{data} has {len(items)} usable images; {validation} for validation and {source.calibration_images} for "
             "calibration leave none to train on: add images or lower prepare.source.validation_images and "
             "calibration_images."
         )
     order = _shuffled(items, source.seed)
-    return {"train": order[held_out:], "calibration": order[validation:held_out], "validation": order[:validation]}
+    end = None if source.train_images is None else held_out + source.train_images
+    return {"train": order[held_out:end], "calibration": order[validation:held_out], "validation": order[:validation]}
 
 
-def _shuffled(items: Sequence[Item], seed: int) -> list[Item]:
+def _shuffled(items: Sequence[ItemT], seed: int) -> list[ItemT]:
     return sorted(items, key=lambda item: hashlib.sha256(f"{seed}:{item.key}".encode()).digest())

@@ -17,10 +17,13 @@ class Prepared:
     """A packed sample, and its fields that SA-1B's schema lacks."""
 
     packed: Packed
-    categories: list[int]
-    """Category id of each annotation."""
+    fields: list[dict[str, Any]]
+    """Per annotation, what COCO's format has beside the record: ``category_id``, ``iscrowd``, and ``area`` and ``bbox``
+    if the source states them."""
     tiny: int = 0
-    """Number of masks dropped for their size, if the source counts them only on reading."""
+    """Number of masks dropped for their size."""
+    crowd: int = 0
+    """Number of crowd regions dropped."""
 
 
 @runtime_checkable
@@ -40,7 +43,7 @@ class Item(Protocol):
 
 
 def prepared(
-    key: str, jpeg: bytes, size: Size, image_id: int, instances: Sequence[Instance], tiny: int = 0
+    key: str, jpeg: bytes, size: Size, image_id: int, instances: Sequence[Instance], tiny: int = 0, crowd: int = 0
 ) -> Prepared:
     """Pack a sample with records in SA-1B's schema.
 
@@ -51,7 +54,13 @@ def prepared(
     image = {"image_id": image_id, "width": width, "height": height, "file_name": f"{key}.jpg"}
     annotations = [_annotation(instance, size) for instance in instances]
     packed = Packed(key, jpeg, {"image": image, "annotations": annotations})
-    return Prepared(packed, [instance.category_id for instance in instances], tiny)
+    return Prepared(packed, [_fields(instance) for instance in instances], tiny, crowd)
+
+
+def _fields(instance: Instance) -> dict[str, Any]:
+    stated = {"area": instance.area, "bbox": None if instance.bbox is None else list(instance.bbox)}
+    ids = {"category_id": instance.category_id, "iscrowd": int(instance.iscrowd)}
+    return ids | {name: value for name, value in stated.items() if value is not None}
 
 
 def _annotation(instance: Instance, size: Size) -> dict[str, Any]:

@@ -23,15 +23,31 @@ class Procedural(Config):
     jpeg_quality: Quality = 92
 
 
+class ValidationSet(Config):
+    """Annotated images to evaluate on, in COCO's or LVIS's format. Paths are relative to ``prepare.data``."""
+
+    annotations: str
+    images: str
+    """Folder of the images; for LVIS the parent of ``train2017`` and ``val2017``."""
+    max_images: Count | None = None
+    """Evaluate on this many of the images; null for all."""
+
+
 class Files(Config):
     """Settings shared by all sources that read files. Paths are relative to ``prepare.data``."""
 
+    train_images: Natural | None = None
+    """Size of the train split; null for all images that are left, 0 for runs that train nothing."""
     calibration_images: Count = 512
     validation_images: Count = 500
-    """Size of the validation split; the maximum if a second json provides it."""
+    """Size of the validation split of the source's own images; unused with ``validation``."""
+    validation: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ValidationSet] = {}
+    """Sets to evaluate on, by name, instead of a part of the source's images. Their categories and images need not be
+    the source's; images of equal file name are excluded from the other splits. The leaderboard shows the first set's
+    figures; those of the others have the set's name as prefix."""
     seed: Natural = 0
     min_area_px: Count = 64
-    """Minimum mask area in pixels; smaller masks are dropped."""
+    """Minimum mask area in pixels, except in validation; smaller masks are dropped."""
     jpeg_quality: Quality = 95
     """JPEG quality for re-encoded images; upright RGB JPEGs are copied unchanged."""
 
@@ -42,19 +58,13 @@ class Coco(Files):
     kind: Literal["coco"]
     annotations: str
     images: str
-    validation_annotations: str | None = None
-    """A second json that provides the validation split; its images are excluded from the other splits."""
-    validation_folder: str | None = None
-    """Folder of the second json's images."""
 
 
 class Folder(Files):
-    """Images without masks, for embedding and distillation. Validation has masks only from a second json."""
+    """Images without masks, for embedding and distillation. Validation needs sets of its own."""
 
     kind: Literal["folder"]
     images: str
-    validation_annotations: str | None = None
-    validation_folder: str | None = None
 
 
 class Sa1b(Files):

@@ -177,7 +177,6 @@ def test_a_dataset_without_masks_is_refused(run, tmp_path):
         Image.fromarray(np.full((20, 30, 3), ord(name), np.uint8)).save(tmp_path / "mine" / f"{name}.jpg")
     source = Folder(
         kind="folder", images=".", calibration_images=1, validation_images=1, seed=0, min_area_px=1, jpeg_quality=90,
-        validation_annotations=None, validation_folder=None,
     )  # fmt: skip
     dataset = tmp_path / "dataset"
     dataset.mkdir()

@@ -21,6 +21,10 @@ from tests.compare.fabricated import report, rich_world, sensitivity
 
 EXTRA_PLOTS = {"clicks.png", "clicks_fed.png", "box_calibration.png", "click_calibration.png"}
 
+_SET = {"digest": "0" * 64, "annotated_images": 2, "instances": 9, "protocol": "published"}
+SCENES = {"": _SET | {"name": "validation", "images": 2}}
+COCO = {"": _SET | {"name": "val", "images": 5000}}
+
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory):
@@ -183,13 +187,13 @@ def test_published_figures_are_those_of_the_papers():
 
 def test_measured_rows_stand_below_the_published_with_marks_for_what_differs(rich):
     _, rows, _ = rich
-    grids = {grid.title: grid for grid in beside_measured(rows, {"validation_images": 2.0}).grids}
+    grids = {grid.title: grid for grid in beside_measured([row | {"datasets": SCENES} for row in rows]).grids}
     boxes = grids["mIoU with ground-truth boxes, COCO"]
     kinds = [line.kind for line in boxes.lines]
     assert kinds == ["published", "published", "teacher", "student", "student"]
     assert texts(boxes)[3][1] == f"{100 * rows[1]['box_miou']:.1f}"
     notes = [boxes.notes[letter] for letter in boxes.lines[4].cells[0].marks]
-    assert any(note.startswith("other data: the 2 images") for note in notes)
+    assert any(note.startswith("other data: validation, 2 images, not COCO val2017") for note in notes)
     assert any(note.startswith("other model") for note in notes)
     assert any(note.startswith("other precision: int8") for note in notes)
     assert not any(line.cells[0].marks for line in boxes.lines[:2])
@@ -200,7 +204,7 @@ def test_measured_rows_stand_below_the_published_with_marks_for_what_differs(ric
 def test_the_same_data_and_model_are_not_marked_as_others(rich):
     _, rows, _ = rich
     official = rows[1] | {"model": "efficientvit_sam_xl1"}
-    grids = {g.title: g for g in beside_measured([rows[0], official], {"validation_images": 5000.0}).grids}
+    grids = {g.title: g for g in beside_measured([row | {"datasets": COCO} for row in (rows[0], official)]).grids}
     boxes = grids["mIoU with clicks, COCO"]
     assert boxes.lines[-1].cells[0].marks == ""
 

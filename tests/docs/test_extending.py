@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from pipeline.core.distributed import Ranks
-from pipeline.evaluate.accuracy import photographs
 from pipeline.evaluate.images import Done, Run
+from pipeline.evaluate.validation import ValidationSet
 from pipeline.ops import masks
 from pipeline.quantize.calibration import CalibrationData
 from pipeline.runtime import Predictor
@@ -63,12 +63,13 @@ def test_the_source_lists_images_with_the_objects_of_their_pngs(tmp_path):
 
 def test_the_protocol_scores_less_than_boxes_that_fit(dataset):  # noqa: F811
     names = written("pipeline/evaluate/loose_boxes.py")
+    validation = ValidationSet(dataset / "validation")
     with ThreadPoolExecutor(2) as pool, torch.inference_mode():
         run = Run(Predictor(BoxFiller()), pool, 2, Ranks(), Done(None))
         figures = names["evaluate_loose_boxes"](
-            run, dataset, photographs(dataset), names["LooseBoxesConfig"](share=0.2)
+            run, validation, validation.photographs(), names["LooseBoxesConfig"](share=0.2)
         )
-    instances = [instance for photograph in photographs(dataset) for instance in photograph.instances]
+    instances = [instance for photograph in validation.photographs() for instance in photograph.instances]
     assert 0 < figures["loose_box_miou"] < 1
     assert any(masks.area(instance.rle) < 32**2 for instance in instances) == ("loose_box_miou_small" in figures)
 

@@ -105,7 +105,6 @@ def photographs(tmp_path):
     (root / "instances.json").write_text(json.dumps(content))
     source = {"kind": "coco", "annotations": "instances.json", "images": "images", "seed": 0, "min_area_px": 1}
     source |= {"calibration_images": 1, "validation_images": 1, "jpeg_quality": 90}
-    source |= {"validation_annotations": None, "validation_folder": None}
     settings("prepare", data=str(root), source=source)
     return root
 

@@ -14,11 +14,12 @@ from pipeline.core.distributed import Ranks
 from pipeline.core.errors import InputError
 from pipeline.core.log import silent
 from pipeline.evaluate import EvaluateConfig, _cost, evaluate, evaluate_teacher, memory
-from pipeline.evaluate.accuracy import evaluate_accuracy, photographs, read_teacher_masks
+from pipeline.evaluate.accuracy import evaluate_accuracy, read_teacher_masks
 from pipeline.evaluate.detections import DetectionsConfig, require_tracked
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.memory import measuring_memory
 from pipeline.evaluate.prompting import PROMPTS
+from pipeline.evaluate.validation import ValidationSet
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
 from pipeline.ops import masks
@@ -87,11 +88,19 @@ def dataset(tmp_path):
     return _dataset(tmp_path / "prepare", [((256, 256), boxes), ((256, 256), []), ((128, 256), [(4, 8, 60, 64)])])
 
 
-def _scores(dataset, segmenter, prompts_batch=2, pictures=1, with_mask_input=False, kept=None, **more):
+def _scores(
+    dataset, segmenter, prompts_batch=2, pictures=1, with_mask_input=False, kept=None, protocol="published", **more
+):
+    validation = ValidationSet(dataset / "validation")
     with ThreadPoolExecutor(2) as pool:
         run = Run(Predictor(segmenter), pool, prompts_batch, Ranks(), Done(kept))
         return evaluate_accuracy(
-            run, dataset, photographs(dataset), pictures=pictures, with_mask_input=with_mask_input, **more
+            run,
+            validation,
+            validation.photographs(protocol),
+            pictures=pictures,
+            with_mask_input=with_mask_input,
+            **more,
         )
 
 
@@ -134,7 +143,9 @@ def test_means_are_over_instances_by_bands_with_borders_in_both(dataset):
 def test_kept_masks_are_those_that_were_scored(dataset):
     scores = _scores(dataset, BoxFiller(), pictures=1)
     assert [p["annotation_id"] for p in scores.predictions] == [1, 2, 3, 4, 5]
-    truths = {i.id: masks.decode(i.rle) for p in photographs(dataset) for i in p.instances}
+    truths = {
+        i.id: masks.decode(i.rle) for p in ValidationSet(dataset / "validation").photographs() for i in p.instances
+    }
     by_id = {s["annotation_id"]: s for s in scores.instances}
     for kept in scores.predictions:
         found = iou(masks.decode(kept["box"]), truths[kept["annotation_id"]])
@@ -148,13 +159,28 @@ def test_a_one_pixel_instance_is_asked_for_and_scored(tmp_path):
     assert 0.0 <= score["box_iou"] <= 1.0
 
 
-def test_crowd_regions_are_no_instances_and_categories_may_have_none(dataset):
+def test_crowd_regions_count_as_published_and_not_in_ours_and_categories_may_have_none(dataset):
     path = dataset / "validation" / "instances.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["iscrowd"] = 1
     content["categories"].append({"id": 9, "name": "never seen"})
     write_json(path, content)
-    assert Counter(s["annotation_id"] for s in _scores(dataset, BoxFiller()).instances) == Counter(range(2, 7))
+    assert Counter(s["annotation_id"] for s in _scores(dataset, BoxFiller()).instances) == Counter(range(1, 7))
+    ours = _scores(dataset, BoxFiller(), protocol="ours").instances
+    assert [s["annotation_id"] for s in ours] == [2, 3, 5, 6]  # 1 is a crowd, 4 has 16 pixels
+
+
+def test_published_boxes_and_areas_are_the_annotations_own(dataset):
+    path = dataset / "validation" / "instances.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0] |= {"bbox": [16.0, 8.0, 8.0, 8.0], "area": 99.5}
+    write_json(path, content)
+    published, ours = (_scores(dataset, BoxFiller(), protocol=p).instances[0] for p in ("published", "ours"))
+    assert (published["area"], ours["area"]) == (99.5, 512)
+    assert (published["box_iou"], ours["box_iou"]) == (64 / 512, 1.0)
+    content["annotations"][0]["area"] = 0.5
+    write_json(path, content)
+    assert _scores(dataset, BoxFiller()).instances[0]["annotation_id"] == 2  # below one pixel
 
 
 def test_an_id_that_occurs_twice_is_refused(dataset):
@@ -163,7 +189,7 @@ def test_an_id_that_occurs_twice_is_refused(dataset):
     content["annotations"][1]["id"] = 1
     write_json(path, content)
     with pytest.raises(InputError, match=r"instances\.json: annotation id 1 occurs 2 times"):
-        photographs(dataset)
+        ValidationSet(dataset / "validation").photographs()
 
 
 def test_500_instances_of_one_image_are_each_counted_once(tmp_path):
@@ -234,7 +260,7 @@ def test_a_broken_off_evaluation_does_only_what_is_left_and_has_the_same_figures
 def test_a_split_without_instances_is_refused(tmp_path):
     dataset = _dataset(tmp_path / "prepare", [((64, 64), [])])
     with pytest.raises(InputError, match=r"instances\.json has no instance"):
-        photographs(dataset)
+        ValidationSet(dataset / "validation").photographs()
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other size"])

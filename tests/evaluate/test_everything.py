@@ -9,9 +9,9 @@ from pycocotools.cocoeval import COCOeval
 
 from pipeline.core.artifact import Card, Contents, write_json
 from pipeline.core.errors import InputError
-from pipeline.evaluate.accuracy import photographs
 from pipeline.evaluate.average_precision.recall import average_recall
 from pipeline.evaluate.everything import EverythingConfig, best_ious, evaluate_everything
+from pipeline.evaluate.validation import ValidationSet
 from pipeline.ops import masks
 from pipeline.ops.metrics import iou
 from pipeline.runtime import EverythingSettings, Predictor
@@ -72,7 +72,12 @@ def dataset(tmp_path):
 
 
 def test_both_modes_are_measured_on_the_first_images_that_hold_anything(dataset):
-    arguments = (Predictor(Quarters()), dataset, photographs(dataset), CONFIG)
+    arguments = (
+        Predictor(Quarters()),
+        ValidationSet(dataset / "validation"),
+        ValidationSet(dataset / "validation").photographs(),
+        CONFIG,
+    )
     metrics, pictures = evaluate_everything(*arguments, timed=False)
     assert metrics["everything_miou"] == 1.0
     for mode in ("dense", "hierarchical"):
@@ -93,7 +98,13 @@ def test_both_modes_are_measured_on_the_first_images_that_hold_anything(dataset)
 
 def test_a_model_that_finds_nothing_has_zeros_and_no_agreement(dataset):
     strict = CONFIG.model_copy(update={"pred_iou_thresh": 0.95})
-    metrics, _ = evaluate_everything(Predictor(Quarters()), dataset, photographs(dataset), strict, timed=False)
+    metrics, _ = evaluate_everything(
+        Predictor(Quarters()),
+        ValidationSet(dataset / "validation"),
+        ValidationSet(dataset / "validation").photographs(),
+        strict,
+        timed=False,
+    )
     assert "everything_miou" not in metrics
     assert set(metrics.values()) == {0.0}
 

@@ -47,8 +47,6 @@ COCO_SOURCE = FILES | {
     "kind": "coco",
     "annotations": "instances.json",
     "images": "images",
-    "validation_annotations": None,
-    "validation_folder": None,
 }
 
 
@@ -163,7 +161,7 @@ def test_a_second_json_gives_the_validation_split_and_keeps_its_images_from_the_
     content["images"] = content["images"][:2]
     content["annotations"] = [square(1, 1), square(2, 2)]
     (photographs / "val.json").write_text(json.dumps(content))
-    own = {"validation_annotations": "val.json", "validation_folder": "images"}
+    own = {"validation": {"val": {"annotations": "val.json", "images": "images"}}}
     metrics = run(tmp_path / "out", photographs, **COCO_SOURCE | own)
     keys = {split: set(Shards(tmp_path / "out", split).keys) for split in SPLITS}
     assert keys["validation"] == {"0001", "0002"}
@@ -172,7 +170,7 @@ def test_a_second_json_gives_the_validation_split_and_keeps_its_images_from_the_
 
 
 def test_a_plain_folder_has_images_and_no_masks(tmp_path, photographs):
-    source = FILES | {"kind": "folder", "images": ".", "validation_annotations": None, "validation_folder": None}
+    source = FILES | {"kind": "folder", "images": "."}
     metrics = run(tmp_path / "out", photographs / "images", **source)
     assert metrics["train_images"] == metrics["train_images_without_objects"] == 5
     assert all(sample.annotations == [] for sample in Shards(tmp_path / "out", "train"))
@@ -227,7 +225,11 @@ BAD = {
     "not json": (lambda root: (root / "instances.json").write_text("{"), {}, r"instances\.json is not JSON"),
     "too few": (lambda root: None, {"calibration_images": 5}, "has 8 usable images"),
     "no such folder": (lambda root: None, {"images": "nowhere"}, "nowhere is not a folder"),
-    "half a second json": (lambda root: None, {"validation_folder": "images"}, "give both"),
+    "an empty set": (
+        lambda root: (root / "none.json").write_text('{"images": [], "annotations": []}'),
+        {"validation": {"val": {"annotations": "none.json", "images": "images"}}},
+        r"none\.json \(prepare\.source\.validation\.val\) has no image with masks",
+    ),
 }
 
 

@@ -18,8 +18,8 @@ needs_photographs = pytest.mark.skipif(
     not DATA.is_dir(), reason=f"no photographs at {DATA}: set PIPELINE_REAL_DATA to the folder that holds coco_free"
 )
 SOURCE = {
-    "kind": "coco", "annotations": "instances.json", "images": "images", "validation_annotations": None,
-    "validation_folder": None, "calibration_images": 16, "validation_images": 40, "seed": 0, "min_area_px": 1,
+    "kind": "coco", "annotations": "instances.json", "images": "images",
+    "calibration_images": 16, "validation_images": 40, "seed": 0, "min_area_px": 1,
     "jpeg_quality": 95,
 }  # fmt: skip
 
@@ -39,9 +39,11 @@ def test_every_image_and_instance_is_used_once_or_counted_as_left_out(prepared):
     images = sum(metrics[f"{split}_images"] for split in ("train", "calibration", "validation"))
     instances = sum(metrics[f"{split}_instances"] for split in ("train", "calibration", "validation"))
     left_out = {name: value for name, value in metrics.items() if name.startswith("left_out")}
-    assert crowd in left_out.values()
+    written = json.loads((out / "validation/instances.json").read_text())["annotations"]
+    assert left_out["left_out_crowd_regions"] + sum(a["iscrowd"] for a in written) == crowd
     assert images + left_out["left_out_images_without_objects"] == len(source["images"])
-    assert instances + left_out["left_out_tiny_masks"] == len(source["annotations"]) - crowd
+    left = left_out["left_out_tiny_masks"] + left_out["left_out_crowd_regions"]
+    assert instances + left == len(source["annotations"])
     keys = [key for split in ("train", "calibration", "validation") for key in Shards(out, split).keys]
     assert len(set(keys)) == len(keys)
 

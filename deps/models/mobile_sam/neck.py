@@ -1,0 +1,1 @@
+../../../pipeline/models/neck.py

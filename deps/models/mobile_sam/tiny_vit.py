@@ -1,0 +1,1 @@
+../../../pipeline/models/tiny_vit.py

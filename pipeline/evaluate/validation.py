@@ -1,0 +1,113 @@
+"""The validation sets of a dataset, and which of their instances a protocol counts.
+
+``published`` is EfficientViT-SAM's evaluation (``sam_eval_utils.py``): every annotation of at least one pixel by its
+own ``area``, crowd regions included; the prompt is its own ``bbox``, and ``area`` decides the size band. ``ours``
+leaves out crowd regions, which are not one object, and masks below a smallest area; box and area are the mask's.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from pipeline.core.artifact import file_sha256
+from pipeline.core.errors import InputError
+from pipeline.data import coco
+from pipeline.data.coco import Instance, Photograph
+from pipeline.evaluate.images import read_rgb
+from pipeline.ops import masks
+
+Protocol = Literal["published", "ours"]
+MIN_AREA_PX = 64
+"""Smallest mask of protocol ``ours``, in pixels."""
+REMEDY = "Run `dvc repro --force --single-item prepare`."
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Annotated images in COCO's format: ``instances.json`` and ``images/``."""
+
+    directory: Path
+    prefix: str = ""
+    """Prefix of its metrics: empty for the first set, ``<name>_`` for the others."""
+
+    @property
+    def name(self) -> str:
+        """Folder of its results in an evaluation; empty for the first set."""
+        return self.prefix.removesuffix("_")
+
+    @property
+    def annotations(self) -> Path:
+        """The json."""
+        return self.directory / "instances.json"
+
+    def photographs(self, protocol: Protocol = "published") -> list[Photograph]:
+        """Read the images with the instances that the protocol counts, ordered by id.
+
+        Raises:
+            InputError: The annotations are missing or damaged, or contain no instance.
+        """
+        photographs = coco.read(self.annotations, 1, crowd=protocol == "published").photographs
+        counted = [replace(p, instances=list(_counted(p, protocol))) for p in photographs]
+        if not any(photograph.instances for photograph in counted):
+            raise InputError(
+                f"{self.annotations} has no instance to evaluate: configure prepare with a validation split that has "
+                "instances."
+            )
+        return counted
+
+    def image_file(self, photograph: Photograph) -> Path:
+        """Path of an image."""
+        return self.directory / "images" / photograph.file_name
+
+    def read_image(self, photograph: Photograph) -> UInt8[np.ndarray, "h w 3"]:
+        """Read the RGB pixels of an image.
+
+        Raises:
+            InputError: The file is missing or damaged, or its size differs from its masks'.
+        """
+        return read_rgb(self.image_file(photograph), (photograph.height, photograph.width), REMEDY)
+
+    def describe(self, photographs: list[Photograph], protocol: Protocol) -> dict[str, object]:
+        """Name, digest of the annotations, numbers of images and instances, and protocol, to tell data sets apart."""
+        info = json.loads(self.annotations.read_bytes()).get("info") or {}
+        return {
+            "name": str(info.get("name", "validation")),
+            "protocol": protocol,
+            "digest": file_sha256(self.annotations),
+            "images": int(info.get("images", len(photographs))),
+            "annotated_images": sum(bool(photograph.instances) for photograph in photographs),
+            "instances": sum(len(photograph.instances) for photograph in photographs),
+        }
+
+
+def validation_sets(prepare: Path) -> list[ValidationSet]:
+    """The validation sets of a dataset artifact, the first one first, the others by name."""
+    others = sorted(path.parent for path in prepare.glob("validation_sets/*/instances.json"))
+    return [ValidationSet(prepare / "validation"), *(ValidationSet(path, f"{path.name}_") for path in others)]
+
+
+def _counted(photograph: Photograph, protocol: Protocol) -> Iterator[Instance]:
+    for instance in photograph.instances:
+        if protocol == "ours":
+            if masks.area(instance.rle) >= MIN_AREA_PX:
+                yield replace(instance, area=None, bbox=None)
+        elif instance.area is None or instance.area >= 1:
+            yield instance
+
+
+def area_of(instance: Instance) -> float:
+    """Pixels of an instance, as its source states or else of its mask."""
+    return float(masks.area(instance.rle) if instance.area is None else instance.area)
+
+
+def box_of(instance: Instance, mask: np.ndarray) -> tuple[float, float, float, float]:
+    """Box xyxy of an instance in pixels, as its source states or else of its ``mask`` of shape (H, W)."""
+    if instance.bbox is None:
+        return masks.box(mask)
+    x, y, width, height = instance.bbox
+    return x, y, x + width, y + height
