@@ -63,8 +63,8 @@ def prepare(config: PrepareConfig, *, out: Path, log: Log) -> Contents:
         bar = progress(samples, "prepare", "image", total=len(all_items))
         remaining = iter(bar)
         for split, items in division.splits.items():
-            packed = (sample.packed for sample in _count(islice(remaining, len(items)), split, counts))
-            splits[split] = write_split(out, split, packed, config.shard_images)
+            samples_of = _count(islice(remaining, len(items)), split, counts)
+            splits[split] = write_split(out, split, (s.packed for s in samples_of), config.shard_images)
         for name, validation in sets.items():
             packed = validation.collect(_count(islice(remaining, len(validation.items)), name, counts))
             if name == "validation":

@@ -133,7 +133,8 @@ def plan(source: Coco | Folder | Sa1b, data: Path) -> Plan:
 def _folder(source: Folder, data: Path) -> list[FileItem]:
     names, least = image_files(data / source.images), source.min_area_px
     numbered = enumerate(zip(unique_keys(names), names, strict=True), start=1)
-    return [FileItem(key, data / source.images / n, i, None, [], source.jpeg_quality, least) for i, (key, n) in numbered]
+    folder, quality = data / source.images, source.jpeg_quality
+    return [FileItem(key, folder / name, i, None, [], quality, least) for i, (key, name) in numbered]
 
 
 def _sa1b(source: Sa1b, data: Path) -> list[Sa1bItem]:

@@ -18,6 +18,9 @@ from pipeline.prepare import PrepareConfig, prepare
 SPLITS = ("train", "calibration", "validation")
 
 
+CROWD = {"size": [20, 30], "counts": [100, 40, 460]}
+
+
 def run(out, data, shard_images=3, **source):
     out.mkdir(parents=True)
     params = {"prepare": {"data": str(data), "shard_images": shard_images, "source": source}}
@@ -65,7 +68,7 @@ def photographs(tmp_path):
         pixels = rng.integers(0, 255, (20, 30) if i == 3 else (20, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "images" / f"{i:04d}.jpg")
     annotations = [square(100 + i, i, x=float(i)) for i in range(1, 9)] + [square(200, 1, x=15.0)]
-    annotations.append({"id": 300, "image_id": 10, "category_id": 7, "segmentation": {}, "iscrowd": 1})
+    annotations.append({"id": 300, "image_id": 10, "category_id": 7, "segmentation": CROWD, "iscrowd": 1})
     content = {
         "images": [{"id": i, "file_name": f"{i:04d}.jpg", "height": 20, "width": 30} for i in range(1, 11)],
         "annotations": annotations,
