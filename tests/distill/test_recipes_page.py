@@ -9,7 +9,9 @@ import yaml
 from pipeline.align import AlignConfig
 from pipeline.core.config import section
 from pipeline.distill import DistillConfig
+from pipeline.distill.schedule import layer_weights
 from pipeline.models.students import STUDENTS
+from pipeline.quantize import QuantizeConfig
 
 ROOT = Path(__file__).parents[2]
 SNIPPETS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/reference/recipes.md").read_text(), re.DOTALL)
@@ -34,6 +36,41 @@ def test_the_recipe_of_each_paper_is_its_presets(snippet, name):
     shown = yaml.safe_load(snippet)
     preset = yaml.safe_load((ROOT / f"presets/{name}_sa1b.yaml").read_text())
     assert shown == {verb: preset[verb] for verb in ("distill", "align")}
+
+
+def preset(name):
+    return yaml.safe_load((ROOT / f"presets/{name}_sa1b.yaml").read_text())
+
+
+@pytest.mark.parametrize(("size", "rate"), [("l0", 2e-6), ("l1", 2e-6), ("l2", 2e-6), ("xl0", 1e-6), ("xl1", 1e-6)])
+def test_stage_2_of_efficientvit_sam_is_its_papers(size, rate):
+    student = f"efficientvit_sam_{size}"
+    params = preset(student)
+    assert params["students"] == [student]
+    config = section(params, f"align.{student}", AlignConfig)
+    optimizer = config.optimizer
+    assert (config.train, config.batch, config.masks, config.clicks, config.box_jitter) == ("all", 256, 64, [1, 10], 0)
+    assert (optimizer.epochs, optimizer.lr, optimizer.schedule, optimizer.warmup_steps) == (2, rate, "cosine", 0)
+
+
+def test_the_ramp_of_sam_lightening_moves_several_layers():
+    recipe = section(preset("sam_lightening"), "distill.sam_lightening", DistillConfig).recipe
+    layers = len(recipe.feature_layers)
+    first, last = (
+        layer_weights(step, layers=layers, focus=recipe.focus, ramp_steps=recipe.ramp_steps)
+        for step in (0, recipe.ramp_steps)
+    )
+    assert layers == 6
+    assert sum(a < b for a, b in zip(first, last, strict=True)) == 3
+
+
+def test_tinysam_is_quantized_as_in_its_paper():
+    params = preset("tinysam")
+    config = section(params, "quantize", QuantizeConfig)
+    search = config.search
+    assert params["precisions"] == ["fp32", "int8", "w6a6"]
+    assert (config.method, config.quantize_attention, config.decoder, config.keep) == ("search", True, "same", [])
+    assert (config.calibration_images, search.candidates, search.rounds) == (8, 100, 3)
 
 
 @pytest.mark.parametrize("text", PRESETS)
