@@ -117,11 +117,24 @@ class MixingBlock(nn.Module):
         return x + mixed
 
 
+def position_waves(size: int, octaves: int) -> Float[Tensor, "1 c g g"]:
+    """Sines and cosines of the cell centres' x and y, from half a period to ``2 ** (octaves - 2)`` over the map."""
+    centers = (torch.arange(size) + 0.5) / size
+    phases = torch.pi * centers * 2.0 ** torch.arange(octaves)[:, None]
+    waves = torch.cat([phases.sin(), phases.cos()])
+    across, down = waves[:, None].expand(-1, size, -1), waves[:, :, None].expand(-1, -1, size)
+    return torch.cat([across, down])[None]
+
+
 class PyramidEncoder(nn.Module):
     """``(B, 3, 512, 512)`` to ``(B, 256, 32, 32)``: all levels of EfficientNet-Lite0, summed at stride 16.
 
     Finer maps are folded into channels (space to depth), so that a cell keeps the detail its 4 x 4 mask pixels need.
+    Positions are added, because SAM's decoder gives them only to its attention: within a cell, a mask's border depends
+    on where the cell lies relative to the prompt.
     """
+
+    waves: Tensor
 
     def __init__(self, depth: int = 2) -> None:
         super().__init__()
@@ -129,17 +142,29 @@ class PyramidEncoder(nn.Module):
         quarter, eighth, sixteenth, coarse = CHANNELS
         folded = (16 * quarter, 4 * eighth, sixteenth, coarse)
         self.laterals = nn.ModuleList(nn.Conv2d(channels, EMBEDDING_CHANNELS, 1) for channels in folded)
+        waves = position_waves(EMBEDDING_SIZE_V2, octaves=6)
+        self.register_buffer("waves", waves, persistent=False)
+        self.position = nn.Conv2d(waves.shape[1], EMBEDDING_CHANNELS, 1, bias=False)
+        nn.init.zeros_(self.position.weight)
         self.merged_norm = ChannelNorm(EMBEDDING_CHANNELS)
         self.blocks = nn.Sequential(*(MixingBlock(EMBEDDING_CHANNELS) for _ in range(depth)))
         self.norm = ChannelNorm(EMBEDDING_CHANNELS)
 
-    def forward(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
-        """Normalised, padded pixels to image embeddings."""
+    def forward(self, images: Float[Tensor, "b 3 s s"], column: int = 0, row: int = 0) -> Float[Tensor, "b 256 g g"]:
+        """Normalised, padded pixels to image embeddings.
+
+        Args:
+            images: Whole frames, or in training windows of them.
+            column: First column of the window, in cells.
+            row: First row of the window, in cells.
+        """
         quarter, eighth, sixteenth, coarse = self.trunk(images)
         folded = (F.pixel_unshuffle(quarter, 4), F.pixel_unshuffle(eighth, 2), sixteenth, coarse)
         fine, detail, same, context = (lateral(x) for lateral, x in zip(self.laterals, folded, strict=True))
         context = F.interpolate(context, scale_factor=2, mode="bilinear", align_corners=False)
-        x: Tensor = self.norm(self.blocks(self.merged_norm(fine + detail + same + context)))
+        height, width = same.shape[-2:]
+        position = self.position(self.waves[..., row : row + height, column : column + width])
+        x: Tensor = self.norm(self.blocks(self.merged_norm(fine + detail + same + context) + position))
         return x
 
 

@@ -70,6 +70,15 @@ class Frame:
             if placed is not None:
                 self.instances.append(placed)
 
+    def crop(self, x: int, y: int, side: int) -> "Frame":
+        """A square part of the frame that starts at (x, y), with its instances, clipped."""
+        part = Frame(side, (0.0, 0.0, 0.0))
+        part.image[:] = self.image[y : y + side, x : x + side]
+        matrix = affine(1.0, 1.0, 0.0, np.zeros(2), np.array([-x, -y], np.float64))
+        clipped = [_warped(instance, matrix, (0, 0, side, side)) for instance in self.instances]
+        part.instances = [instance for instance in clipped if instance is not None]
+        return part
+
     def paste(self, picture: Picture, instance: Cutout, matrix: Matrix, softness: float) -> None:
         """Paste one instance of a picture over the frame; it hides what is beneath."""
         window = (0, 0, self.side, self.side)

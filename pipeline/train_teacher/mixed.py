@@ -24,6 +24,7 @@ from pipeline.train_teacher.frame import Picture, boxes_of, coverages_of
 from pipeline.train_teacher.imagenet import trunk_state
 from pipeline.train_teacher.training import Batch, decoder_rounds
 from pipeline.train_teacher.validation import Subject, accuracy, held_out_scenes, trivial
+from pipeline.train_teacher.windows import random_window, whole
 from pipeline.training import OptimizerConfig, autocast, fit
 
 MODEL = "bundled_v2"
@@ -33,6 +34,8 @@ TRUNK_RATE = 0.2
 FROZEN = ("stem", "stages.0", "stages.1")
 """Parts of the trunk that are not trained: generic features on large maps, whose gradients are a third of a step."""
 BOX_JITTER = 0.05
+MASK_PX = 4
+"""Side of a mask's pixel in pixels of the frame."""
 HELD_OUT_SCENES, HELD_OUT_SEED = 50, 90210
 
 
@@ -54,9 +57,11 @@ class MixedConfig(Config):
     exact_share: float
     """Share of prompts that are tight boxes and central clicks."""
     batch: int
-    """Images per step."""
+    """Windows per step; a step on whole frames has a quarter of it."""
     prompts: int
     """Prompts per image."""
+    whole_every: int
+    """Interval, in steps, at which whole frames are trained on instead of windows of a quarter of their area."""
     correct_every: int
     """Interval, in steps, at which the second round is trained too."""
     measure_every_s: float
@@ -85,16 +90,22 @@ def train_mixed(config: MixedConfig, run: Path, device: str = "cpu") -> Sam:
     monitor = Monitor(run, config.measure_every_s, photos.read(validation))
 
     def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> Batch:
-        return draw_batch(config, pictures, indices, rngs, sam.image_size, 4 * sam.embedding_size)
+        part = slice(max(1, len(indices) // 4)) if is_whole(number) else slice(None)
+        return draw_batch(config, pictures, indices[part], rngs[part], sam.image_size, crops=not is_whole(number))
+
+    def is_whole(number: int) -> bool:
+        return number % config.whole_every == 0
 
     def step(batch: Batch, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
         images, prompts, rngs = batch
+        window = whole(sam) if is_whole(number) else random_window(rng, sam, sam.embedding_size // 2)
         inputs = images.to(device).contiguous(memory_format=torch.channels_last)
+        # Depthwise convolutions are slower in bf16 on a CPU.
         with autocast(torch.device(device), "none" if device == "cpu" else config.optimizer.autocast):
-            embeddings = sam.image_encoder(inputs).float()  # depthwise convolutions are slower in bf16 on a CPU
+            embeddings = sam.image_encoder(inputs, window.column, window.row).float()
         with autocast(torch.device(device), config.optimizer.autocast):
             correct = number % config.correct_every == 0
-            terms = decoder_rounds(sam, embeddings, prompts, rngs, correct=correct)
+            terms = decoder_rounds(sam, embeddings, prompts, rngs, correct=correct, window=window)
         return terms | {"weight": prompts.present.sum()}
 
     fit(
@@ -126,14 +137,22 @@ def draw_batch(
     pictures: Sequence[Picture],
     indices: Sequence[int],
     rngs: list[np.random.Generator],
-    side: int,
-    grid: int,
+    frame_side: int,
+    *,
+    crops: bool,
 ) -> Batch:
-    """Compose a step's images, and sample their prompts."""
+    """Compose a step's images, whole frames or ``crops`` of half their side, and sample their prompts."""
+    side = frame_side // 2 if crops else frame_side
+    grid = side // MASK_PX
     images, coverages, boxes = [], [], []
     for index, rng in zip(indices, rngs, strict=True):
         is_scene = rng.random() < config.scene_share
-        frame = photos.scene(rng, pictures, side) if is_scene else photos.photograph(rng, pictures, index, side)
+        if is_scene:
+            frame = photos.scene(rng, pictures, frame_side)
+        else:
+            frame = photos.photograph(rng, pictures, index, frame_side)
+        if crops:
+            frame = photos.around_an_instance(rng, frame, side)
         images.append(photos.developed(rng, frame.image))
         order = rng.permutation(len(frame.instances))[: config.prompts]
         instances = [frame.instances[i] for i in order]

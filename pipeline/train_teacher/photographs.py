@@ -82,6 +82,16 @@ def scene(rng: np.random.Generator, pictures: Sequence[Picture], side: int) -> F
     return frame
 
 
+def around_an_instance(rng: np.random.Generator, frame: Frame, side: int) -> Frame:
+    """Crop a square of ``side`` pixels that contains the centre of a random instance."""
+    x, y = rng.uniform(0, frame.side, 2)
+    if frame.instances:
+        instance = frame.instances[int(rng.integers(len(frame.instances)))]
+        x, y = instance.x + instance.mask.shape[1] / 2, instance.y + instance.mask.shape[0] / 2
+    corner = np.clip(np.array([x, y]) - rng.uniform(0.1, 0.9, 2) * side, 0, frame.side - side)
+    return frame.crop(int(corner[0]), int(corner[1]), side)
+
+
 def developed(rng: np.random.Generator, image: Float[np.ndarray, "s s 3"]) -> UInt8[np.ndarray, "s s 3"]:
     """Vary colour, contrast, blur, noise and compression."""
     image = image * rng.uniform(0.75, 1.25) * rng.uniform(0.88, 1.12, 3).astype(np.float32)

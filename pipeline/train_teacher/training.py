@@ -26,6 +26,7 @@ from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
 from pipeline.ops import masks
 from pipeline.ops.geometry import PIXEL_MEAN, PIXEL_STD, masks_to_frame
+from pipeline.train_teacher.windows import Window, corner_px, positioned, side_px, whole
 from pipeline.training import OptimizerConfig, autocast, fit, losses
 
 Batch = tuple[Tensor, Prompts, list[np.random.Generator]]
@@ -138,11 +139,31 @@ def two_rounds(
 
 
 def decoder_rounds(
-    sam: Sam, embeddings: Tensor, prompts: Prompts, rngs: Sequence[np.random.Generator], *, correct: bool
+    sam: Sam,
+    embeddings: Tensor,
+    prompts: Prompts,
+    rngs: Sequence[np.random.Generator],
+    *,
+    correct: bool,
+    window: Window | None = None,
 ) -> dict[str, Tensor]:
-    """`two_rounds` from image embeddings."""
-    device = embeddings.device
-    coords, labels = prompts.coords.to(device), prompts.labels.to(device)
+    """`two_rounds` from image embeddings, of the whole frame or of a window in whose pixels the prompts are."""
+    window = window or whole(sam)
+    with positioned(sam, window):
+        return _decoder_rounds(sam, embeddings, prompts, rngs, correct=correct, window=window)
+
+
+def _decoder_rounds(
+    sam: Sam,
+    embeddings: Tensor,
+    prompts: Prompts,
+    rngs: Sequence[np.random.Generator],
+    *,
+    correct: bool,
+    window: Window,
+) -> dict[str, Tensor]:
+    device, corner = embeddings.device, torch.tensor(corner_px(sam, window), device=embeddings.device)
+    coords, labels = prompts.coords.to(device) + corner, prompts.labels.to(device)
     targets, present = prompts.targets.to(device), prompts.present.to(device)
     logits, iou = decode(sam, embeddings, coords, labels)
     answers = logits[:, :, 1:].float()
@@ -153,11 +174,12 @@ def decoder_rounds(
     with torch.no_grad():
         pick = losses.mask_iou(answers, targets[:, :, None].expand_as(answers)).argmax(dim=2)
         answer = answers.gather(2, pick[:, :, None, None, None].expand(-1, -1, 1, *answers.shape[-2:]))
-    more_coords, more_labels = corrective_clicks(rngs, answer[:, :, 0], prompts.targets, sam.image_size)
+    side = side_px(sam, window)
+    more_coords, more_labels = corrective_clicks(rngs, answer[:, :, 0], prompts.targets, side)
     logits, iou = decode(
         sam,
         embeddings,
-        torch.cat([coords, more_coords.to(device)], dim=2),
+        torch.cat([coords, more_coords.to(device) + corner], dim=2),
         torch.cat([labels, more_labels.to(device)], dim=2),
         mask_input=answer,
     )
