@@ -78,7 +78,7 @@ def test_presets_cache_the_blocks_that_their_recipes_compare(text):
     params = yaml.safe_load(text)
     recipes = [params["distill"][student]["recipe"] for student in params["students"]]
     needed = {teacher_layer for recipe in recipes for teacher_layer, _ in recipe.get("feature_layers", ())}
-    assert needed <= set(params["embed"].get("feature_layers", ()))
+    assert needed <= set((params["embed"] or {}).get("feature_layers", ()))
 
 
 def test_each_kind_of_recipe_is_shown():
