@@ -33,19 +33,23 @@ def split(data: Path, annotations: str, images: str) -> tuple[list[FileItem], li
         Photographs to train on, and the 40 that the preset validates on.
     """
     source = Coco(kind="coco", annotations=annotations, images=images, calibration_images=16, validation_images=40)
-    splits = plan(source, data).splits
-    train, validation = [*splits["train"], *splits["calibration"]], splits["validation"]
+    planned = plan(source, data)
+    train = [*planned.splits["train"], *planned.splits["calibration"]]
+    validation = planned.validation["validation"].items
     return [i for i in train if isinstance(i, FileItem)], [i for i in validation if isinstance(i, FileItem)]
 
 
 def read(items: Sequence[FileItem]) -> list[Picture]:
-    """Read the photographs that have masks into memory."""
+    """Read the photographs that have masks into memory. Crowd regions and, in training, tiny masks are left out."""
     pictures = []
     for item in items:
         if item.size is None:
             continue
         image = read_rgb(item.path, item.size, "Restore the photograph.")
-        pictures.append(Picture(image, [cutout(masks.decode(instance.rle)) for instance in item.instances]))
+        least = 1 if item.keep_all else item.min_area_px
+        rles = [instance.rle for instance in item.instances if not instance.iscrowd]
+        decoded = [masks.decode(rle) for rle in rles if masks.area(rle) >= least]
+        pictures.append(Picture(image, [cutout(mask) for mask in decoded]))
     return pictures
 
 
