@@ -64,7 +64,7 @@ def align(
     sam = load_checkpoint(distill)
     used, modules, targets = [prepare, distill], [module_of(student)], None
     if config.teacher_weight:
-        targets = load_teacher(teacher, embed, prepare=prepare, batch=config.batch, device=device)
+        targets = load_teacher(teacher, embed, sam, student, prepare=prepare, batch=config.batch, device=device)
         used, modules = [*used, teacher, embed], [*modules, module_of(Card.read(teacher).model or "")]
     inputs = (Card.read(artifact).digest for artifact in used)
     digest = code.digest(__name__, *modules)

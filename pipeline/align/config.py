@@ -33,7 +33,8 @@ class AlignConfig(Config):
     flip: bool = True
     """Flip images horizontally with probability 0.5."""
     keep_embeddings: bool = False
-    """Encode each image once and cache its embedding in memory: 2 MiB per image at SAM's size, 128 KiB for nano."""
+    """Encode each image once and cache its embedding in memory: 2 MiB per image at SAM's size, 128 KiB for nano,
+    and as much again for the teacher's with ``teacher_weight``."""
     device: str = "cpu"
     optimizer: OptimizerConfig
 

@@ -11,7 +11,7 @@ from pipeline.core.errors import InputError
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.filling import refill
 from pipeline.models.sam import Sam
-from pipeline.models.students import load_checkpoint
+from pipeline.models.students import load_checkpoint, require_same_grid
 
 
 @dataclass(frozen=True)
@@ -23,23 +23,31 @@ class Teacher:
     embeddings: Embeddings
 
 
-def load_teacher(teacher: Path, embed: Path, *, prepare: Path, batch: int, device: torch.device) -> Teacher:
+def load_teacher(
+    teacher: Path, embed: Path, student: Sam, name: str, *, prepare: Path, batch: int, device: torch.device
+) -> Teacher:
     """Load the teacher's decoder, and recompute embeddings that are missing from the store.
 
     Args:
         teacher: The teacher's checkpoint.
         embed: Its embeddings.
+        student: The student, whose embedding must have the teacher's size.
+        name: The student's name.
         prepare: Their dataset.
         batch: Images encoded at once.
         device: Device of the decoder.
 
     Raises:
-        InputError: The embeddings are another teacher's or cannot be recomputed.
+        InputError: The embeddings are another teacher's, absent or cannot be recomputed, or the student is of another
+            size.
     """
-    embeddings = Embeddings(embed)
-    if embeddings.teacher != Card.read(teacher).digest:
+    embeddings, card = Embeddings(embed), Card.read(teacher)
+    if embeddings.teacher != card.digest:
         raise InputError(f"{embed} was computed by a different teacher than {teacher}: run `dvc repro embed`.")
-    refill(embeddings, prepare=prepare, teacher=teacher, batch=batch, device=device)
+    if not embeddings.shards:
+        raise InputError(f"{embed} holds no embeddings, since section embed is null: set it, or teacher_weight to 0.")
     sam = load_checkpoint(teacher).requires_grad_(False)
+    require_same_grid(student, name, sam, card.model or "")
+    refill(embeddings, prepare=prepare, teacher=teacher, batch=batch, device=device)
     sam.image_encoder = nn.Identity()  # frees ViT-H's 2.4 GiB, since only the decoder runs
     return Teacher(sam.to(device).eval(), embeddings)

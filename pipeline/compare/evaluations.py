@@ -132,7 +132,11 @@ def read_all(
         elif card.refusal:
             refused[str(card.model), str(card.precision)] = card.refusal
         else:
-            evaluations.append(read(evaluate / keys, keys))
+            evaluation = read(evaluate / keys, keys)
+            if evaluation.datasets == teacher.datasets:
+                evaluations.append(evaluation)
+            else:
+                left_out.append(LeftOut(evaluation.name, "evaluated on other sets or by another protocol"))
     return evaluations, refused, left_out
 
 

@@ -4,6 +4,7 @@ Data and protocol nearly always differ; notes say how. Metrics are matched by na
 as in that file (``coco_vitdet``, ``lvis_vitdet``, ``coco_yolov8``, ...).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -63,6 +64,8 @@ class PublishedTable(_Strict):
     data: str
     images: list[int]
     """Number of images of the dataset: all, and those with instances. Empty for tables without accuracy."""
+    digests: list[str] = []
+    """SHA-256 of the dataset's official json, if known; decides instead of name and size."""
     protocol: str
     differs: str
     """How this project's protocol differs on any machine; empty if it does not."""
@@ -155,7 +158,7 @@ def _mark(notes: dict[str, str], text: str) -> str:
 
 
 def _prefix(table: PublishedTable, row: Row) -> str:
-    """Prefix of the data set whose figures stand in a table: by the table's metrics, by size, by name, else the first.
+    """Prefix of the data set whose figures a table shows: a detector's, the published one, one of its name, the first.
 
     Metrics of a detector's boxes have their data set's prefix already.
     """
@@ -165,22 +168,35 @@ def _prefix(table: PublishedTable, row: Row) -> str:
     return next(
         chain(
             (prefix for prefix in datasets if _is_detectors(table, prefix)),
-            (prefix for prefix in measured if datasets[prefix]["images"] in table.images),
-            (p for p in measured if table.data.lower().startswith(str(datasets[p]["name"]).split("_")[0].lower())),
+            (prefix for prefix in measured if _is_published(table, datasets[prefix])),
+            (prefix for prefix in measured if _has_name(table, datasets[prefix])),
         ),
         "",
     )
 
 
 def _is_detectors(table: PublishedTable, prefix: str) -> bool:
-    return bool(prefix) and any((column.metric or "").startswith(prefix) for column in table.columns)
+    return bool(prefix) and any((column.metric or "").startswith(f"{prefix}ap") for column in table.columns)
+
+
+def _has_name(table: PublishedTable, data: Mapping[str, Any]) -> bool:
+    """Whether a data set is called as the table's, by the first word: ``coco`` and ``coco_val2017`` for COCO's."""
+    name = {"instances_val2017": "coco"}.get(str(data["name"]), str(data["name"]))
+    return table.data.lower().split()[0] == re.split(r"[^a-z]", name.lower())[0]
+
+
+def _is_published(table: PublishedTable, data: Mapping[str, Any]) -> bool:
+    """Whether a data set is the table's: by its json's digest if the official one is known, else name and size."""
+    if table.digests:
+        return data.get("source_digest") in table.digests
+    return _has_name(table, data) and data["images"] in table.images
 
 
 def _differences(table: PublishedTable, row: Row, prefix: str) -> list[str]:
     """Notes on how a measured row differs from the paper's measurement."""
     differences = []
     data = (row.get("datasets") or {}).get(prefix)
-    if table.images and (data is None or data["images"] not in table.images):
+    if table.images and (data is None or not _is_published(table, data)):
         measured = "a set of unknown size" if data is None else f"{data['name']}, {data['images']:,} images"
         differences.append(f"other data: {measured}, not {table.data}")
     if table.images and data is not None and data["protocol"] != "published":

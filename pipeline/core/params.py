@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from pipeline.core.config import Config, find, section
+from pipeline.core.errors import InputError
 from pipeline.core.stage import Stage, listed
 
 FILE, DEFAULT = "params.yaml", "default"
@@ -127,7 +128,13 @@ def schema(parts: Sequence[Section]) -> str:
 
 def _dotted(part: Section, params: Mapping[str, Any]) -> Iterator[str]:
     name, _, each = part.name.partition(".")
-    yield from (f"{name}.{student}" for student in find(params, name)) if each else [name]
+    if not each:
+        yield name
+        return
+    students = find(params, name)
+    if not isinstance(students, Mapping):
+        raise InputError(f"{FILE}, section {name!r} must have an entry for each student, not {students!r}.")
+    yield from (f"{name}.{student}" for student in students)
 
 
 def _is_null(part: Section, dotted: str, params: Mapping[str, Any]) -> bool:

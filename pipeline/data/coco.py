@@ -7,6 +7,7 @@ LVIS v1 has no ``file_name``; its ``coco_url`` ends in ``train2017/<name>`` or
 ``val2017/<name>``, so its image folder is the one that contains these two.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -95,8 +96,8 @@ class CategoryRecord(Record):
 class _Annotation(AnnotationRecord):
     segmentation: Any
     category_id: int = NO_CATEGORY
-    area: float | None = Field(default=None, ge=0)
-    bbox: list[float] | None = Field(default=None, min_length=4, max_length=4)
+    area: Any = None
+    bbox: Any = None
 
 
 class _Category(CategoryRecord):
@@ -204,9 +205,17 @@ def read(path: Path, min_area_px: int, *, crowd: bool = False) -> CocoFile:
 
 
 def _instance(annotation: _Annotation, rle: masks.Rle) -> Instance:
-    x, y, width, height = annotation.bbox or (0.0, 0.0, 0.0, 0.0)
-    stated = (x, y, width, height) if annotation.bbox else None
-    return Instance(annotation.id, annotation.category_id, rle, bool(annotation.iscrowd), annotation.area, stated)
+    """An instance with the area and box that the json states; those that make no sense count as not stated."""
+    area, box = annotation.area, annotation.bbox
+    stated = None
+    if isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box) and min(box[2:]) >= 0:
+        stated = (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
+    known = float(area) if _is_number(area) and area >= 0 else None
+    return Instance(annotation.id, annotation.category_id, rle, bool(annotation.iscrowd), known, stated)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def unnamed(number: int = NO_CATEGORY) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pipeline.distill.task import Task
 from pipeline.models import build
 from pipeline.models.pretrained import Source, load_pretrained
 from pipeline.models.sam import Sam, save_checkpoint
-from pipeline.models.students import load_checkpoint, module_of
+from pipeline.models.students import load_checkpoint, module_of, require_same_grid
 from pipeline.training import checkpoint_of, precision_of
 
 __all__ = ["RECIPES", "DistillConfig", "Task", "distill", "learn", "student_of"]
@@ -145,11 +145,6 @@ def _copy_decoder(teacher: Path, student: str, sam: Sam) -> None:
     """
     card = Card.read(teacher)
     source = load_checkpoint(teacher)
-    size, expected = (f"{m.embedding_size}x{m.embedding_size} cells of {m.image_size} pixels" for m in (sam, source))
-    if size != expected:
-        raise InputError(
-            f"student {student} has an image embedding of {size}, but its teacher {card.model} has {expected}: "
-            "choose nano students with the bundled teacher, full-size ones with vit_b, vit_l or vit_h (params.yaml)."
-        )
+    require_same_grid(sam, student, source, card.model or "")
     sam.prompt_encoder.load_state_dict(source.prompt_encoder.state_dict())
     sam.mask_decoder.load_state_dict(source.mask_decoder.state_dict())

@@ -76,7 +76,9 @@ class EvaluateConfig(Config):
 
     protocol: Protocol = "published"
     """Instances, boxes and areas that count: ``published`` as EfficientViT-SAM's evaluation, ``ours`` without crowd
-    regions and masks below 64 pixels, with the masks' own boxes and areas."""
+    regions and masks below ``min_area_px``, with the masks' own boxes and areas."""
+    min_area_px: Annotated[int, Field(ge=1)] = 64
+    """Smallest mask of protocol ``ours``, in pixels."""
     prompts_batch: Annotated[int, Field(ge=1)] = 32
     """Prompts per decoder call when accuracy is measured."""
     feed_back: bool = True
@@ -164,7 +166,12 @@ def _evaluate(
 ) -> Contents:
     require_tracked(config.data, config.detections, config.sginw)
     source, card = subject.source, Card.read(subject.source)
-    sets = [(validation, validation.photographs(config.protocol)) for validation in validation_sets(prepare)]
+    sets = [
+        (validation, validation.photographs(config.protocol, config.min_area_px))
+        for validation in validation_sets(prepare)
+    ]
+    for clash in sorted({validation.prefix for validation, _ in sets} & {f"{name}_" for name in config.detections}):
+        raise InputError(f"evaluate.detections.{clash[:-1]} has the name of a validation set: rename one of them.")
     first, photographs = sets[0]
     example = next(photograph for photograph in photographs if photograph.instances)
     box = masks.box(masks.decode(example.instances[0].rle))

@@ -99,7 +99,8 @@ def describe(config: DetectionsConfig) -> dict[str, object]:
     return {
         "name": Path(config.truth).stem,
         "protocol": "published",
-        "digest": file_sha256(Path(config.truth)),
+        "digest": (digest := file_sha256(Path(config.truth))),
+        "source_digest": digest,
         "images": len(truth.images),
         "annotated_images": len({annotation["image_id"] for annotation in truth.annotations}),
         "instances": len(truth.annotations),
@@ -183,7 +184,7 @@ def _average_precision(run: Run, name: str, config: DetectionsConfig) -> dict[st
     def work(image: _PromptedImage) -> Result:
         return {"segmentations": _segment(run, image.detections)}
 
-    results = run.each_image(name, images, read, work)
+    results = run.each_image(f"boxes {name}", images, read, work)
     if not run.ranks.first:
         return None
     records = [

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from pycocotools import mask as coco_mask
 
 from pipeline.core.config import Config
+from pipeline.core.errors import InputError
 from pipeline.core.progress import progress
 from pipeline.data.coco import Photograph
 from pipeline.evaluate.average_precision.recall import average_recall
@@ -85,6 +86,8 @@ def evaluate_everything(
     """
     single = [replace(p, instances=[i for i in p.instances if not i.iscrowd]) for p in photographs]
     images = [photograph for photograph in single if photograph.instances][: config.images]
+    if not images:
+        raise InputError("no image has an instance that is not a crowd region: set evaluate.everything to null.")
     settings = config.settings()
     results: dict[str, ModeResults] = {mode: ModeResults() for mode in MODES}
     for photograph in progress(images, "everything", "image"):

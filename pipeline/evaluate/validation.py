@@ -22,8 +22,6 @@ from pipeline.evaluate.images import read_rgb
 from pipeline.ops import masks
 
 Protocol = Literal["published", "ours"]
-MIN_AREA_PX = 64
-"""Smallest mask of protocol ``ours``, in pixels."""
 REMEDY = "Run `dvc repro --force --single-item prepare`."
 
 
@@ -45,14 +43,18 @@ class ValidationSet:
         """The json."""
         return self.directory / "instances.json"
 
-    def photographs(self, protocol: Protocol = "published") -> list[Photograph]:
+    def photographs(self, protocol: Protocol = "published", min_area_px: int = 1) -> list[Photograph]:
         """Read the images with the instances that the protocol counts, ordered by id.
+
+        Args:
+            protocol: See the module.
+            min_area_px: Smallest mask of ``ours``, in pixels.
 
         Raises:
             InputError: The annotations are missing or damaged, or contain no instance.
         """
         photographs = coco.read(self.annotations, 1, crowd=protocol == "published").photographs
-        counted = [replace(p, instances=list(_counted(p, protocol))) for p in photographs]
+        counted = [replace(p, instances=list(_counted(p, protocol, min_area_px))) for p in photographs]
         if not any(photograph.instances for photograph in counted):
             raise InputError(
                 f"{self.annotations} has no instance to evaluate: configure prepare with a validation split that has "
@@ -74,12 +76,14 @@ class ValidationSet:
 
     def describe(self, photographs: list[Photograph], protocol: Protocol) -> dict[str, object]:
         """Name, digest of the annotations, numbers of images and instances, and protocol, to tell data sets apart."""
-        info = json.loads(self.annotations.read_bytes()).get("info") or {}
+        path = self.directory / "set.json"
+        about = json.loads(path.read_bytes()) if path.is_file() else {}
         return {
-            "name": str(info.get("name", "validation")),
+            "name": str(about.get("name", "validation")),
             "protocol": protocol,
             "digest": file_sha256(self.annotations),
-            "images": int(info.get("images", len(photographs))),
+            "source_digest": about.get("source_digest"),
+            "images": int(about.get("images", len(photographs))),
             "annotated_images": sum(bool(photograph.instances) for photograph in photographs),
             "instances": sum(len(photograph.instances) for photograph in photographs),
         }
@@ -91,10 +95,10 @@ def validation_sets(prepare: Path) -> list[ValidationSet]:
     return [ValidationSet(prepare / "validation"), *(ValidationSet(path, f"{path.name}_") for path in others)]
 
 
-def _counted(photograph: Photograph, protocol: Protocol) -> Iterator[Instance]:
+def _counted(photograph: Photograph, protocol: Protocol, min_area_px: int) -> Iterator[Instance]:
     for instance in photograph.instances:
         if protocol == "ours":
-            if masks.area(instance.rle) >= MIN_AREA_PX:
+            if masks.area(instance.rle) >= min_area_px:
                 yield replace(instance, area=None, bbox=None)
         elif instance.area is None or instance.area >= 1:
             yield instance

@@ -104,11 +104,15 @@ def load_state(sam: Sam, state: dict[str, Tensor], source: Path) -> None:
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     # Extra state is checked by its module, whose error is more specific than a shape.
     weights = {key for key in own.keys() & state.keys() if not key.endswith("_extra_state")}
-    shapes = [key for key in weights if state[key].shape != own[key].shape]
+    shapes = [
+        key
+        for key in weights
+        if state[key].shape != own[key].shape or state[key].is_floating_point() != own[key].is_floating_point()
+    ]
     if missing or unknown or shapes:
         faults = [
             f"{len(keys)} {what} (first: {keys[0]})"
-            for what, keys in (("missing", missing), ("unknown", unknown), ("of another shape", sorted(shapes)))
+            for what, keys in (("missing", missing), ("unknown", unknown), ("of another shape or type", sorted(shapes)))
             if keys
         ]
         raise InputError(f"{source} does not hold the weights of this model: keys {', '.join(faults)}. Name its model.")

@@ -94,6 +94,20 @@ def load_checkpoint(directory: Path) -> Sam:
     return load_weights(build(card.model, card.options), directory / WEIGHTS).eval()
 
 
+def require_same_grid(student: Sam, name: str, teacher: Sam, teacher_name: str) -> None:
+    """Check that a student's image embedding and prompt frame have its teacher's sizes.
+
+    Raises:
+        InputError: They differ.
+    """
+    sizes = [f"{m.embedding_size}x{m.embedding_size} cells of {m.image_size} pixels" for m in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"student {name} has an image embedding of {sizes[0]}, but its teacher {teacher_name} has {sizes[1]}: "
+            "choose nano students with the bundled teacher, full-size ones with a full-size teacher (params.yaml)."
+        )
+
+
 def link(folder: Path = Path("deps/models")) -> str:
     """Write ``<folder>/<name>/`` for each model: links to the source files that only this model depends on.
 

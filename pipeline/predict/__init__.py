@@ -15,12 +15,14 @@ from typing import Any
 import torch
 
 from pipeline import __version__
+from pipeline.core import code
 from pipeline.core.artifact import Card, write_json
 from pipeline.core.atomic import replacing
 from pipeline.core.errors import InputError
 from pipeline.core.progress import notice, progress
 from pipeline.data.coco import ImageRecord
 from pipeline.data.photograph import read_file, read_pixels
+from pipeline.models.students import module_of
 from pipeline.predict.finished import Finished, discard, finished
 from pipeline.predict.formats import DATA, FORMATS, INSTANCES, LABELS, LINKS, OBJECTS, OVERLAYS, Results, stems
 from pipeline.predict.formats import write_overlay as draw
@@ -195,6 +197,7 @@ def _made_by(card: Card, options: Options, device: str | None) -> dict[str, Any]
     prompts = "boxes" if options.boxes else "points" if options.points else "everything"
     return {
         "version": __version__,
+        "code": code.digest(__name__, module_of(card.model or "")),
         "model": {"name": card.model, "precision": card.precision, "kind": card.kind, "digest": card.digest},
         "prompts": prompts,
         "format": options.format,

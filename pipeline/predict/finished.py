@@ -64,7 +64,7 @@ class Finished:
             if end == 0:
                 if entry != {"identity": identity}:
                     return 0
-            elif entry.keys() == {"name", "digest", "result"}:
+            elif isinstance(entry, dict) and entry.keys() == {"name", "digest", "result"}:
                 self._position[entry["name"]], self._digests[entry["name"]] = end, entry["digest"]
             else:
                 break

@@ -99,6 +99,8 @@ def _arguments(prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
 
 
 def _described(prompt: Prompt, mask: Bool[np.ndarray, "h w"], iou: float) -> dict[str, Any]:
+    if not np.isfinite(iou):
+        raise InputError(f"the model predicts an IoU of {iou}: its weights are damaged; rebuild it.")
     annotation = _annotation(masks.encode(mask), prompt.category_id, iou) | {"prompt": prompt.entry}
     return annotation if prompt.score is None else annotation | {"detection_score": prompt.score}
 

@@ -119,6 +119,7 @@ class _ValidationSet:
         self.items = plan.items
         self.categories = plan.categories
         self.listed = plan.listed
+        self.source_digest = plan.source_digest
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         (directory / "images").mkdir(parents=True)
@@ -140,9 +141,11 @@ class _ValidationSet:
         if len({annotation["id"] for annotation in self.annotations}) != len(self.annotations):
             for number, annotation in enumerate(self.annotations, start=1):
                 annotation["id"] = number
-        info = {"description": "validation split", "name": self.name, "images": self.listed or len(self.images)}
+        listed = self.listed or len(self.images)
+        about = {"name": self.name, "images": listed, "source_digest": self.source_digest}
+        write_json(self.directory / "set.json", about)
         content = {
-            "info": info,
+            "info": {"description": "validation split"},
             "licenses": [],
             "images": self.images,
             "annotations": self.annotations,

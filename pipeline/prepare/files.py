@@ -2,17 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.core.artifact import file_sha256
 from pipeline.core.errors import InputError
+from pipeline.core.progress import notice
 from pipeline.data import coco, sa1b
 from pipeline.data.coco import NO_CATEGORY, Instance
 from pipeline.data.folder import image_files, unique_keys
 from pipeline.data.photograph import read_jpeg
 from pipeline.ops import masks
+from pipeline.ops.geometry import Size
 from pipeline.prepare.sample import Item, Prepared, prepared
 from pipeline.prepare.sources import Coco, Files, Folder, Sa1b, ValidationSet
 
@@ -27,6 +31,8 @@ class Validation:
     categories: list[dict[str, Any]] = field(default_factory=lambda: [coco.unnamed()])
     listed: int | None = None
     """Number of images in its json, with and without instances; None for a split of the source's own images."""
+    source_digest: str | None = None
+    """SHA-256 of its json, if the whole of it is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +128,24 @@ def plan(source: Coco | Folder | Sa1b, data: Path) -> Plan:
         splits = divide(items, source, data)
         own = [replace(item, keep_all=True) for item in splits.pop("validation")]
         return Plan(splits, {"validation": Validation(own, categories)}, left_out)
-    validation = {name: _validation_set(source, data, name, chosen) for name, chosen in source.validation.items()}
-    held_out = {item.path.name for part in validation.values() for item in part.items if isinstance(item, FileItem)}
-    rest = [item for item in items if not (isinstance(item, FileItem) and item.path.name in held_out)]
+    first = source.leaderboard or min(source.validation)
+    names = sorted(source.validation, key=lambda name: (name != first, name))
+    validation = {name: _validation_set(source, data, name, source.validation[name]) for name in names}
+    rest = _without(items, validation.values())
     left_out["images_kept_for_validation"] = len(items) - len(rest)
+    if len(rest) < len(items):
+        notice(f"{len(items) - len(rest)} images of the source are in a validation set: left out of the other splits.")
     splits = divide(rest, source, data, separate_validation=True)
     return Plan({name: splits[name] for name in ("train", "calibration")}, validation, left_out)
+
+
+def _without(items: Sequence[ItemT], sets: Iterable[Validation]) -> list[ItemT]:
+    """The items that are in no validation set: other file name, or same name and other size."""
+    held_out: dict[str, set[Size | None]] = {}
+    for item in (item for part in sets for item in part.items):
+        if isinstance(item, FileItem):
+            held_out.setdefault(item.path.name, {None}).add(item.size)
+    return [i for i in items if not isinstance(i, FileItem) or i.size not in held_out.get(i.path.name, ())]
 
 
 def _folder(source: Folder, data: Path) -> list[FileItem]:
@@ -171,7 +189,9 @@ def _validation_set(source: Files, data: Path, name: str, chosen: ValidationSet)
             "name another json."
         )
     items = sorted(_shuffled(items, source.seed)[: chosen.max_images], key=lambda item: item.image_id)
-    return Validation(items, categories, listed if chosen.max_images is None else len(items))
+    if chosen.max_images is not None:
+        return Validation(items, categories, len(items))
+    return Validation(items, categories, listed, file_sha256(data / chosen.annotations))
 
 
 def _read_coco(
@@ -182,6 +202,9 @@ def _read_coco(
     Returns:
         All its images, its categories, and its number of images.
     """
+    for path in (data / annotations, data / folder):
+        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(data)):
+            raise InputError(f"{path} is not in prepare.data ({data}), so DVC does not track it: put or link it there.")
     content = coco.read(data / annotations, 1, crowd=True)
     images = data / folder
     if not images.is_dir():

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.core.config import Config
 
@@ -21,6 +21,12 @@ class Procedural(Config):
     validation: Count
     seed: Natural = 0
     jpeg_quality: Quality = 92
+
+
+_RESERVED = frozenset(
+    ("train", "calibration", "validation", "left_out", "prompts", "everything", "box", "click", "click3", "click5")
+)
+"""Names that counts, metrics or files of an evaluation have already."""
 
 
 class ValidationSet(Config):
@@ -43,13 +49,23 @@ class Files(Config):
     """Size of the validation split of the source's own images; unused with ``validation``."""
     validation: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ValidationSet] = {}
     """Sets to evaluate on, by name, instead of a part of the source's images. Their categories and images need not be
-    the source's; images of equal file name are excluded from the other splits. The leaderboard shows the first set's
-    figures; those of the others have the set's name as prefix."""
+    the source's; images of equal name and size are excluded from the other splits. The leaderboard shows the figures of
+    one set; those of the others have the set's name as prefix."""
+    leaderboard: str | None = None
+    """Name of the set whose figures the leaderboard shows; null for the first in alphabetical order."""
     seed: Natural = 0
     min_area_px: Count = 64
     """Minimum mask area in pixels, except in validation; smaller masks are dropped."""
     jpeg_quality: Quality = 95
     """JPEG quality for re-encoded images; upright RGB JPEGs are copied unchanged."""
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> "Files":
+        if taken := _RESERVED & self.validation.keys():
+            raise ValueError(f"validation: {min(taken)!r} cannot be the name of a set: choose another")
+        if self.leaderboard is not None and self.leaderboard not in self.validation:
+            raise ValueError(f"leaderboard: {self.leaderboard!r} is not among the sets of validation")
+        return self
 
 
 class Coco(Files):

@@ -23,7 +23,7 @@ EXTRA_PLOTS = {"clicks.png", "clicks_fed.png", "box_calibration.png", "click_cal
 
 _SET = {"digest": "0" * 64, "annotated_images": 2, "instances": 9, "protocol": "published"}
 SCENES = {"": _SET | {"name": "validation", "images": 2}}
-COCO = {"": _SET | {"name": "val", "images": 5000}}
+COCO = {"": _SET | {"name": "coco", "images": 5000}}
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +245,32 @@ def test_a_damaged_sensitivity_report_is_refused_by_name(tmp_path, damage):
     (folder / "sensitivity.json").write_text(damage)
     with pytest.raises(InputError, match=r"sensitivity.json cannot be read .*: run `dvc repro`"):
         sensitivities([{"model": "s", "precision": "int8", "role": "student"}], tmp_path, tmp_path)
+
+
+def test_tables_are_judged_by_the_set_whose_figures_they_show(rich):
+    """A detector's table by the detector's data, another by the set of its name and size."""
+    _, rows, _ = rich
+    sets = {
+        "": _SET | {"name": "coco", "images": 5000},
+        "lvis_": _SET | {"name": "lvis", "images": 500, "protocol": "ours"},
+        "lvis_vitdet_": _SET | {"name": "lvis_v1_val", "images": 19809},
+    }
+    row = rows[1] | {"model": "efficientvit_sam_xl1", "precision": "fp32", "datasets": sets}
+    row |= {"lvis_box_miou": 0.5, "lvis_vitdet_ap": 0.4}
+    grids = {g.title: g for g in beside_measured([rows[0], row]).grids}
+    last = {title: grids[title].lines[-1].cells for title in grids}
+    assert last["mIoU with ground-truth boxes, COCO"][0].marks == ""
+    lvis = grids["mIoU with ground-truth boxes, LVIS"]
+    assert last[lvis.title][1].text == "50.0"
+    notes = [lvis.notes[letter] for letter in last[lvis.title][0].marks]
+    assert any(note.startswith("other data: lvis, 500 images") for note in notes)
+    assert any(note.startswith("other protocol: ours") for note in notes)
+    assert last["Mask AP with ViTDet's boxes, LVIS"][0].marks == ""
+
+
+@pytest.mark.parametrize(("name", "images"), [("mine", 5000), ("coco", 40), ("lvis_v05", 5000)])
+def test_a_set_of_another_name_or_size_is_other_data(rich, name, images):
+    _, rows, _ = rich
+    row = rows[1] | {"datasets": {"": _SET | {"name": name, "images": images}}}
+    boxes = {g.title: g for g in beside_measured([rows[0], row]).grids}["mIoU with ground-truth boxes, COCO"]
+    assert any(note.startswith("other data") for note in boxes.notes.values())

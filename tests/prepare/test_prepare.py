@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from pipeline.core.artifact import digest
+from pipeline.core.artifact import digest, file_sha256
 from pipeline.core.config import section
 from pipeline.core.errors import InputError
 from pipeline.core.log import silent
@@ -263,3 +263,44 @@ def test_absent_data_is_named(tmp_path):
 def test_a_wrong_source_is_refused_by_its_key(tmp_path, source, message):
     with pytest.raises(InputError, match=message):
         run(tmp_path / "out", tmp_path, **source)
+
+
+def sets(root, **names):
+    """Two validation sets of the photographs: images 1 and 2, and image 3."""
+    content = json.loads((root / "instances.json").read_text())
+    for name, numbers in names.items():
+        part = content | {"images": [i for i in content["images"] if i["id"] in numbers]}
+        part["annotations"] = [a for a in content["annotations"] if a["image_id"] in numbers]
+        (root / f"{name}.json").write_text(json.dumps(part))
+    return {name: {"annotations": f"{name}.json", "images": "images"} for name in names}
+
+
+@pytest.mark.parametrize(("leaderboard", "first"), [(None, "a"), ("b", "b")])
+def test_the_leaderboards_set_is_chosen_by_name_not_by_order(tmp_path, photographs, leaderboard, first):
+    named = sets(photographs, b=(3,), a=(1, 2))
+    source = COCO_SOURCE | {"validation": named, "leaderboard": leaderboard}
+    run(tmp_path / "out", photographs, **source)
+    assert json.loads((tmp_path / "out/validation/set.json").read_text())["name"] == first
+    other = {"a": "b", "b": "a"}[first]
+    written = json.loads((tmp_path / f"out/validation_sets/{other}/instances.json").read_text())
+    assert [image["id"] for image in written["images"]] == {"a": [1, 2], "b": [3]}[other]
+    about = json.loads((tmp_path / f"out/validation_sets/{other}/set.json").read_text())
+    assert about["source_digest"] == file_sha256(photographs / f"{other}.json")
+
+
+@pytest.mark.parametrize("name", ["validation", "train", "click"])
+def test_a_set_cannot_have_a_name_that_counts_or_metrics_have(tmp_path, photographs, name):
+    with pytest.raises(InputError, match=f"'{name}' cannot be the name of a set"):
+        run(tmp_path / "out", photographs, **COCO_SOURCE | {"validation": sets(photographs, **{name: (1,)})})
+
+
+def test_a_set_outside_of_the_data_is_refused_since_dvc_would_not_watch_it(tmp_path, photographs):
+    named = {"a": {"annotations": "../a.json", "images": "images"}}
+    with pytest.raises(InputError, match=r"not in prepare\.data .*put or link it there"):
+        run(tmp_path / "out", photographs, **COCO_SOURCE | {"validation": named})
+
+
+def test_areas_and_boxes_that_make_no_sense_are_not_stated(tmp_path, photographs):
+    edit(photographs, lambda c: c["annotations"][0].update(bbox=[], area="large"))
+    metrics = run(tmp_path / "out", photographs, **COCO_SOURCE)
+    assert metrics["train_images"] == 3

@@ -1,5 +1,6 @@
 """Files of weights: download once, verify a pinned hash, and read without executing code."""
 
+import fcntl
 import http.client
 import pickle
 import struct
@@ -23,6 +24,16 @@ _UNREADABLE = (
     RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 """Errors that `torch.load` raises on files that are not checkpoints."""
+_DTYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.int32,
+    torch.int64,
+    torch.uint8,
+    torch.bool,
+)
 
 
 def fetch(source: str, sha256: str, store: Path, key: str) -> Path:
@@ -46,7 +57,10 @@ def fetch(source: str, sha256: str, store: Path, key: str) -> Path:
         path = Path(source)
         if not path.is_file():
             raise InputError(f"checkpoint {source} does not exist: correct `{key}.checkpoint` in params.yaml.")
-    actual = file_sha256(path)
+    try:
+        actual = file_sha256(path)
+    except OSError as error:
+        raise InputError(f"checkpoint {source} cannot be read ({error.strerror}): check its permissions.") from None
     if actual != sha256.lower():
         if downloaded:  # never delete a user's own file, even inside the store
             path.unlink()
@@ -58,21 +72,28 @@ def fetch(source: str, sha256: str, store: Path, key: str) -> Path:
 
 
 def _download(url: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with (
-            atomic.replacing(path) as draft,
-            urllib.request.urlopen(url, timeout=60) as response,
-            draft.open("wb") as stream,
-        ):
-            total = int(response.headers.get("Content-Length", 0)) or None
-            with counter("download", "byte", total, scale=True) as bar:
-                while chunk := response.read(CHUNK_BYTES):
-                    bar.update(stream.write(chunk))
-            if total and stream.tell() != total:
-                raise ConnectionError(f"cut short after {stream.tell()} of {total} bytes")
-    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f".{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one downloads
+            if not path.exists():
+                _receive(url, path)
+    except (OSError, http.client.HTTPException) as error:
         raise InputError(f"checkpoint {url} cannot be downloaded ({error}): try again, or give a local path.") from None
+
+
+def _receive(url: str, path: Path) -> None:
+    with (
+        atomic.replacing(path) as draft,
+        urllib.request.urlopen(url, timeout=60) as response,
+        draft.open("wb") as stream,
+    ):
+        total = int(response.headers.get("Content-Length", 0)) or None
+        with counter("download", "byte", total, scale=True) as bar:
+            while chunk := response.read(CHUNK_BYTES):
+                bar.update(stream.write(chunk))
+        if total and stream.tell() != total:
+            raise ConnectionError(f"cut short after {stream.tell()} of {total} bytes")
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -92,6 +113,10 @@ def read(path: Path) -> dict[str, Tensor]:
         raise InputError(f"checkpoint {path} holds no state dict: get the official file.")
     if not all(isinstance(key, str) for key in state):
         raise InputError(f"checkpoint {path} has keys that are not names: get the official file.")
+    for key, value in state.items():
+        plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_nested
+        if not plain or value.dtype not in _DTYPES:
+            raise InputError(f"checkpoint {path}: {key} is not a plain tensor ({value.dtype}): get the official file.")
     return state
 
 
@@ -105,7 +130,7 @@ def _is_safetensors(path: Path) -> bool:
 def _safetensors(path: Path) -> object:
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError, NotImplementedError, KeyError, ValueError) as error:
         raise InputError(f"checkpoint {path} is a damaged safetensors file ({error}): get the official file.") from None
 
 
