@@ -24,7 +24,7 @@ from pipeline.train_teacher.frame import Picture, boxes_of, coverages_of
 from pipeline.train_teacher.imagenet import trunk_state
 from pipeline.train_teacher.training import Batch, decoder_rounds
 from pipeline.train_teacher.validation import Subject, accuracy, held_out_scenes, trivial
-from pipeline.train_teacher.windows import random_window, whole
+from pipeline.train_teacher.windows import cell_px, random_window
 from pipeline.training import OptimizerConfig, autocast, fit
 
 MODEL = "bundled_v2"
@@ -57,11 +57,11 @@ class MixedConfig(Config):
     exact_share: float
     """Share of prompts that are tight boxes and central clicks."""
     batch: int
-    """Windows per step; a step on whole frames has a quarter of it."""
+    """Images composed per step of windows of half the frame's side. Steps of other windows have the same area."""
     prompts: int
-    """Prompts per image."""
-    whole_every: int
-    """Interval, in steps, at which whole frames are trained on instead of windows of a quarter of their area."""
+    """Prompts per window."""
+    windows: list[int]
+    """Sides of the windows of successive steps, in embedding cells; 32 is the whole frame."""
     correct_every: int
     """Interval, in steps, at which the second round is trained too."""
     measure_every_s: float
@@ -90,15 +90,14 @@ def train_mixed(config: MixedConfig, run: Path, device: str = "cpu") -> Sam:
     monitor = Monitor(run, config.measure_every_s, photos.read(validation))
 
     def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> Batch:
-        part = slice(max(1, len(indices) // 4)) if is_whole(number) else slice(None)
-        return draw_batch(config, pictures, indices[part], rngs[part], sam.image_size, crops=not is_whole(number))
+        return draw_batch(config, pictures, indices, rngs, sam.image_size, cells(number) * cell_px(sam))
 
-    def is_whole(number: int) -> bool:
-        return number % config.whole_every == 0
+    def cells(number: int) -> int:
+        return config.windows[number % len(config.windows)]
 
     def step(batch: Batch, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
         images, prompts, rngs = batch
-        window = whole(sam) if is_whole(number) else random_window(rng, sam, sam.embedding_size // 2)
+        window = random_window(rng, sam, cells(number))
         inputs = images.to(device).contiguous(memory_format=torch.channels_last)
         # Depthwise convolutions are slower in bf16 on a CPU.
         with autocast(torch.device(device), "none" if device == "cpu" else config.optimizer.autocast):
@@ -138,26 +137,35 @@ def draw_batch(
     indices: Sequence[int],
     rngs: list[np.random.Generator],
     frame_side: int,
-    *,
-    crops: bool,
+    side: int,
 ) -> Batch:
-    """Compose a step's images, whole frames or ``crops`` of half their side, and sample their prompts."""
-    side = frame_side // 2 if crops else frame_side
-    grid = side // MASK_PX
+    """Compose a step's images, and sample their prompts.
+
+    Args:
+        config: The recipe.
+        pictures: Photographs to train on.
+        indices: Photographs of this step.
+        rngs: Random generator of each.
+        frame_side: Side of the frame, in pixels.
+        side: Side of the windows, in pixels. Small ones are several of each frame, large ones are fewer than `indices`.
+    """
+    grid, windows = side // MASK_PX, max(1, len(indices) * frame_side**2 // (4 * side**2))
+    frames, per_frame = min(windows, len(indices)), max(1, windows // len(indices))
     images, coverages, boxes = [], [], []
-    for index, rng in zip(indices, rngs, strict=True):
+    rngs = [rng for rng in rngs[:frames] for _ in range(per_frame)]
+    for index, rng in zip(indices[:frames], rngs[::per_frame], strict=True):
         is_scene = rng.random() < config.scene_share
         if is_scene:
             frame = photos.scene(rng, pictures, frame_side)
         else:
             frame = photos.photograph(rng, pictures, index, frame_side)
-        if crops:
-            frame = photos.around_an_instance(rng, frame, side)
-        images.append(photos.developed(rng, frame.image))
-        order = rng.permutation(len(frame.instances))[: config.prompts]
-        instances = [frame.instances[i] for i in order]
-        coverages.append(coverages_of(instances, side, grid))
-        boxes.append(boxes_of(instances))
+        for _ in range(per_frame):
+            window = frame if side == frame_side else photos.around_an_instance(rng, frame, side)
+            images.append(photos.developed(rng, window.image))
+            order = rng.permutation(len(window.instances))[: config.prompts]
+            instances = [window.instances[i] for i in order]
+            coverages.append(coverages_of(instances, side, grid))
+            boxes.append(boxes_of(instances))
     pixels = (torch.from_numpy(np.stack(images)).float() - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
     prompts = first_prompts(
         rngs, coverages, boxes, config.prompts, side, box_jitter=BOX_JITTER, exact_share=config.exact_share

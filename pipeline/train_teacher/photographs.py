@@ -87,10 +87,11 @@ def scene(rng: np.random.Generator, pictures: Sequence[Picture], side: int) -> F
 
 
 def around_an_instance(rng: np.random.Generator, frame: Frame, side: int) -> Frame:
-    """Crop a square of ``side`` pixels that contains the centre of a random instance."""
+    """Crop a square of ``side`` pixels that contains the centre of a random instance, one that fits if there is any."""
     x, y = rng.uniform(0, frame.side, 2)
     if frame.instances:
-        instance = frame.instances[int(rng.integers(len(frame.instances)))]
+        fitting = [instance for instance in frame.instances if max(instance.mask.shape) < side] or frame.instances
+        instance = fitting[int(rng.integers(len(fitting)))]
         x, y = instance.x + instance.mask.shape[1] / 2, instance.y + instance.mask.shape[0] / 2
     corner = np.clip(np.array([x, y]) - rng.uniform(0.1, 0.9, 2) * side, 0, frame.side - side)
     return frame.crop(int(corner[0]), int(corner[1]), side)
