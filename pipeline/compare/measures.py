@@ -111,8 +111,8 @@ def _sets(rows: Sequence[Row]) -> Section | None:
     sets = [prefix for prefix in datasets if any(row.get(f"{prefix}box_miou") is not None for row in rows)]
     grids = [_set(rows, prefix, str(datasets[prefix]["name"])) for prefix in sets] if len(sets) > 1 else []
     note = (
-        "Protocol published counts every annotation with its own box and area, crowd regions included, as "
-        "EfficientViT-SAM's evaluation does; ours leaves out crowd regions and masks below 64 pixels. The digest is of "
+        "With protocol “published” every annotation counts, with its own box and area, crowd regions included, as in "
+        "EfficientViT-SAM's evaluation; “ours” leaves out crowd regions and the smallest masks. The digest is that of "
         "the annotations."
     )
     return _section("Data sets", note, Grid(columns=columns, lines=lines), *grids)

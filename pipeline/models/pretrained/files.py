@@ -74,17 +74,21 @@ def fetch(source: str, sha256: str, store: Path, key: str) -> Path:
 def _download(url: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(f".{path.name}.lock").open("w") as lock:
+        waiting = path.with_name(f".{path.name}.lock")
+        with waiting.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one downloads
-            if not path.exists():
-                _receive(url, path)
+            try:
+                if not path.exists():
+                    _receive(url, path)
+            finally:
+                waiting.unlink(missing_ok=True)
     except (OSError, http.client.HTTPException) as error:
         raise InputError(f"checkpoint {url} cannot be downloaded ({error}): try again, or give a local path.") from None
 
 
 def _receive(url: str, path: Path) -> None:
     with (
-        atomic.replacing(path) as draft,
+        atomic.replacing(path, per_process=True) as draft,
         urllib.request.urlopen(url, timeout=60) as response,
         draft.open("wb") as stream,
     ):
