@@ -97,7 +97,7 @@ def _scores(
         return evaluate_accuracy(
             run,
             validation,
-            validation.photographs(protocol),
+            validation.photographs(protocol, 64),
             pictures=pictures,
             with_mask_input=with_mask_input,
             **more,

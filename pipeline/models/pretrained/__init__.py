@@ -85,9 +85,10 @@ def load_parts(sam: Sam, state: Mapping[str, Tensor], path: Path) -> Part:
     if any(key.startswith(PARTS[1:]) for key in state):
         load_state(sam, dict(state), path)
         return "whole"
-    bare = not any(key.startswith(PARTS[0]) for key in state)
+    own = sam.state_dict()
+    bare = any(PARTS[0] + key in own for key in state)
     encoder = {PARTS[0] + key if bare else key: value for key, value in state.items()}
-    rest = {key: value for key, value in sam.state_dict().items() if not key.startswith(PARTS[0])}
+    rest = {key: value for key, value in own.items() if not key.startswith(PARTS[0])}
     load_state(sam, rest | encoder, path)
     return "image_encoder"
 
