@@ -38,7 +38,7 @@ STUDENTS: Mapping[str, str] = {
 
 TEACHERS: Mapping[str, str] = {
     "bundled": "pipeline.models.bundled",
-    "bundled_v2": "pipeline.models.bundled",
+    "bundled_v2": "pipeline.models.bundled_v2",
     "vit_b": "pipeline.models.vit",
     "vit_l": "pipeline.models.vit",
     "vit_h": "pipeline.models.vit",

@@ -4,13 +4,13 @@ Boxes come as a COCO json with ``images`` and ``annotations``, or as a list of d
 objects. Entries of a list name their image by ``file_name``, or by ``image_id`` together with a COCO json.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
-from pydantic_core import from_json
 
 from pipeline.core.errors import InputError
 from pipeline.data import coco
@@ -142,10 +142,10 @@ def read_points(path: Path, annotations: Path | None) -> Prompts:
 def _content(path: Path, form: str) -> Any:
     """The JSON value of a file, unchecked."""
     try:
-        return from_json(path.read_bytes())
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}). {form}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}). {form}") from None
 
 

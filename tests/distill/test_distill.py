@@ -155,8 +155,8 @@ def test_teacher_and_student_of_different_grids_are_refused_in_words(inputs):
         student_of(inputs["teacher"], "efficientvit_sam_l0", seed=0, options={})
     assert str(caught.value) == (
         "student efficientvit_sam_l0 has an image embedding of 64x64 cells of 1024 pixels, but its teacher bundled "
-        "has 16x16 cells of 256 pixels: choose nano students with the bundled teacher, full-size ones with vit_b, "
-        "vit_l or vit_h (params.yaml)."
+        "has 16x16 cells of 256 pixels: choose nano students with the bundled teacher, full-size ones with a "
+        "full-size teacher (params.yaml)."
     )
 
 

@@ -1,1 +1,0 @@
-../../../pipeline/models/efficientnet_lite.py

@@ -1,1 +1,0 @@
-../../../pipeline/models/neck.py

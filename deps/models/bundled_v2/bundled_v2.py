@@ -1,0 +1,1 @@
+../../../pipeline/models/bundled_v2.py
