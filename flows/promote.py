@@ -10,6 +10,8 @@ from prefect.states import Completed, Failed
 
 from pipeline import promote as commands
 from pipeline.core.errors import GateError, InputError
+from pipeline.core.failures import guarded
+from pipeline.core.preflight import check_prefect, check_registry
 
 _ENDS: Mapping[str, int] = {"Refused": 1, "BadInput": 2}
 """Names of the flow's failed states, and their exit codes."""
@@ -53,6 +55,12 @@ def promote() -> State[str]:
 
 def main() -> int:
     """Run the flow and print its outcome."""
+    return guarded(_run, "the flow")
+
+
+def _run() -> int:
+    check_registry()
+    check_prefect()
     state = promote(return_state=True)
     if state.name and state.name in _ENDS:
         print(f"error: {state.message}", file=sys.stderr)

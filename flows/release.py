@@ -23,7 +23,7 @@ from pydantic import Field
 from flows import clone, dvc, outcome, remote, schedule, tasks
 from flows.outcome import ReleaseFailedError
 from pipeline import promote, tracking
-from pipeline.core import command_line
+from pipeline.core import command_line, preflight
 from pipeline.core.artifact import read_refusals
 from pipeline.core.command_line import PLAIN, Names, names
 from pipeline.core.config import read_params
@@ -192,7 +192,12 @@ def _command(
         if name not in get_args(Verb):
             known = ", ".join(get_args(Verb))
             raise typer.BadParameter(f"stages of {name!r} cannot be handed over; those of {known} can")
-    return guarded(lambda: _run(list(students) if students else None, at_once, stages), "the flow", _resume)
+
+    def checked() -> int:
+        preflight.check_release()
+        return _run(list(students) if students else None, at_once, stages)
+
+    return guarded(checked, "the flow", _resume)
 
 
 def _resume() -> str:

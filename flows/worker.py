@@ -23,6 +23,7 @@ from pipeline.core import command_line
 from pipeline.core.command_line import PLAIN
 from pipeline.core.errors import InputError
 from pipeline.core.failures import OK, guarded
+from pipeline.core.preflight import check_checkout, check_prefect
 
 Pool = Literal["cpu", "gpu"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
@@ -121,6 +122,7 @@ def _require_server() -> None:
         raise InputError(
             "PREFECT_API_URL is not set: set it to the Prefect server's address (docs/how-to/gpu-workers.md)."
         )
+    check_prefect()
 
 
 def _environment() -> dict[str, str]:
@@ -148,6 +150,7 @@ def _command(
         raise typer.BadParameter("name a pool, or give --deploy")
 
     def serve() -> int:
+        check_checkout()
         if make:
             deploy()
         if pool is None:

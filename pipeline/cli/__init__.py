@@ -16,6 +16,7 @@ from pipeline import __version__
 from pipeline.bench.ablations.settings import QuantizationSettings, RecipesSettings
 from pipeline.bench.settings import Settings, SubjectName
 from pipeline.cli.stage_commands import command_of, help_of
+from pipeline.core import preflight
 from pipeline.core.command_line import PLAIN, Json, with_options_of
 from pipeline.core.config import read_params
 from pipeline.core.dvc_files import dvc_yaml
@@ -150,6 +151,7 @@ def links() -> str:
 @command
 def record(as_json: Json = False) -> str:
     """Give every artifact its MLflow run, also those that DVC restored from its cache."""
+    preflight.check_registry()
     from pipeline.tracking import record_all
 
     runs = dict(record_all(STAGES, read_params()))
@@ -335,6 +337,7 @@ def predict(
 @command
 def register() -> str:
     """Register the best model of the leaderboard as challenger."""
+    preflight.check_registry()
     from pipeline import promote
 
     return promote.register()
@@ -343,6 +346,7 @@ def register() -> str:
 @command
 def promote() -> str:
     """Make the challenger champion if the rules in params.yaml hold; exit with 1 if one does not."""
+    preflight.check_registry()
     from pipeline import promote
 
     return promote.promote()
@@ -351,6 +355,7 @@ def promote() -> str:
 @command
 def rollback() -> str:
     """Make the previous champion champion again."""
+    preflight.check_registry()
     from pipeline import promote
 
     return promote.rollback()

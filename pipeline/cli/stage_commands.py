@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from pipeline.core import process
+from pipeline.core import preflight, process
 from pipeline.core.artifact import Card, read_refusals
 from pipeline.core.command_line import Json
 from pipeline.core.config import read_params
@@ -63,6 +63,7 @@ def _run_stage(stage: Stage, keys: Keys, as_json: bool) -> int:
             f"the result of {stage.target(keys)} did not come back from the worker: code or parameters changed "
             "while it ran, or DVC's remote lost it. Run the release again."
         )
+    preflight.check_encoding()
     params = read_params()
     refuse_unknown_sections(STAGES, params)
     with process.starting():
@@ -72,6 +73,7 @@ def _run_stage(stage: Stage, keys: Keys, as_json: bool) -> int:
     if int(os.environ.get("RANK", "0")) > 0:
         stage.follow(config, keys, silent)
         return OK
+    preflight.check_stage()
     with process.starting(), process.without(WITHOUT):
         from pipeline.tracking import run_tracked
 

@@ -10,6 +10,7 @@ from pathlib import Path
 STORE = "SAM_DISTILLERY_STORE"
 """Environment variable: the directory that `embed.store` and `teacher.store` are relative to."""
 _COPIES = (".dvc", "tmp", "exps")
+_MARKS = ("dvc.yaml", "params.yaml")
 
 
 def main_checkout() -> Path:
@@ -19,6 +20,14 @@ def main_checkout() -> Path:
         if directory.parts[-len(_COPIES) :] == _COPIES:
             return directory.parents[len(_COPIES) - 1]
     return current
+
+
+def checkout_above() -> Path | None:
+    """The checkout that the current directory is a subdirectory of; None in a checkout or outside any."""
+    current = Path.cwd()
+    if any((current / name).exists() for name in _MARKS):
+        return None
+    return next((parent for parent in current.parents if all((parent / name).exists() for name in _MARKS)), None)
 
 
 def store_path(directory: str) -> Path:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from pipeline.core.checkout import checkout_above
 from pipeline.core.errors import InputError
 
 PARAMS = Path("params.yaml")
@@ -35,7 +36,9 @@ def read_params(path: Path = PARAMS) -> dict[str, Any]:
     try:
         params = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: run `python -m pipeline preset demo`.") from None
+        checkout = checkout_above()
+        remedy = f"change to the checkout, `cd {checkout}`" if checkout else "run `python -m pipeline preset demo`"
+        raise InputError(f"{path} does not exist in {Path.cwd()}: {remedy}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(params, dict):

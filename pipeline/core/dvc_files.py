@@ -34,5 +34,8 @@ def has_cached_result(target: str) -> bool:
     """Whether dvc.lock has an earlier result of ``target``, which `dvc checkout` can restore."""
     if not DVC_LOCK.is_file():
         return False
-    entry = (yaml.safe_load(DVC_LOCK.read_text()) or {}).get("stages", {}).get(target, {})
-    return any("hash" in out or "md5" in out for out in entry.get("outs", []))
+    try:
+        entry = (yaml.safe_load(DVC_LOCK.read_text()) or {}).get("stages", {}).get(target, {})
+        return any("hash" in out or "md5" in out for out in entry.get("outs", []))
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError):  # DVC reports a broken file
+        return False

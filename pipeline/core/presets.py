@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from pipeline.core import atomic
+from pipeline.core.checkout import checkout_above
 from pipeline.core.config import PARAMS, read_params
 from pipeline.core.errors import InputError
 
@@ -39,6 +40,8 @@ def activate(name: str, changes: Sequence[str] = (), check: Check = lambda param
     Raises:
         InputError: There is no such preset, a change is not ``key=value``, or `check` refuses it.
     """
+    if checkout := checkout_above():
+        raise InputError(f"{Path.cwd()} is a subdirectory of a checkout: change to it, `cd {checkout}`.")
     source = folder() / f"{name}.yaml"
     if not source.is_file():
         known = ", ".join(sorted(path.stem for path in folder().glob("*.yaml"))) or "none"

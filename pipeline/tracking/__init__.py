@@ -22,13 +22,18 @@ from pipeline.core import process, provenance
 from pipeline.core.artifact import CARD, METRICS, Card, read_metrics
 from pipeline.core.config import PARAMS, Config
 from pipeline.core.errors import InputError
+from pipeline.core.preflight import check_tracking
 from pipeline.core.stage import DVC_LOCK, Keys, Stage
+from pipeline.core.tracking_uri import tracking_uri, without_password
 from pipeline.tracking import database
 from pipeline.tracking.comparison import log_comparison
 from pipeline.tracking.inputs import log_dataset
 from pipeline.tracking.system import system_metrics
 
 EXPERIMENT = "sam-distillery"
+# MLflow's defaults retry an unreachable server for four minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 PARENT_RUN = "PIPELINE_PARENT_RUN"
 """Environment variable: id of the parent run of stages. Not MLflow's variable, since MLflow would resume that run."""
 FLUSH_EVERY_S = 2.0
@@ -52,7 +57,8 @@ class Store:
         Raises:
             InputError: The store cannot be reached.
         """
-        uri = database.anchored(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+        uri = tracking_uri()
+        check_tracking(uri)
         try:
             database.create_if_missing(uri, _experiment)
             experiment = _experiment(uri)
@@ -60,7 +66,8 @@ class Store:
         except (MlflowException, PermissionError, FileNotFoundError, NotADirectoryError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"MLflow at {uri} cannot be used: {reason}. Start it, or unset MLFLOW_TRACKING_URI to use mlflow.db."
+                f"MLflow at {without_password(uri)} cannot be used: {reason}. "
+                "Start it, or unset MLFLOW_TRACKING_URI to use mlflow.db."
             ) from error
         store = cls(client, experiment, uri)
         store._sweep()

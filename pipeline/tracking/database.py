@@ -12,18 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from pipeline.core.checkout import main_checkout
-
-_SQLITE = "sqlite:///"
-
-
-def anchored(uri: str) -> str:
-    """Make a SQLite URI absolute, since MLflow caches stores by URI, whatever the current directory.
-
-    A relative path is resolved against the main checkout, also in a copy that DVC makes for an experiment.
-    """
-    path = _file(uri)
-    return f"{_SQLITE}{main_checkout() / path}" if path else uri
+from pipeline.core.tracking_uri import sqlite_file, sqlite_uri
 
 
 def create_if_missing(uri: str, make: Callable[[str], object]) -> None:
@@ -36,7 +25,7 @@ def create_if_missing(uri: str, make: Callable[[str], object]) -> None:
     Raises:
         OSError: The directory cannot be written.
     """
-    path = _file(uri)
+    path = sqlite_file(uri)
     if path is None or path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +37,7 @@ def create_if_missing(uri: str, make: Callable[[str], object]) -> None:
             leftover.unlink()
         # A new name each time: a library that caches connections by URI would not create the file again.
         draft = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")
-        make(f"{_SQLITE}{draft.absolute()}")
+        make(sqlite_uri(draft))
         draft.rename(path)
 
 
@@ -62,7 +51,7 @@ def lock(uri: str, name: str) -> Iterator[None]:
         OSError: The file's directory cannot be written.
     """
     key = hashlib.sha256(f"{uri} {name}".encode()).hexdigest()[:16]
-    if path := _file(uri):
+    if path := sqlite_file(uri):
         lock_file = path.with_name(f"{path.name}.{key}.lock")
     else:
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
@@ -71,10 +60,3 @@ def lock(uri: str, name: str) -> Iterator[None]:
     with lock_file.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)  # released by the system when the process ends
         yield
-
-
-def _file(uri: str) -> Path | None:
-    """File of a plain SQLite URI; None for in-memory databases, URIs with options, and servers."""
-    name = uri.removeprefix(_SQLITE)
-    plain = uri.startswith(_SQLITE) and name and not name.startswith((":memory:", "file:")) and "?" not in name
-    return Path(name) if plain else None

@@ -11,6 +11,7 @@ from pipeline.core import checkout, code
 from pipeline.core.artifact import Card, Contents, digest
 from pipeline.core.errors import InputError
 from pipeline.core.log import silent
+from pipeline.core.tracking_uri import anchored
 from pipeline.data import encoding, filling
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.shards import MANIFEST, Shards
@@ -22,7 +23,6 @@ from pipeline.models.students import module_of
 from pipeline.ops.geometry import to_input
 from pipeline.prepare import PrepareConfig, prepare
 from pipeline.prepare.sources import Procedural
-from pipeline.tracking import database
 
 SIDE, GRID = 32, 4
 
@@ -246,7 +246,7 @@ def test_a_store_is_relative_to_its_root_else_to_the_main_checkout(tmp_path, mon
         monkeypatch.chdir(here)
         assert checkout.main_checkout() == tmp_path
         assert checkout.store_path(".store/embeddings") == tmp_path / ".store/embeddings"
-        assert database.anchored("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+        assert anchored("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
     assert checkout.store_path("/elsewhere") == Path("/elsewhere")
     monkeypatch.setenv(checkout.STORE, "/scratch")
     assert checkout.store_path(".store/embeddings") == Path("/scratch/.store/embeddings")
