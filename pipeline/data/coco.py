@@ -7,20 +7,24 @@ LVIS v1 has no ``file_name``; its ``coco_url`` ends in ``train2017/<name>`` or
 ``val2017/<name>``, so its image folder is the one that contains these two.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import json_file
+from pipeline.core.untrusted.json_file import Id, Side
+from pipeline.core.untrusted.segmentation import is_number
 from pipeline.ops import masks
 
 NO_CATEGORY = 1
 """Category id of masks without a category."""
+_LONGEST_NAME, _LONGEST_PATH = 255, 2048
+"""Bytes of a file's name and of its path in the image folder."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,9 @@ class Record(BaseModel):
 class ImageRecord(Record):
     """An entry of ``images``."""
 
-    id: int
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
+    id: Id
+    height: Side
+    width: Side
     file_name: str | None = None
     coco_url: str | None = None
     exif_transposed: bool | None = None
@@ -82,20 +86,20 @@ class ImageRecord(Record):
 class AnnotationRecord(Record):
     """An entry of ``annotations``."""
 
-    id: int
-    image_id: int
-    iscrowd: int | bool = 0
+    id: Id
+    image_id: Id
+    iscrowd: Annotated[int, Field(ge=0, le=1)] | bool = 0
 
 
 class CategoryRecord(Record):
     """An entry of ``categories``."""
 
-    id: int
+    id: Id
 
 
 class _Annotation(AnnotationRecord):
     segmentation: Any
-    category_id: int = NO_CATEGORY
+    category_id: Id = NO_CATEGORY
     area: Any = None
     bbox: Any = None
 
@@ -125,22 +129,9 @@ def parse(path: Path, model: type[FileT]) -> FileT:
     Raises:
         InputError: The file is missing, not JSON, or does not match ``model``.
     """
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(f"{refusal(path, error)} Give annotations in COCO format.") from None
-
-
-def refusal(path: Path, error: OSError | ValidationError) -> str:
-    """Describe the first fault of a json file in one sentence that names the record."""
-    if isinstance(error, OSError):
-        return f"{path} cannot be read ({error.strerror})."
-    fault = error.errors(include_url=False)[0]
-    if fault["type"] == "json_invalid":
-        return f"{path} is not JSON ({fault['ctx']['error']})."
-    where = ".".join(str(part) for part in fault["loc"]) or "the top level"
-    more = f", and {error.error_count() - 1} more faults" if error.error_count() > 1 else ""
-    return f"{path}: {where}: {fault['msg']}, not {fault['input']!r:.60}{more}."
+    remedy = "Give annotations in COCO format."
+    content: FileT = json_file.validated(json_file.load(path, remedy=remedy), model, str(path), remedy=remedy)
+    return content
 
 
 def by_id(path: Path, what: str, records: Iterable[RecordT]) -> dict[int, RecordT]:
@@ -208,14 +199,10 @@ def _instance(annotation: _Annotation, rle: masks.Rle) -> Instance:
     """An instance with the area and box that the json states; those that make no sense count as not stated."""
     area, box = annotation.area, annotation.bbox
     stated = None
-    if isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box) and min(box[2:]) >= 0:
+    if isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0:
         stated = (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
-    known = float(area) if _is_number(area) and area >= 0 else None
+    known = float(area) if is_number(area) and area >= 0 else None
     return Instance(annotation.id, annotation.category_id, rle, bool(annotation.iscrowd), known, stated)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def unnamed(number: int = NO_CATEGORY) -> dict[str, Any]:
@@ -232,9 +219,20 @@ def file_name(path: Path, image: ImageRecord) -> str:
     name = image.file_name or "/".join((image.coco_url or "").split("/")[-2:])
     if not name:
         raise InputError(f"{path}: image {image.id} has neither file_name nor coco_url: add its file_name.")
+    relative = relative_name(name)
+    if relative is None:
+        raise InputError(
+            f"{path}: image {image.id} has file_name {json_file.shown(name)}: it must lie inside the image folder."
+        )
+    return relative
+
+
+def relative_name(name: str) -> str | None:
+    """A name in a folder, with ``/``; None if it leads out of the folder or no file can have it."""
     pure = PurePosixPath(name.replace("\\", "/"))
-    if pure.is_absolute() or ".." in pure.parts:
-        raise InputError(f"{path}: image {image.id} has file_name {name!r}: it must lie inside the image folder.")
+    fits = all(len(part.encode()) <= _LONGEST_NAME for part in pure.parts) and len(name.encode()) <= _LONGEST_PATH
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in name or not fits:
+        return None
     return pure.as_posix()
 
 

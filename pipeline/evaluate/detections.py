@@ -20,6 +20,8 @@ from tqdm import tqdm
 from pipeline.core.artifact import file_sha256
 from pipeline.core.config import Config
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted.json_file import shown
+from pipeline.data.coco import relative_name
 from pipeline.evaluate.average_precision import (
     Detection,
     Truth,
@@ -210,8 +212,8 @@ def _prompted_images(config: DetectionsConfig, truth: Truth) -> list[_PromptedIm
             raise InputError(
                 f"{location}: {config.truth} has no category {detection.category_id}: map it to one of its categories."
             )
-        if detection.bbox is None or min(detection.bbox[2:]) < 0:
-            raise InputError(f"{location}: its bbox must be x, y, width and height, not {detection.bbox}.")
+        if detection.bbox is None:
+            raise InputError(f"{location}: its bbox must be x, y, width and height, not None.")
         by_image.setdefault(detection.image_id, []).append(detection)
     images = []
     for number in sorted(by_image):
@@ -226,14 +228,14 @@ def _file(config: DetectionsConfig, image: dict[str, Any]) -> Path:
     url = PurePosixPath(image["coco_url"] or "").parts[-2:]
     names = [name for name in (image["file_name"], "/".join(url), *url[-1:]) if name]
     for name in names:
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts:
+        relative = relative_name(name)
+        if relative is None:
             raise InputError(
-                f"{config.truth}: image {image['id']} has file_name {name!r}: it must lie inside its folder."
+                f"{config.truth}: image {image['id']} has file_name {shown(name)}: it must lie inside its folder."
             )
         for folder in config.images:
-            if (Path(folder) / pure).is_file():
-                return Path(folder) / pure
+            if (Path(folder) / relative).is_file():
+                return Path(folder) / relative
     name = names[0] if names else "without file_name and coco_url"
     raise InputError(
         f"{config.truth}: image {image['id']} ({name}) is in none of {', '.join(config.images)}: "

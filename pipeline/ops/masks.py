@@ -1,6 +1,6 @@
 """Binary masks: run-length encoding, boxes, polygons, centres. Pure functions of arrays; RLE by pycocotools."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -8,14 +8,11 @@ import numpy as np
 from jaxtyping import Bool
 from pycocotools import mask as coco_mask
 
-from pipeline.core.errors import InputError
+from pipeline.core.untrusted.segmentation import Polygons, Runs, Text, check
 from pipeline.ops.geometry import Size
 
 Rle = dict[str, Any]
 """COCO's run-length encoding: ``{"size": [H, W], "counts": str}``, column-major, compressed."""
-
-_FARTHEST = 10
-"""Largest distance of a polygon from the origin, in image sides."""
 
 
 def encode(mask: Bool[np.ndarray, "h w"]) -> Rle:
@@ -39,69 +36,17 @@ def from_segmentation(segmentation: object, size: Size) -> Rle:
         size: Height and width of the image.
 
     Raises:
-        InputError: It is none of the three, or does not fit ``size``.
+        InputError: It is none of the three, does not fit ``size``, or exceeds a bound.
     """
     height, width = size
-    if isinstance(segmentation, Mapping):
-        return _from_rle(segmentation, size)
-    if not isinstance(segmentation, Sequence) or isinstance(segmentation, str) or not segmentation:
-        raise InputError(f"a segmentation must be polygons or RLE, not {segmentation!r:.60}")
-    for polygon in segmentation:
-        if (
-            not isinstance(polygon, Sequence)
-            or isinstance(polygon, str)
-            or len(polygon) < 6
-            or len(polygon) % 2
-            or not all(isinstance(v, int | float) and np.isfinite(v) for v in polygon)
-        ):
-            raise InputError(f"a polygon must be at least 3 pairs of finite numbers, not {polygon!r:.60}")
-        # pycocotools counts the steps between corners in 32 bits and writes past its memory when they overflow.
-        if max(map(abs, polygon)) > _FARTHEST * max(size):
-            raise InputError(f"a polygon must lie in or near its image of {height} x {width}, not {polygon!r:.60}")
-    rles = coco_mask.frPyObjects([list(map(float, p)) for p in segmentation], height, width)
-    merged = coco_mask.merge(rles)
-    return {"size": [height, width], "counts": merged["counts"].decode("ascii")}
-
-
-def _from_rle(segmentation: Mapping[str, Any], size: Size) -> Rle:
-    counts, stated = segmentation.get("counts"), segmentation.get("size")
-    if not isinstance(stated, Sequence) or [*stated] != [*size]:
-        raise InputError(f"an RLE's size must be the image's [height, width] {[*size]}, not {stated!r:.60}")
-    if isinstance(counts, list):
-        if not all(isinstance(c, int) and c >= 0 for c in counts) or sum(counts) != size[0] * size[1]:
-            raise InputError(f"an RLE's counts must be integers that sum to {size[0] * size[1]} pixels")
-        rle = coco_mask.frPyObjects({"size": [*size], "counts": counts}, *size)
-        return {"size": [*size], "counts": rle["counts"].decode("ascii")}
-    if not isinstance(counts, str) or _pixels(counts) != size[0] * size[1]:
-        raise InputError(f"an RLE's counts do not describe {size[0] * size[1]} pixels: {counts!r:.60}")
-    return {"size": [*size], "counts": counts}
-
-
-def _pixels(counts: str) -> int | None:
-    """Total pixels of a compressed RLE's counts; None if malformed.
-
-    pycocotools writes out of bounds on a malformed RLE, so it is parsed here first (``maskApi.c``: 5 bits per
-    character, bit 6 marks continuation, from the third run on the difference to the run two before).
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        code = ord(character) - 48
-        if not 0 <= code < 64:
-            return None
-        value |= (code & 0x1F) << shift
-        shift += 5
-        if code & 0x20:
-            if shift > 60:
-                return None
-            continue
-        if code & 0x10:
-            value |= -1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        if runs[-1] < 0:
-            return None
-        value = shift = 0
-    return None if shift else sum(runs)
+    match check(segmentation, size):
+        case Text(counts):
+            return {"size": [height, width], "counts": counts}
+        case Runs(lengths):
+            rle = coco_mask.frPyObjects({"size": [height, width], "counts": lengths}, height, width)
+        case Polygons(corners):
+            rle = coco_mask.merge(coco_mask.frPyObjects(corners, height, width))
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
 def area(rle: Rle) -> int:

@@ -4,20 +4,22 @@ Boxes come as a COCO json with ``images`` and ``annotations``, or as a list of d
 objects. Entries of a list name their image by ``file_name``, or by ``image_id`` together with a COCO json.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import json_file
+from pipeline.core.untrusted.json_file import Coordinate, Extent, Id
 from pipeline.data import coco
 from pipeline.data.coco import NO_CATEGORY, ImageRecord, Record
 
-Side = Annotated[float, Field(ge=0)]
-CategoryId = Annotated[int, Field(ge=0)]
+MOST_POINTS = 1000
+"""Points of one prompt."""
+_NUMBERS = Field(strict=False)  # a tuple may be a list in JSON
 
 
 class Prompt(NamedTuple):
@@ -49,18 +51,20 @@ class Prompts:
 
 class _Entry(Record):
     file_name: str | None = None
-    image_id: int | None = None
-    category_id: CategoryId = NO_CATEGORY
+    image_id: Id | None = None
+    category_id: Id = NO_CATEGORY
 
 
 class _Box(_Entry):
-    bbox: tuple[float, float, Side, Side]
+    bbox: Annotated[tuple[Coordinate, Coordinate, Extent, Extent], _NUMBERS]
     score: float | None = None
-    iscrowd: int | bool = 0
+    iscrowd: Annotated[int, Field(ge=0, le=1)] | bool = 0
 
 
 class _Points(_Entry):
-    points: Annotated[list[tuple[float, float]], Field(min_length=1)]
+    points: Annotated[
+        list[Annotated[tuple[Coordinate, Coordinate], _NUMBERS]], Field(min_length=1, max_length=MOST_POINTS)
+    ]
     labels: list[Literal[0, 1]] | None = None
 
 
@@ -98,11 +102,12 @@ def read_boxes(path: Path, annotations: Path | None, min_score: float | None) ->
     Raises:
         InputError: A file is missing or malformed; the message names the entry.
     """
-    if isinstance(_content(path, _BOXES_FORM), dict):
-        detections = _parsed(path, _Detections.model_validate_json, _BOXES_FORM)
+    content = json_file.load(path, remedy=_BOXES_FORM)
+    if isinstance(content, dict):
+        detections: _Detections = json_file.validated(content, _Detections, str(path), remedy=_BOXES_FORM)
         entries, annotations = detections.annotations, annotations or path
     else:
-        entries = _parsed(path, TypeAdapter(list[_Box]).validate_json, _BOXES_FORM)
+        entries = json_file.validated(content, list[_Box], str(path), remedy=_BOXES_FORM)
     listing = None if annotations is None else _names(annotations)
     if entries and all(-1 <= value <= 1 for entry in entries for value in entry.bbox):
         raise InputError(f"{path}: all boxes lie between 0 and 1: give x, y, width and height in pixels.")
@@ -123,9 +128,10 @@ def read_points(path: Path, annotations: Path | None) -> Prompts:
     Raises:
         InputError: A file is missing or malformed; the message names the entry.
     """
-    if isinstance(_content(path, _POINTS_FORM), dict):
+    content = json_file.load(path, remedy=_POINTS_FORM)
+    if isinstance(content, dict):
         raise InputError(f"{path} is an object, not a list. {_POINTS_FORM}")
-    entries = _parsed(path, TypeAdapter(list[_Points]).validate_json, _POINTS_FORM)
+    entries: list[_Points] = json_file.validated(content, list[_Points], str(path), remedy=_POINTS_FORM)
 
     def prompt(number: int, entry: _Points) -> Prompt:
         labels = [1] * len(entry.points) if entry.labels is None else entry.labels
@@ -137,26 +143,6 @@ def read_points(path: Path, annotations: Path | None) -> Prompts:
         return Prompt(number, entry.category_id, None, None, tuple(entry.points), tuple(labels))
 
     return _collected(path, entries, None if annotations is None else _names(annotations), prompt)
-
-
-def _content(path: Path, form: str) -> Any:
-    """The JSON value of a file, unchecked."""
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}). {form}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}). {form}") from None
-
-
-ParsedT = TypeVar("ParsedT")
-
-
-def _parsed(path: Path, validate: Callable[[bytes], ParsedT], form: str) -> ParsedT:
-    try:
-        return validate(path.read_bytes())
-    except ValidationError as error:
-        raise InputError(f"{coco.refusal(path, error)} {form}") from None
 
 
 @dataclass(frozen=True)
@@ -225,7 +211,8 @@ def _image_name(path: Path, number: int, entry: _Entry, listing: _Listing | None
     if entry.file_name is None:
         lack = "neither file_name nor image_id" if entry.image_id is None else "image_id, but no file_name"
         raise InputError(f"{where} has {lack}: add file_name, or give the COCO json of the ids with --annotations.")
-    name = PurePosixPath(entry.file_name.replace("\\", "/"))
-    if name.is_absolute() or ".." in name.parts or not name.parts:
-        raise InputError(f"{where} has file_name {entry.file_name!r}: it must be relative to the folder of the images.")
-    return name.as_posix()
+    name = coco.relative_name(entry.file_name)
+    if name is None:
+        shown = json_file.shown(entry.file_name)
+        raise InputError(f"{where} has file_name {shown}: it must be relative to the folder of the images.")
+    return name

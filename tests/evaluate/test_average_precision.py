@@ -194,7 +194,7 @@ _BAD = {"size": [60, 60], "counts": "xyz~~"}
         (lambda gt, r: r[1].update(segmentation=_BAD), r"detection 1 .*RLE's size must be"),
         (lambda gt, r: r[1].update(segmentation={**r[1]["segmentation"], "counts": "0~"}), r"detection 1 .*describe"),
         (lambda gt, r: r[1].update(segmentation=None), "detection 1 .*has no segmentation"),
-        (lambda gt, r: r[1].update(bbox=[1, 2, -3, 4]), "detection 1 .*bbox must be x, y, width and height"),
+        (lambda gt, r: r[1].update(bbox=[1, 2, -3, 4]), r"results\.json: 1\.bbox: bbox must be x, y, width and height"),
         (lambda gt, r: r[1].update(bbox=[1, 2, 3]), r"results\.json: 1\.bbox: .*at least 4"),
         (lambda gt, r: gt["annotations"][1].update(id=1), r"gt\.json: annotation id 1 occurs 2 times"),
         (lambda gt, r: gt["images"][1].update(id=1), r"gt\.json: image id 1 occurs 2 times"),
@@ -212,6 +212,65 @@ def test_what_cannot_be_scored_is_refused_with_file_and_record(tmp_path, change,
     change(gt, results)
     with pytest.raises(InputError, match=says):
         _score(gt, results, tmp_path)
+
+
+HUGE = {"height": 1 << 31, "width": 1 << 31}
+FAR = {"segmentation": [[0, 0, 1 << 32, 0, 1 << 32, 1]]}
+HOSTILE = {
+    "size 2^31 x 2^31": (lambda gt, r: gt["images"][0].update(HUGE), r"gt\.json: images\.0\.height: "),
+    "size 1 x 2^31 and a far polygon": (
+        lambda gt, r: (gt["images"][0].update(height=1, width=1 << 31), gt["annotations"][0].update(FAR)),
+        r"images\.0\.width: ",
+    ),
+    "rle of 10^5 x 10^5": (
+        lambda gt, r: gt["images"][0].update(height=10**5, width=10**5),
+        r"images\.0\.height: .*16384",
+    ),
+    "image id of 2^64": (lambda gt, r: gt["images"][0].update(id=1 << 64), r"images\.0\.id: "),
+    "negative image id": (lambda gt, r: gt["images"][0].update(id=-1), r"images\.0\.id: "),
+    "image id of 2^64 in results": (lambda gt, r: r[0].update(image_id=1 << 64), r"results\.json: 0\.image_id: "),
+    "category id of 2^64": (lambda gt, r: gt["categories"][0].update(id=1 << 64), r"categories\.0\.id: "),
+    "iscrowd of 2^40": (lambda gt, r: gt["annotations"][0].update(iscrowd=1 << 40), r"annotations\.0\.iscrowd"),
+    "polygon of 10^30": (
+        lambda gt, r: gt["annotations"][0].update(segmentation=[[0, 0, 1e30, 0, 0, 1]]),
+        "annotation 1: a polygon must lie in or near",
+    ),
+    "polygon of 400 digits": (
+        lambda gt, r: gt["annotations"][0].update(segmentation=[[0, 0, 10**400, 0, 0, 1]]),
+        "annotation 1: a polygon must be",
+    ),
+    "true as counts": (
+        lambda gt, r: gt["annotations"][0].update(
+            segmentation={"size": [gt["images"][0][k] for k in ("height", "width")], "counts": [True] * 4800}
+        ),
+        "annotation 1: an RLE's",
+    ),
+    "negative box": (lambda gt, r: gt["annotations"][0].update(bbox=[1, 2, -3, 4]), r"annotations\.0\.bbox: "),
+    "box of 10^300": (lambda gt, r: gt["annotations"][0].update(bbox=[1, 2, 1e300, 1e300]), r"annotations\.0\.bbox"),
+    "box of 400 digits": (lambda gt, r: r[0].update(bbox=[1, 2, 10**400, 4]), r"results\.json: 0\.bbox\.2: "),
+    "negative area": (lambda gt, r: gt["annotations"][0].update(area=-1.0), r"annotations\.0\.area: "),
+    "score of 400 digits": (lambda gt, r: r[0].update(score=10**400), r"results\.json: 0\.score: "),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_annotations_and_detections_are_refused_with_file_and_record(tmp_path, case):
+    change, says = HOSTILE[case]
+    gt, results = _world(4)
+    change(gt, results)
+    with pytest.raises(InputError, match=says) as refused:
+        _score(gt, results, tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("side", ["gt.json", "results.json"])
+def test_a_fifo_is_refused_instead_of_waited_for(tmp_path, side):
+    gt, results = _world(4)
+    _score(gt, results, tmp_path)
+    (tmp_path / side).unlink()
+    os.mkfifo(tmp_path / side)
+    with pytest.raises(InputError, match=f"{side} cannot be read .*FIFO"):
+        score(gt=tmp_path / "gt.json", results=tmp_path / "results.json", iou_type="segm", lvis=False)
 
 
 @pytest.mark.parametrize(

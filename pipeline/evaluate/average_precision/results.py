@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from pipeline.core.errors import InputError
-from pipeline.data.coco import refusal
+from pipeline.core.untrusted import json_file
+from pipeline.core.untrusted.json_file import Id
 from pipeline.evaluate.average_precision.truth import Box, Record, Truth
 from pipeline.ops import masks
 
@@ -23,8 +24,8 @@ class Detection(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
-    image_id: int
-    category_id: int
+    image_id: Id
+    category_id: Id
     score: float
     bbox: Box | None = None
     segmentation: Any = None
@@ -39,12 +40,11 @@ def read_detections(path: Path) -> list[Detection]:
     Raises:
         InputError: The file is missing, not JSON, not a list of detections, or a score or box is not finite.
     """
-    try:
-        return _DETECTIONS.validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(
-            f"{refusal(path, error)} Provide a list of image_id, category_id, score and segmentation or bbox."
-        ) from None
+    remedy = "Provide a list of image_id, category_id, score and segmentation or bbox."
+    content: list[Detection] = json_file.validated(
+        json_file.load(path, remedy=remedy), _DETECTIONS, str(path), remedy=remedy
+    )
+    return content
 
 
 def read_results(path: Path, truth: Truth) -> list[Record]:
@@ -79,8 +79,8 @@ def _record(detection: Detection, truth: Truth, by_box: bool) -> Record:
     ids = {"image_id": detection.image_id, "category_id": detection.category_id, "iscrowd": 0}
     record: Record = ids | {"score": detection.score}
     if by_box:
-        if detection.bbox is None or min(detection.bbox[2:]) < 0:
-            raise InputError(f"its bbox must be x, y, width and height, not {detection.bbox}")
+        if detection.bbox is None:
+            raise InputError("its bbox must be x, y, width and height, not None")
         record |= {"bbox": detection.bbox, "area": detection.bbox[2] * detection.bbox[3]}
     if truth.iou_type == "segm":
         if detection.segmentation is None:

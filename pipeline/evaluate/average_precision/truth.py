@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pycocotools import mask as coco_mask
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted.json_file import FARTHEST, Coordinate, Id
 from pipeline.data import coco
 from pipeline.ops import masks
 
@@ -33,18 +34,24 @@ class Truth:
     lvis: bool
 
 
-Box = Annotated[list[float], Field(min_length=4, max_length=4)]
+def _with_extent(box: list[float]) -> list[float]:
+    if min(box[2:]) < 0:
+        raise ValueError("bbox must be x, y, width and height, at least 0")
+    return box
+
+
+Box = Annotated[list[Coordinate], Field(min_length=4, max_length=4), AfterValidator(_with_extent)]
 """x, y, width, height in pixels."""
 
 
 class _Image(coco.ImageRecord):
-    neg_category_ids: list[int] = Field(default_factory=list)
-    not_exhaustive_category_ids: list[int] = Field(default_factory=list)
+    neg_category_ids: list[Id] = Field(default_factory=list)
+    not_exhaustive_category_ids: list[Id] = Field(default_factory=list)
 
 
 class _Annotation(coco.AnnotationRecord):
-    category_id: int
-    area: float | None = None
+    category_id: Id
+    area: Annotated[float, Field(ge=0, le=FARTHEST**2)] | None = None
     bbox: Box | None = None
     segmentation: Any = None
 
