@@ -107,6 +107,7 @@ COMPARE = Stage(
     deps=(PREPARE, QUANTIZE, EVALUATE_TEACHER, EVALUATE),
     code=_PAGE,
     lists=("students", "precisions"),
+    sections=("promote",),
     plots={
         "Box mIoU": ("box_miou", "name", "bar_horizontal"),
         "Click mIoU": ("click_miou", "name", "bar_horizontal"),

@@ -121,7 +121,7 @@ def _sections(names: Collection[str] = ()) -> "list[Section]":
     stages = [stage for stage in STAGES if not names or (stage.section or stage.name).partition(".")[0] in names]
     if names and "promote" not in names:
         return sections(stages)
-    from pipeline.promote.gate import PromoteConfig
+    from pipeline.ops.gate import PromoteConfig
 
     return sections(stages, [Section("promote", PromoteConfig)])
 

@@ -75,14 +75,26 @@ def _run_stage(stage: Stage, keys: Keys, as_json: bool) -> int:
         return OK
     preflight.check_stage()
     with process.starting(), process.without(WITHOUT):
-        from pipeline.tracking import run_tracked
+        from pipeline.tracking import PARENT_RUN, run_tracked
 
     card, directory = run_tracked(stage, params, keys), stage.path(keys)
     if as_json:
         typer.echo(json.dumps({"directory": str(directory), **card.model_dump(mode="json")}, indent=1))
     else:
-        typer.echo("\n".join([f"{directory}: {card.kind}, digest {card.digest[:12]}", *_refusals(directory, card)]))
+        board = () if PARENT_RUN in os.environ else _leaderboard(directory, card)  # the flow prints its own
+        done = f"{directory}: {card.kind}, digest {card.digest[:12]}"
+        typer.echo("\n".join([done, *board, *_refusals(directory, card)]))
     return REFUSED if card.refusal and "DVC_STAGE" not in os.environ else OK
+
+
+def _leaderboard(directory: Path, card: Card) -> Iterator[str]:
+    """The leaderboard of a comparison, with which `dvc repro` ends, and where the report is."""
+    if card.kind == "comparison":
+        from pipeline.compare.table import leaderboard_text  # imports plotting libraries
+
+        rows = json.loads((directory / "leaderboard.json").read_text())
+        yield f"\n{leaderboard_text(rows, read_refusals(directory))}\n"
+        yield f"report: {directory / 'report.html'}"
 
 
 def _refusals(directory: Path, card: Card) -> Iterator[str]:

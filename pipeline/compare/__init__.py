@@ -7,13 +7,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.compare import pictures
+from pipeline.compare import gallery, pictures
+from pipeline.compare.choice import choose, headline
 from pipeline.compare.evaluations import read_all, read_baselines
 from pipeline.compare.everything import overlays
-from pipeline.compare.leaderboard import baseline_rows, flat, leaderboard, points
+from pipeline.compare.leaderboard import baseline_rows, leaderboard, points
 from pipeline.compare.measures import sections
 from pipeline.compare.plots import draw
 from pipeline.compare.published import beside_measured
+from pipeline.compare.quantization import quantization
 from pipeline.compare.report import Page, render
 from pipeline.compare.sensitivity import sensitivities
 from pipeline.compare.table import leaderboard_text
@@ -22,6 +24,7 @@ from pipeline.core.artifact import Contents, read_metrics, write_json, write_met
 from pipeline.core.config import Config
 from pipeline.core.log import Log
 from pipeline.data import coco
+from pipeline.ops.gate import PromoteConfig
 
 __all__ = ["CompareConfig", "compare", "leaderboard_text"]
 
@@ -32,14 +35,16 @@ class CompareConfig(Config):
     """What the report shows."""
 
     title: str = "SAM Distillery"
-    pictures: Annotated[int, Field(ge=0)] = 8
-    """Photographs in the gallery; `evaluate` must have kept as many."""
+    pictures: Annotated[int, Field(ge=0)] = 6
+    """Validation images in the gallery, six in a row; `evaluate` must have kept as many."""
     extremes: Annotated[int, Field(ge=0)] = 3
     """Masks shown where each student does worst, and as many where it does best."""
     students: list[str] | None = None
     """Those that are compared, `students` of params.yaml; without, all that were evaluated."""
     precisions: list[str] | None = None
     """Likewise, `precisions` of params.yaml."""
+    promote: PromoteConfig = PromoteConfig()
+    """Section `promote` of params.yaml: its rules select the student to register."""
 
     def candidates(self) -> list[tuple[str, str]] | None:
         """Pairs of student and precision to compare; None for all that were evaluated."""
@@ -60,6 +65,8 @@ def compare(
 ) -> Contents:
     """Write ``leaderboard.json``, ``metrics.json``, ``plots.json``, ``plots/*.png`` and ``report.html``.
 
+    ``metrics.json`` has a few metrics of the student to register and of the teacher, for `dvc exp show`;
+    ``leaderboard.json`` has all metrics of all models.
     ``refusals.json`` lists the candidates that failed a gate before evaluation: model, precision, stage, rule, value,
     limit and reason.
 
@@ -89,15 +96,23 @@ def compare(
     worst, best = pictures.extremes(prepare, shown, evaluations, config.extremes)
     dataset = read_metrics(prepare)
     plots = draw(rows, evaluations, out / "plots")
+    choice = choose(config.promote, rows)
+    is_open = gallery.representatives(rows, choice.row if choice else None)
+    objects = pictures.gallery(prepare, shown, evaluations, config.pictures)
+    effect = quantization(rows, [evaluation.scores for evaluation in evaluations])
     page = Page(
         title=config.title,
         rows=rows,
+        choice=choice,
         plots=plots,
-        sections=sections(rows, trivial),
+        sections=[*sections(rows, trivial, evaluations[0].everything_images), *([effect] if effect else [])],
         sensitivities=sensitivities(rows, quantize, out / "plots"),
         published=beside_measured(rows),
-        everything=overlays(prepare, evaluations),
-        gallery=pictures.gallery(prepare, shown, evaluations, config.pictures),
+        everything=gallery.of_everything(overlays(prepare, evaluations), evaluations),
+        gallery=[
+            *gallery.of_photographs(evaluations, is_open),
+            *gallery.of_objects(objects, evaluations, is_open),
+        ],
         worst=worst,
         best=best,
         evaluations=evaluations,
@@ -111,6 +126,6 @@ def compare(
     write_json(out / "leaderboard.json", [*rows, *trivial])
     write_refusals(out, refused)
     write_json(out / "plots.json", points(rows))
-    write_metrics(out, flat(rows))
+    write_metrics(out, headline(choice.row if choice else None, rows[0]))
     log({"models": float(len(rows)), "refused": float(len(refused)), "left_out": float(len(left_out))})
     return Contents(kind="comparison")

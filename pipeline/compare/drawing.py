@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from pipeline.compare.leaderboard import Row
 
-_SIZE_IN = (4.5, 3.2)
+SIZE_IN = (4.5, 3.2)
 _LEGEND_COLUMNS, _LEGEND_LINE_IN = 2, 0.16
 _STYLE: Any = {
     "svg.hashsalt": "sam-distillery",
@@ -79,14 +79,16 @@ class Plot:
     svg: str
 
 
-def draw_one(name: str, title: str, note: str, paint: Paint, directory: Path) -> Plot:
-    """Write ``directory/<name>.png`` and return the plot as SVG for the report."""
+def draw_one(
+    name: str, title: str, note: str, paint: Paint, directory: Path, size_in: tuple[float, float] = SIZE_IN
+) -> Plot:
+    """Write ``directory/<name>.png`` of ``size_in`` inches and return the plot as SVG for the report."""
     with mpl.rc_context(_STYLE):
-        _figure(paint, _PAPER, title).savefig(
+        _figure(paint, _PAPER, title, size_in).savefig(
             directory / f"{name}.png", dpi=200, metadata={"Software": None}, facecolor=_PAPER.ground
         )
         stream = io.StringIO()
-        page = _figure(paint, _PAGE, None)
+        page = _figure(paint, _PAGE, None, size_in)
         page.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Plot(name, title, note, _inline(stream.getvalue(), name))
 
@@ -101,9 +103,8 @@ def colours(rows: Sequence[Row], palette: Palette) -> dict[str, str]:
 
 
 def label(row: Row) -> str:
-    """Short name of a model for plots, for example ``evit-l0`` for ``efficientvit_sam_l0``."""
-    short = str(row["model"]).replace("efficientvit_sam_", "evit-").replace("sam_lightening", "lightening")
-    return f"{short} {row['precision']}".replace("$", r"\$")
+    """Name of a model in plots, as in the tables."""
+    return f"{row['model']} {row['precision']}".replace("$", r"\$")
 
 
 def legend(axes: Axes, palette: Palette) -> None:
@@ -117,11 +118,11 @@ def legend(axes: Axes, palette: Palette) -> None:
     if figure is None:
         raise ValueError("axes must be on a figure")
     lines = math.ceil(len(axes.get_legend_handles_labels()[1]) / _LEGEND_COLUMNS)
-    figure.set_size_inches(_SIZE_IN[0], _SIZE_IN[1] + _LEGEND_LINE_IN * lines)
+    figure.set_size_inches(SIZE_IN[0], SIZE_IN[1] + _LEGEND_LINE_IN * lines)
 
 
-def _figure(paint: Paint, palette: Palette, title: str | None) -> Figure:
-    figure = Figure(figsize=_SIZE_IN, layout="constrained")
+def _figure(paint: Paint, palette: Palette, title: str | None, size_in: tuple[float, float]) -> Figure:
+    figure = Figure(figsize=size_in, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     if title:

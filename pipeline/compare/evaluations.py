@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifact import BASELINES, CARD, DATASETS, METRICS, Card, Refusal
+from pipeline.core.artifact import BASELINES, CARD, DATASETS, METRICS, PHOTOGRAPHS, Card, Refusal
 from pipeline.core.errors import InputError
 from pipeline.core.stage import ARTIFACTS
 
@@ -37,6 +37,10 @@ class Evaluation:
     """Ten bins per prompt with mean ``predicted`` and true ``iou`` and ``count``; empty if not measured."""
     everything: Sequence[Mapping[str, Any]]
     """Masks of everything mode for some images, by mode; empty if not measured."""
+    everything_images: int | None
+    """Images evaluated in everything mode; None if not measured or not known."""
+    photographs: Mapping[str, Any]
+    """Masks of two real photographs; empty if not stored."""
     datasets: Mapping[str, Mapping[str, Any]]
     """Name, digest, protocol and size of each data set, by the prefix of its metrics; empty for older evaluations."""
     guarded: bool | None
@@ -83,6 +87,7 @@ def read(directory: Path, keys: Path = Path()) -> Evaluation:
         raise InputError(f"{directory} is not an evaluation of one model on one dataset: run `dvc repro`.")
     subject = _read_json(directory / "subject.json")
     latency = _read_optional_json(directory / "latency.json") or {}
+    everything = _read_optional_json(directory / "everything.json") or {}
     return Evaluation(
         model=str(subject["model"]),
         precision=str(subject["precision"]),
@@ -95,7 +100,9 @@ def read(directory: Path, keys: Path = Path()) -> Evaluation:
         predictions={p["annotation_id"]: p for p in _read_json(directory / "predictions.json")},
         scores={s["annotation_id"]: s for s in _read_json(directory / "instances.json")},
         calibration=_read_optional_json(directory / "calibration.json") or {},
-        everything=(_read_optional_json(directory / "everything.json") or {}).get("images", []),
+        everything=everything.get("images", []),
+        everything_images=everything.get("evaluated"),
+        photographs=_read_optional_json(directory / PHOTOGRAPHS) or {},
         datasets=_read_optional_json(directory / DATASETS) or {},
         guarded=latency.get("guarded"),
         processor=latency.get("processor"),

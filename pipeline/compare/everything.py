@@ -20,26 +20,38 @@ _TURN = 0.61803398875
 
 
 def overlays(prepare: Path, evaluations: Sequence[Evaluation]) -> list[list[Tile]]:
-    """Draw, for each image evaluated in everything mode, the photograph and each model's masks by mode.
+    """Draw, for each image and mode of everything mode, a column: the photograph, and each model's masks.
 
     Raises:
         InputError: A photograph is missing or damaged.
     """
     names = {image["image_id"]: image["file_name"] for evaluation in evaluations for image in evaluation.everything}
-    shown = []
+    columns = []
     for number, name in names.items():
         image = read_image(prepare / "validation" / "images" / name)
-        tiles = [Tile("photograph", None, as_uri(_small(image)))]
-        for evaluation in evaluations:
-            modes: Mapping[str, Any] = next((i["modes"] for i in evaluation.everything if i["image_id"] == number), {})
-            for mode, records in modes.items():
-                caption = f"{evaluation.name}, {mode}: {len(records)} {'mask' if len(records) == 1 else 'masks'}"
-                tiles.append(Tile(caption, None, as_uri(_small(_painted(image, records)))))
-        shown.append(tiles)
-    return shown
+        by_model = [_modes(evaluation, number) for evaluation in evaluations]
+        for mode in dict.fromkeys(mode for modes in by_model for mode in modes):
+            tiles = [Tile(mode, None, as_uri(_small(image)))]
+            for evaluation, modes in zip(evaluations, by_model, strict=True):
+                records = modes.get(mode)
+                drawn = _small(image if records is None else painted(image, records))
+                tiles.append(Tile(_caption(mode, records), None, as_uri(drawn), evaluation.name))
+            columns.append(tiles)
+    return columns
 
 
-def _painted(image: UInt8[np.ndarray, "h w 3"], records: Sequence[Mapping[str, Any]]) -> UInt8[np.ndarray, "h w 3"]:
+def _modes(evaluation: Evaluation, number: int) -> Mapping[str, Any]:
+    """Records of each mode for an image; empty if the evaluation has none."""
+    return next((image["modes"] for image in evaluation.everything if image["image_id"] == number), {})
+
+
+def _caption(mode: str, records: Sequence[Any] | None) -> str:
+    if records is None:
+        return "not measured"
+    return f"{mode}: {len(records)} {'mask' if len(records) == 1 else 'masks'}"
+
+
+def painted(image: UInt8[np.ndarray, "h w 3"], records: Sequence[Mapping[str, Any]]) -> UInt8[np.ndarray, "h w 3"]:
     """Draw every mask in its own colour, small masks over large ones."""
     painted = image.astype(np.float32)
     for number, record in enumerate(sorted(records, key=lambda r: -r["area"])):

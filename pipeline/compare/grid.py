@@ -33,6 +33,8 @@ class Cell:
     tone: Tone = ""
     marks: str = ""
     """Letters of the table's notes that apply to the cell."""
+    tag: str = ""
+    """Short label beside the text."""
     code: bool = False
     columns: int = 1
     """Number of columns the cell spans."""
@@ -72,6 +74,8 @@ Write = Callable[[float | None], str]
 
 def model_cell(row: Mapping[str, Any]) -> Cell:
     """Cell with a model's name, precision and runtime."""
+    if row["role"] == "baseline":
+        return Cell(text=row["model"], value=row["model"])
     about = ("teacher" if row["role"] == "teacher" else "", row["precision"], row["runtime"])
     below = " · ".join(filter(None, about))
     return Cell(text=row["model"], value=f"{row['model']} {row['precision']}", below=below)

@@ -78,16 +78,6 @@ def _row(evaluation: Evaluation, teacher: Evaluation, more: Sequence[str]) -> Ro
     }
 
 
-def flat(rows: Sequence[Row]) -> dict[str, float]:
-    """All metrics of all rows as ``<model>.<precision>.<metric>``."""
-    return {
-        f"{row['model']}.{row['precision']}.{name}": row[name]
-        for row in rows
-        for name in measures(rows)
-        if row[name] is not None
-    }
-
-
 def points(rows: Sequence[Row]) -> list[Row]:
     """Data for DVC's plots: name, accuracy and cost of each row. DVC requires the same keys in all rows."""
     shown = ("box_miou", "click_miou", "latency_ms", "size_mib")

@@ -7,9 +7,10 @@ from typing import Any
 
 from pipeline.compare import table
 from pipeline.compare.evaluations import Refusals
-from pipeline.compare.grid import Cell, Column, Grid, Line, Section, Tone, Write, model_cell, number, of_models
+from pipeline.compare.grid import Cell, Column, Grid, Line, Section, Tone, Write, model_cell, of_models
 from pipeline.compare.leaderboard import Row, best, measures
-from pipeline.ops.metrics import BANDS, PAYS_FROM, below_trivial, lower_is_better
+from pipeline.compare.noise import Scores, differs
+from pipeline.ops.metrics import BANDS, below_trivial
 
 _PROMPTS = {"box": "box", "click": "1 click", "click3": "3 clicks", "click5": "5 clicks"} | {
     "click3_fed": "3 clicks, mask fed back",
@@ -21,14 +22,29 @@ _TERMS = {"miou": "mIoU", "iou": "IoU", "ms": "ms", "mib": "MiB", "ap": "AP", "m
     "ar1000": "AR@1000",
 }
 _DETECTOR = re.compile(r"^(?P<name>.+)_ap(?P<part>(_small|_medium|_large|_rare|_common|_frequent|50|75|_r|_c|_f)?)$")
-_WRITE: Mapping[str, Write] = {"ms": table.amount, "mib": table.amount, "s": table.amount, "macs": table.large}
 
 Metrics = dict[str, tuple[str, Write, bool]]
 
 
-def leaderboard_grid(rows: Sequence[Row], baselines: Sequence[Row], refused: Refusals) -> Grid:
-    """Leaderboard: models with the best student of each column highlighted, trivial masks, refused candidates."""
-    winners = best(rows)
+def leaderboard_grid(
+    rows: Sequence[Row],
+    baselines: Sequence[Row],
+    refused: Refusals,
+    scores: Sequence[Scores] = (),
+    chosen: Row | None = None,
+) -> Grid:
+    """Leaderboard: models, trivial masks, refused candidates.
+
+    The best student of each column is highlighted, and those that differ from it by noise only.
+
+    Args:
+        rows: The models.
+        baselines: Trivial masks.
+        refused: Refused candidates.
+        scores: IoUs per object of each model; without, a fixed difference counts as noise.
+        chosen: The student to register.
+    """
+    winners = ties(rows, scores)
     columns = [
         Column(title="Model", words=True, less_is_better=True),
         Column(title="Box mIoU"),
@@ -38,16 +54,30 @@ def leaderboard_grid(rows: Sequence[Row], baselines: Sequence[Row], refused: Ref
         Column(title="Memory, MiB", less_is_better=True),
         Column(title="Parameters", less_is_better=True),
     ]
-    lines = [Line(_leaders(i, row, winners), row["role"]) for i, row in enumerate([*rows, *baselines])]
+    lines = [Line(_leaders(i, row, winners, row is chosen), row["role"]) for i, row in enumerate([*rows, *baselines])]
     for (model, precision), refusal in refused.items():
         name = Cell(text=model, value=f"{model} {precision}", below=precision)
         lines.append(Line([name, Cell(text=f"refused by {refusal}", columns=len(columns) - 1)], "refused"))
     return Grid(columns=columns, lines=lines)
 
 
-def _leaders(index: int, row: Row, winners: Mapping[str, int]) -> list[Cell]:
+def ties(rows: Sequence[Row], scores: Sequence[Scores] = ()) -> dict[str, set[int]]:
+    """For each compared metric the indices of the best student and of those no worse than it beyond noise."""
+    equals = {}
+    for name, first in best(rows).items():
+        equals[name] = {
+            i
+            for i, row in enumerate(rows)
+            if row["role"] == "student" and row[name] is not None
+            if i == first
+            or not differs(name, rows[first][name], row[name], (scores[first], scores[i]) if scores else None)
+        }
+    return equals
+
+
+def _leaders(index: int, row: Row, winners: Mapping[str, set[int]], is_chosen: bool) -> list[Cell]:
     def cell(name: str, write: Write, **more: Any) -> Cell:
-        tone: Tone = "worse" if name in trivial else "best" if winners.get(name) == index else ""
+        tone: Tone = "worse" if name in trivial else "best" if index in winners.get(name, ()) else ""
         return Cell(text=write(row[name]), value=row[name], tone=tone, **more)
 
     trivial = [f"{prompt}_miou" for prompt in below_trivial(row)]
@@ -58,7 +88,7 @@ def _leaders(index: int, row: Row, winners: Mapping[str, int]) -> list[Cell]:
 
     parts = f"{table.amount(row['encoder_ms'])} + {table.amount(row['decoder_ms'])}"
     return [
-        model_cell(row),
+        replace(model_cell(row), tag="selected" if is_chosen else ""),
         cell("box_miou", table.score, **retained("box")),
         cell("click_miou", table.score, **retained("click")),
         cell("latency_ms", table.amount, below="" if row["encoder_ms"] is None else parts),
@@ -72,16 +102,21 @@ def _leaders(index: int, row: Row, winners: Mapping[str, int]) -> list[Cell]:
     ]
 
 
-def sections(rows: Sequence[Row], baselines: Sequence[Row]) -> list[Section]:
-    """All tables after the leaderboard, for the metrics that were measured."""
+def sections(rows: Sequence[Row], baselines: Sequence[Row], everything_images: int | None = None) -> list[Section]:
+    """All tables after the leaderboard but the effect of quantization, for the metrics that were measured.
+
+    Args:
+        rows: The models.
+        baselines: Trivial masks; they are in every table of mIoUs.
+        everything_images: Images evaluated in everything mode; None if unknown.
+    """
     available = [
         _sets([*rows, *baselines]),
         _sizes([*rows, *baselines]),
-        _clicks(rows),
+        _clicks([*rows, *baselines]),
         _trust(rows),
         _detectors(rows),
-        _everything(rows),
-        quantization(rows),
+        _everything(rows, everything_images),
     ]
     return [section for section in available if section is not None]
 
@@ -191,7 +226,7 @@ def _part(part: str) -> int:
     return order.index(part) if part in order else len(order)
 
 
-def _everything(rows: Sequence[Row]) -> Section | None:
+def _everything(rows: Sequence[Row], images: int | None) -> Section | None:
     metrics: Metrics = {}
     for mode in ("dense", "hierarchical"):
         name, title = f"everything_{mode}", mode.capitalize()
@@ -203,61 +238,13 @@ def _everything(rows: Sequence[Row]) -> Section | None:
             f"{name}_s": (f"{title}, s", table.amount, True),
         }
     metrics["everything_miou"] = ("mIoU, hierarchical to dense", table.score, False)
+    measured = "" if images is None else f", measured on {images:,} {'image' if images == 1 else 'images'}"
     note = (
-        "Segmentation without prompts. Dense mode prompts with every point of a grid; hierarchical mode with every "
-        "fourth point first, then only outside confident masks. AR is average recall; mIoU uses the best matching mask "
-        "of each object. Masks are the mean per image; seconds are the median, encoding included."
+        f"Segmentation without prompts{measured}. Dense mode prompts with every point of a grid; hierarchical mode "
+        "with a coarse grid first, then only outside confident masks. AR is average recall; mIoU uses the best "
+        "matching mask of each object. Masks are the mean per image; seconds are the median, encoding included."
     )
     return _section("Everything mode", note, of_models(rows, metrics))
-
-
-def quantization(rows: Sequence[Row]) -> Section | None:
-    """Metrics of each student in reduced precision, with their difference to fp32."""
-    fp32 = {row["model"]: row for row in rows if row["role"] == "student" and row["precision"] == "fp32"}
-    pairs = [
-        (fp32[row["model"]], row)
-        for row in rows
-        if row["role"] == "student" and row["precision"] != "fp32" and row["model"] in fp32
-    ]
-    names = [n for n in measures(rows) if any(None not in (a.get(n), b.get(n)) for a, b in pairs)]
-    if not names:
-        return None
-    columns = [Column(title="Metric", words=True, less_is_better=True)]
-    columns += [Column(title=f"{reduced['model']} {reduced['precision']}") for _, reduced in pairs]
-    lines = [
-        Line([Cell(text=display_name(n), value=display_name(n)), *(_change(n, a, b) for a, b in pairs)]) for n in names
-    ]
-    note = (
-        "Difference of each metric to the same student in fp32, with both values below. Green is better, red is worse, "
-        "also for metrics where less is better."
-    )
-    return Section(title="Effect of quantization", note=note, grids=[Grid(columns=columns, lines=lines)])
-
-
-def slower_than_fp32(rows: Sequence[Row]) -> list[str]:
-    """Students in reduced precision whose encoder is hardly faster than in fp32, as text with both times."""
-    fp32 = {row["model"]: row["encoder_ms"] for row in rows if row["role"] == "student" and row["precision"] == "fp32"}
-    return [
-        f"{row['model']} {row['precision']} encodes in {table.amount(row['encoder_ms'])} ms, "
-        f"fp32 in {table.amount(fp32[row['model']])} ms"
-        for row in rows
-        if row["role"] == "student" and row["precision"] != "fp32"
-        if row["encoder_ms"] is not None and fp32.get(row["model"]) is not None
-        if fp32[row["model"]] < PAYS_FROM * row["encoder_ms"]
-    ]
-
-
-def _change(name: str, before: Row, after: Row) -> Cell:
-    a, b = before.get(name), after.get(name)
-    if a is None or b is None:
-        return number(None)
-    write = _WRITE.get(name.rpartition("_")[2], table.large if max(abs(a), abs(b)) >= 1e3 else table.score)
-    shown = write(abs(b - a))
-    if write(a) == write(b):
-        return Cell(text="0", value=b - a, below=write(a))
-    tone: Tone = "better" if (b > a) != lower_is_better(name) else "worse"
-    sign = "+" if b > a else "\u2212"
-    return Cell(text=f"{sign}{shown}", value=b - a, below=f"{write(a)} \u2192 {write(b)}", tone=tone)
 
 
 def display_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of single instances: the prompt, the ground truth, and the masks of the teacher and each student."""
+"""Pictures of single instances: the prompt with the ground truth, and the masks of the teacher and each student."""
 
 import base64
 import io
@@ -18,7 +18,10 @@ from pipeline.ops import masks
 
 SIDE = 224
 _QUALITY = 80
-_TRUTH, _TEACHER, _STUDENT, _PROMPT = (46, 190, 120), (150, 165, 185), (64, 132, 255), (255, 196, 0)
+TEACHER, STUDENT = (150, 165, 185), (64, 132, 255)
+"""Colours of their masks."""
+_TRUTH, _PROMPT = (60, 220, 140), (255, 196, 0)
+PROMPT_NAMES = {"box": "box", "click": "one click"}
 _OPACITY = 0.45
 _MIN_AREA_SHARE = 0.005
 """Smallest share of the photograph's area that a shown instance covers, if the photograph has such instances."""
@@ -32,6 +35,14 @@ class Tile:
     iou: float | None
     image: str
     """``data:`` URI."""
+    model: str = ""
+    """Model and precision whose mask it shows."""
+
+    @property
+    def description(self) -> str:
+        """Text for readers who do not see the picture."""
+        score = "" if self.iou is None else f"IoU {self.iou:.3f}"
+        return ", ".join(filter(None, (self.model, self.caption, score)))
 
 
 @dataclass(frozen=True)
@@ -118,17 +129,12 @@ def _case(prepare: Path, sample: _Sample, evaluations: Sequence[Evaluation], pro
     image = read_image(prepare / "validation" / "images" / sample.photograph.file_name)
     truth = masks.decode(sample.instance.rle)
     window = _window(masks.box(truth), truth.shape)
-    prompt_tile = _draw_prompt(_scaled(image, window), truth, window, prompt)
-    tiles = [
-        Tile("one click" if prompt == "click" else "box", None, as_uri(prompt_tile)),
-        Tile("truth", None, as_uri(_overlay(image, truth, window, _TRUTH))),
-    ]
+    tiles = [Tile(PROMPT_NAMES[prompt], None, as_uri(_draw_prompt(_scaled(image, window), truth, window, prompt)))]
     for evaluation in evaluations:
         mask = masks.decode(evaluation.predictions[sample.instance.id][prompt])
-        colour = _TEACHER if evaluation.role == "teacher" else _STUDENT
+        colour = TEACHER if evaluation.role == "teacher" else STUDENT
         iou = evaluation.scores[sample.instance.id][f"{prompt}_iou"]
-        name = f"teacher, {evaluation.precision}" if evaluation.role == "teacher" else evaluation.name
-        tiles.append(Tile(name, iou, as_uri(_overlay(image, mask, window, colour))))
+        tiles.append(Tile("", iou, as_uri(_overlay(image, mask, window, colour)), evaluation.name))
     return Case(prompt, caption, tiles)
 
 
@@ -172,16 +178,31 @@ def _overlay(
     window: tuple[int, int, int],
     colour: tuple[int, int, int],
 ) -> UInt8[np.ndarray, "s s 3"]:
-    """Draw the mask with its outline over the window and darken the rest."""
-    tile = _scaled(image, window).astype(np.float32)
+    """The window of an image with a mask."""
+    return shade(_scaled(image, window), _scaled_mask(mask, window), colour)
+
+
+def _scaled_mask(mask: Bool[np.ndarray, "h w"], window: tuple[int, int, int]) -> Bool[np.ndarray, "s s"]:
     inside = _scaled(np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255, window)[..., 0] > 127
-    inside &= ~_beyond(mask.shape, window)
-    tile[~inside] *= 0.72
-    tile[inside] = (1 - _OPACITY) * tile[inside] + _OPACITY * np.array(colour, np.float32)
-    drawn = tile.astype(np.uint8)
-    outlines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(drawn, outlines, -1, (255, 255, 255), 1, cv2.LINE_AA)
-    return drawn
+    return inside & ~_beyond(mask.shape, window)
+
+
+def shade(
+    tile: UInt8[np.ndarray, "h w 3"], inside: Bool[np.ndarray, "h w"], colour: tuple[int, int, int]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Draw a mask with its outline over a picture and darken the rest."""
+    drawn = tile.astype(np.float32)
+    drawn[~inside] *= 0.6
+    drawn[inside] = (1 - _OPACITY) * drawn[inside] + _OPACITY * np.array(colour, np.float32)
+    return _outline(drawn.astype(np.uint8), inside, (255, 255, 255), 1)
+
+
+def _outline(
+    tile: UInt8[np.ndarray, "h w 3"], inside: Bool[np.ndarray, "h w"], colour: tuple[int, int, int], width: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(tile, contours, -1, colour, width, cv2.LINE_AA)
+    return tile
 
 
 def _beyond(size: tuple[int, ...], window: tuple[int, int, int]) -> Bool[np.ndarray, "s s"]:
@@ -194,20 +215,34 @@ def _beyond(size: tuple[int, ...], window: tuple[int, int, int]) -> Bool[np.ndar
 def _draw_prompt(
     tile: UInt8[np.ndarray, "s s 3"], truth: Bool[np.ndarray, "h w"], window: tuple[int, int, int], prompt: str
 ) -> UInt8[np.ndarray, "s s 3"]:
+    """Outline the ground truth and draw the prompt."""
     left, top, side = window
     scale = SIDE / side
+    _outline(tile, _scaled_mask(truth, window), _TRUTH, 2)
     if prompt == "box":
         x0, y0, x1, y1 = masks.box(truth)
-        first = (round((x0 - left) * scale), round((y0 - top) * scale))
-        last = (round((x1 - left) * scale) - 1, round((y1 - top) * scale) - 1)
-        cv2.rectangle(tile, first, last, (0, 0, 0), 4, cv2.LINE_AA)
-        cv2.rectangle(tile, first, last, _PROMPT, 2, cv2.LINE_AA)
+        numbers = [(x0 - left) * scale, (y0 - top) * scale, (x1 - left) * scale - 1, (y1 - top) * scale - 1]
     else:
         x, y = masks.center(truth)
-        centre = (round((x + 0.5 - left) * scale), round((y + 0.5 - top) * scale))
-        cv2.circle(tile, centre, 7, (0, 0, 0), -1, cv2.LINE_AA)
-        cv2.circle(tile, centre, 6, (255, 255, 255), -1, cv2.LINE_AA)
-        cv2.circle(tile, centre, 4, _PROMPT, -1, cv2.LINE_AA)
+        numbers = [(x + 0.5 - left) * scale, (y + 0.5 - top) * scale]
+    return mark_prompt(tile, prompt, numbers)
+
+
+def mark_prompt(tile: UInt8[np.ndarray, "h w 3"], prompt: str, numbers: Sequence[float]) -> UInt8[np.ndarray, "h w 3"]:
+    """Draw a prompt into a picture.
+
+    Args:
+        tile: The picture, changed in place.
+        prompt: ``box`` or ``click``.
+        numbers: The box xyxy or the click (x, y), in the picture's pixels.
+    """
+    points = [round(value) for value in numbers]
+    if prompt == "box":
+        for colour, width in (((0, 0, 0), 4), (_PROMPT, 2)):
+            cv2.rectangle(tile, (points[0], points[1]), (points[2], points[3]), colour, width, cv2.LINE_AA)
+    else:
+        for colour, radius in (((0, 0, 0), 8), ((255, 255, 255), 7), (_PROMPT, 5)):
+            cv2.circle(tile, (points[0], points[1]), radius, colour, -1, cv2.LINE_AA)
     return tile
 
 

@@ -6,16 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.transforms import Bbox
 
-from pipeline.compare.drawing import ALPHAS, DASHES, MARKERS, Paint, Palette, Plot, colours, draw_one, label, legend
+from pipeline.compare.drawing import (
+    ALPHAS,
+    DASHES,
+    MARKERS,
+    SIZE_IN,
+    Paint,
+    Palette,
+    Plot,
+    colours,
+    draw_one,
+    label,
+    legend,
+)
 from pipeline.compare.evaluations import Evaluation
-from pipeline.compare.leaderboard import Row, pareto_front
+from pipeline.compare.leaderboard import Row
+from pipeline.compare.scatter import against_cost
 from pipeline.ops.metrics import BANDS
 
 CLICKS = (1, 3, 5)
-_LABEL_OFFSETS = ((9, 0), (9, 11), (9, -11), (-9, 0), (-9, 11), (-9, -11), (0, 13), (0, -13), (9, 22), (9, -22))
-"""Offsets of a point's label in points (1/72 inch); the first without overlap is used."""
+AGAINST_COST = ("box_latency", "click_latency", "box_size", "click_size")
+"""Names of the plots of accuracy against cost, the most telling first."""
+_COST_SIZE_IN = (5.4, 3.9)
 
 
 def draw(rows: Sequence[Row], evaluations: Sequence[Evaluation], directory: Path) -> list[Plot]:
@@ -28,12 +41,16 @@ def draw(rows: Sequence[Row], evaluations: Sequence[Evaluation], directory: Path
     """
     directory.mkdir()
     plots: list[tuple[str, str, str, Paint]] = []
-    if sum(row["latency_ms"] is not None for row in rows) > 1:
-        note = "Median of one image with one box, end to end. Upper left is better; the line is the Pareto front."
-        paint = partial(_against, rows, "latency_ms", "latency, ms")
-        plots.append(("miou_latency", "Accuracy against latency", note, paint))
-    note = "Size of the deployed files. Upper left is better; the line is the Pareto front."
-    plots.append(("miou_size", "Accuracy against size", note, partial(_against, rows, "size_mib", "size, MiB")))
+    timed = sum(row["latency_ms"] is not None for row in rows) > 1
+    for cost, words in (("latency_ms", "latency, ms"), ("size_mib", "size, MiB")):
+        if cost == "latency_ms" and not timed:
+            continue
+        note = "Median of one image with one box, end to end." if timed and cost == "latency_ms" else "Deployed files."
+        note += " Upper left is better; the dashed line is the Pareto front."
+        for prompt, title in (("box", "Boxes"), ("click", "One click")):
+            name, axis = f"{prompt}_{cost.partition('_')[0]}", words.partition(",")[0]
+            paint = partial(against_cost, rows, prompt, cost, words)
+            plots.append((name, f"{title}: accuracy against {axis}", note, paint))
     for prompt, title in (("box", "With a ground-truth box"), ("click", "With one click")):
         note = f"{title}; objects of up to 32², up to 96², and more than 96² pixels."
         plots.append((f"{prompt}_bands", f"Accuracy by object size, {prompt}", note, partial(_bands, rows, prompt)))
@@ -46,72 +63,15 @@ def draw(rows: Sequence[Row], evaluations: Sequence[Evaluation], directory: Path
             note = "Predicted IoU against true IoU; the diagonal is perfect calibration."
             paint = partial(_calibration, rows, [e.calibration.get(prompt, []) for e in evaluations])
             plots.append((f"{prompt}_calibration", f"Predicted against true IoU, {prompt}", note, paint))
-    return [draw_one(name, title, note, paint, directory) for name, title, note, paint in plots]
+    return [
+        draw_one(name, title, note, paint, directory, _COST_SIZE_IN if name in AGAINST_COST else SIZE_IN)
+        for name, title, note, paint in plots
+    ]
 
 
 def click_names(fed: str) -> list[str]:
     """Names of the metrics of one, three and five clicks; one click has no previous mask to feed back."""
     return [f"click{n if n > 1 else ''}{fed if n > 1 else ''}_miou" for n in CLICKS]
-
-
-def _against(rows: Sequence[Row], cost: str, title: str, axes: Axes, palette: Palette) -> None:
-    shown = [row for row in rows if row[cost] is not None]
-    colour = colours(rows, palette)
-    costs, scores = [row[cost] for row in shown], [row["box_miou"] for row in shown]
-    if max(costs) > 8 * min(costs) > 0:
-        axes.set_xscale("log")
-        axes.set_xlim(min(costs) / 1.6, max(costs) * 1.9)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(lambda value, _: "")
-    else:
-        axes.set_xlim(0, 1.3 * max(costs) or 1)
-    margin = max(0.02, 0.35 * (max(scores) - min(scores)))
-    axes.set_ylim(min(scores) - margin, max(scores) + margin)
-    edge = [(costs[i], scores[i]) for i in pareto_front(costs, scores)]
-    axes.step(
-        *zip(*edge, strict=True), where="post", color=palette.muted, linewidth=1, linestyle=(0, (3, 2.5)), zorder=2
-    )
-    for row, x, y in zip(shown, costs, scores, strict=True):
-        axes.scatter(
-            x,
-            y,
-            s=62,
-            color=colour[row["model"]],
-            marker=MARKERS.get(row["precision"], "o"),
-            edgecolors=palette.ground,
-            linewidths=1.2,
-            zorder=3,
-        )
-    axes.set_xlabel(title, color=palette.muted, loc="left")
-    axes.set_ylabel("box mIoU", color=palette.muted, loc="top")
-    _name_points(axes, shown, costs, scores, palette)
-
-
-def _name_points(axes: Axes, rows: Sequence[Row], xs: Sequence[float], ys: Sequence[float], palette: Palette) -> None:
-    """Label each point where the label overlaps neither another label nor a point; omit it if there is no room."""
-    figure = axes.get_figure(root=True)
-    if figure is None:
-        raise ValueError("axes must be on a figure")
-    figure.canvas.draw()
-    points = [axes.transData.transform((x, y)) for x, y in zip(xs, ys, strict=True)]
-    frame, label_boxes = axes.get_window_extent(), list[Bbox]()
-    for row, x, y, (px, py) in zip(rows, xs, ys, points, strict=True):
-        style: dict[str, Any] = {"color": palette.ink, "fontsize": 8.5, "textcoords": "offset points", "va": "center"}
-        style["bbox"] = {
-            "facecolor": palette.ground,
-            "edgecolor": "none",
-            "pad": 1,
-        }  # hides the Pareto front
-        for dx, dy in _LABEL_OFFSETS:
-            side = "left" if dx > 0 else "right" if dx < 0 else "center"
-            text = axes.annotate(label(row), (x, y), (dx, dy), ha=side, **style)
-            box = text.get_window_extent()
-            others = [p for p in points if (p[0], p[1]) != (px, py)]
-            inside = box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1
-            if inside and not box.count_overlaps(label_boxes) and not any(box.padded(4).contains(*p) for p in others):
-                label_boxes.append(box)
-                break
-            text.remove()
 
 
 def _bands(rows: Sequence[Row], prompt: str, axes: Axes, palette: Palette) -> None:

@@ -22,3 +22,23 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+
+// A link to a folded section opens it.
+function unfold() {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  target?.querySelector("details")?.setAttribute("open", "");
+  target?.scrollIntoView();
+}
+addEventListener("hashchange", unfold);
+if (location.hash) unfold();
+
+// The hint below a table is shown only where the table is wider than its container.
+const watcher = new ResizeObserver((entries) => {
+  for (const { target } of entries) target.classList.toggle("overflows", target.scrollWidth > target.clientWidth + 1);
+});
+for (const container of document.querySelectorAll(".scroll")) {
+  watcher.observe(container);
+  container.addEventListener("scroll", () => {
+    container.classList.toggle("ended", container.scrollLeft + container.clientWidth >= container.scrollWidth - 4);
+  });
+}

@@ -13,6 +13,7 @@ from pipeline.compare import table
 from pipeline.compare.drawing import Palette, Plot, draw_one, legend
 from pipeline.compare.grid import Cell, Column, Grid, Line, Tone, number
 from pipeline.compare.leaderboard import Row
+from pipeline.compare.noise import differs
 from pipeline.core.errors import InputError
 
 FILE = "sensitivity.json"
@@ -111,6 +112,7 @@ def _figures(
             cells.append(number(value))
             continue
         tone: Tone = "better" if value > reference[measure] else "worse"
+        tone = tone if differs(measure, value, reference[measure]) else ""
         sign = "+" if value > reference[measure] else "\u2212"
         below = f"{sign}{table.score(abs(value - reference[measure]))}"
         cells.append(Cell(text=table.score(value), value=value, below=below, tone=tone))

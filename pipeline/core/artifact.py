@@ -25,6 +25,8 @@ BASELINES = "baselines.json"
 """In the teacher's evaluation: what trivial masks score."""
 DATASETS = "datasets.json"
 """In an evaluation: digest and size of each data set, by the prefix of its metrics."""
+PHOTOGRAPHS = "photographs.json"
+"""File with masks of real photographs, in an evaluation."""
 REFUSALS = "refusals.json"
 """File of a comparison that lists the refused candidates, with model and precision."""
 

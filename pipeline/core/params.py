@@ -12,7 +12,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from pipeline.core.config import Config, find, section
 from pipeline.core.errors import InputError
-from pipeline.core.stage import Stage, listed
+from pipeline.core.stage import Stage, listed, top_level
 
 FILE, DEFAULT = "params.yaml", "default"
 _LISTS = ("students", "precisions")
@@ -25,6 +25,8 @@ class Section(NamedTuple):
     model: type[Config]
     lists: tuple[str, ...] = ()
     """Lists at the top of the file that the model gets, too."""
+    sections: tuple[str, ...] = ()
+    """Other sections that the model gets, too."""
     optional: bool = False
     """Whether the section may be null."""
 
@@ -39,7 +41,13 @@ class Origin(NamedTuple):
 def sections(stages: Sequence[Stage], others: Iterable[Section] = ()) -> list[Section]:
     """The sections the stages read, each once, and ``others``."""
     own = (
-        Section((stage.section or stage.name).replace("{student}", "*"), stage.config_type, stage.lists, stage.optional)
+        Section(
+            (stage.section or stage.name).replace("{student}", "*"),
+            stage.config_type,
+            stage.lists,
+            stage.sections,
+            stage.optional,
+        )
         for stage in stages
     )
     return list({part.name: part for part in (*own, *others)}.values())
@@ -73,7 +81,7 @@ def resolve(parts: Sequence[Section], params: Mapping[str, Any]) -> dict[str, An
             if _is_null(part, dotted, params):
                 target[last] = Origin(None, FILE)
                 continue
-            values = _read(part, dotted, params).model_dump(mode="json", exclude=set(part.lists))
+            values = _read(part, dotted, params).model_dump(mode="json", exclude={*part.lists, *part.sections})
             target[last] = _with_origin(values, find(params, dotted))
     return resolved
 
@@ -103,7 +111,7 @@ def schema(parts: Sequence[Section]) -> str:
     references, definitions = models_json_schema([(model, "validation") for model in models])
     for part in parts:
         own = definitions["$defs"][part.model.__name__]
-        for name in part.lists:
+        for name in (*part.lists, *part.sections):
             own["properties"].pop(name, None)
         own["required"] = [name for name in own.get("required", ()) if name not in part.lists]
     names = {"type": "array", "items": {"type": "string"}}
@@ -142,7 +150,7 @@ def _is_null(part: Section, dotted: str, params: Mapping[str, Any]) -> bool:
 
 
 def _read(part: Section, dotted: str, params: Mapping[str, Any]) -> Config:
-    return section(params, dotted, part.model, Path(FILE), more={name: listed(params, name) for name in part.lists})
+    return section(params, dotted, part.model, Path(FILE), more=top_level(params, part.lists, part.sections))
 
 
 def _with_origin(values: Any, written: Any) -> Any:

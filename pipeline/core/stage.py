@@ -4,7 +4,7 @@ import fcntl
 import inspect
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -48,6 +48,7 @@ class Stage:
         data: More DVC dependencies, for example a path in params.yaml (``${prepare.data}``).
         plots: Plots of ``plots.json`` for `dvc plots`, in addition to ``plots/``: title to x field, y field, template.
         lists: Lists of params.yaml (``students``) that the config has as additional fields.
+        sections: Other sections of params.yaml (``promote``) that the config has as additional fields.
         libraries: Packages whose version in deps/versions.yaml decides the result.
         cached: Whether DVC caches the result. If not, the stage runs whenever its result is missing.
         gpu: Whether the flow may hand the stage to a GPU worker.
@@ -63,6 +64,7 @@ class Stage:
     code: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
     plots: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
     cached: bool = True
@@ -130,9 +132,8 @@ class Stage:
                 raise InputError(f"unknown {key} {keys[key]!r}: `{key}s` of params.yaml lists {', '.join(known)}.")
         if self.optional and self.settings(params, keys) is None:
             return None
-        return section(
-            params, self._section(keys), self.config_type, more={name: listed(params, name) for name in self.lists}
-        )
+        more = top_level(params, self.lists, self.sections)
+        return section(params, self._section(keys), self.config_type, more=more)
 
     def parents(self, keys: Keys) -> dict[str, str]:
         """Digests of the artifacts that this repetition reads, by stage and repetition.
@@ -235,7 +236,7 @@ class Stage:
             # `exec` replaces DVC's shell, so that the stage notices when DVC is killed.
             "cmd": " ".join(["exec python -m pipeline", self.name, *(f"--{k} {v}" for k, v in keys.items())]),
             "deps": [*self.sources(keys), *self.data, *(str(dep.path(keys)) for dep in self.deps)],
-            "params": [self._section(keys), *self.lists, *code.versions(self.libraries)],
+            "params": [self._section(keys), *self.lists, *self.sections, *code.versions(self.libraries)],
             "outs": [out] if self.cached else [{out: {"cache": False}}],
         }  # fmt: skip
 
@@ -255,6 +256,15 @@ def listed(params: Mapping[str, Any], key: str) -> list[str]:
     if len(set(values)) < len(values):
         raise InputError(f"params.yaml lists one of its {key} twice: {', '.join(values)}. Remove the repetition.")
     return values
+
+
+def top_level(params: Mapping[str, Any], lists: Iterable[str], sections: Iterable[str]) -> dict[str, Any]:
+    """Lists and sections at the top of params.yaml that another section's config has as additional fields.
+
+    Raises:
+        InputError: One is missing, or a list repeats a name.
+    """
+    return {name: listed(params, name) for name in lists} | {name: find(params, name) for name in sections}
 
 
 def refuse_unknown_sections(stages: tuple[Stage, ...], params: Mapping[str, Any]) -> None:

@@ -3,10 +3,10 @@
 Models run through `pipeline.runtime`, as in deployment. Outputs: ``metrics.json`` (flat metrics), ``instances.json``
 (IoUs per instance), ``calibration.json`` (predicted against true IoU), ``predictions.json`` (masks of the first images,
 for the report), ``subject.json`` (the measured model), ``everything.json`` (all masks of some images, if everything
-mode is enabled), ``datasets.json`` (digest and size of each data set, by the prefix of its metrics), and
-``latency.json`` and ``memory.json`` if ``latency.runs`` is above 0. The teacher's evaluation adds ``masks.json``, the
-reference for students' agreement, and ``baselines.json``, the scores of trivial masks. Files of further validation sets
-are in folders of their names, their metrics have the name as prefix.
+mode is enabled), ``photographs.json`` (masks of two real photographs), ``datasets.json`` (digest and size of each data
+set, by the prefix of its metrics), and ``latency.json`` and ``memory.json`` if ``latency.runs`` is above 0. The
+teacher's evaluation adds ``masks.json``, the reference for students' agreement, and ``baselines.json``, the scores of
+trivial masks. Files of further validation sets are in folders of their names, their metrics have the name as prefix.
 
 Several processes may share the work (``torchrun``) with identical metrics. An interrupted evaluation resumes.
 """
@@ -30,6 +30,7 @@ from pipeline.core.artifact import (
     CARD,
     DATASETS,
     METRICS,
+    PHOTOGRAPHS,
     Card,
     Contents,
     file_sha256,
@@ -56,6 +57,7 @@ from pipeline.evaluate.everything import EverythingConfig, evaluate_everything
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.latency import LatencyConfig, measure_latency
 from pipeline.evaluate.memory import measuring_memory
+from pipeline.evaluate.photographs import photographs as photographs_of
 from pipeline.evaluate.validation import Protocol, ValidationSet, validation_sets
 from pipeline.models import build
 from pipeline.models.cost import count_parameters, macs
@@ -85,6 +87,8 @@ class EvaluateConfig(Config):
     """Evaluate 3 and 5 clicks also with the previous mask as an additional prompt."""
     pictures: Annotated[int, Field(ge=0)] = 12
     """Validation images whose masks are stored for the report."""
+    photographs: bool = True
+    """Store masks of scikit-learn's two sample photographs for the report."""
     data: str
     """Folder with all files of ``detections`` and ``sginw``, tracked by DVC. Any path if both are empty."""
     detections: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], DetectionsConfig] = {}
@@ -209,6 +213,8 @@ def _evaluate(
             cost_metrics |= _measure_latency(config.latency, segmenter, first.read_image(example), box, out)
             log(cost_metrics)
     metrics |= _everything(config, segmenter, first, photographs, out)
+    if config.photographs:
+        write_json(out / PHOTOGRAPHS, photographs_of(Predictor(segmenter), config.everything))
     for (validation, images), values in zip(sets, scores, strict=True):
         _write_set(out, validation, images, values, subject, config.pictures)
     described = {validation.prefix: validation.describe(images, config.protocol) for validation, images in sets}

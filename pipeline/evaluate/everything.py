@@ -79,7 +79,7 @@ def evaluate_everything(
         Metrics: per mode ``everything_<mode>_ar100`` and ``_ar1000``, ``_miou`` with the annotated objects, ``_masks``
         per image and ``_s``, the median seconds per image; and ``everything_miou``: `best_ious` of the dense masks
         among the hierarchical ones, averaged over all dense masks; absent if there are no dense masks.
-        For everything.json: the masks of the first images.
+        For everything.json: the number of images, and the masks of the first ones.
 
     Raises:
         InputError: An image is missing or damaged.
@@ -106,7 +106,8 @@ def evaluate_everything(
     agreement = np.concatenate([best_ious(hierarchical, dense) for hierarchical, dense in pairs])
     if len(agreement):
         metrics["everything_miou"] = float(agreement.mean())
-    return metrics, {"images": [_picture(p, i, results) for i, p in enumerate(images[: config.pictures])]}
+    shown = [_picture(p, i, results) for i, p in enumerate(images[: config.pictures])]
+    return metrics, {"evaluated": len(images), "images": shown}
 
 
 def best_ious(predictions: Sequence[Rle], targets: Sequence[Rle]) -> Float[np.ndarray, " n"]:

@@ -104,7 +104,7 @@ def calibration_error(bins: Sequence[Bin]) -> float:
     return sum(abs(p - v) * n for p, v, n in gaps if p is not None and v is not None) / count
 
 
-_LOWER_IS_BETTER = re.compile(r"_(ms|mib|macs|s|error)$|^parameters$|macs_per_prompt$")
+_LOWER_IS_BETTER = re.compile(r"_(ms|mib|macs|error)$|(?<!_per)_s$|^parameters$|macs_per_prompt$")
 
 
 def lower_is_better(name: str) -> bool:

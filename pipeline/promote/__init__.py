@@ -17,9 +17,9 @@ from pipeline.core.artifact import Card
 from pipeline.core.config import read_params, section
 from pipeline.core.errors import GateError, InputError
 from pipeline.core.stage import ARTIFACTS
+from pipeline.ops.gate import PromoteConfig, Rule, best, check
 from pipeline.ops.metrics import TRIVIAL
 from pipeline.promote import registry
-from pipeline.promote.gate import PromoteConfig, Rule, best, check
 from pipeline.promote.registry import CHALLENGER, CHAMPION, PREVIOUS
 from pipeline.tracking import Curves, Store, running
 

@@ -84,7 +84,9 @@ def held_out(sam: Sam) -> dict[str, float]:
         save_checkpoint(sam, teacher)
         Card.seal(teacher, Contents(kind="checkpoint", model="bundled", precision="fp32"), {})
         untimed = LatencyConfig(warmup=0, runs=0)
-        config = EvaluateConfig(data=str(data), feed_back=False, pictures=0, everything=None, latency=untimed)
+        config = EvaluateConfig(
+            data=str(data), feed_back=False, pictures=0, photographs=False, everything=None, latency=untimed
+        )
         evaluate_teacher(config, prepare=data, teacher=teacher, out=out, log=silent).remove_scratch()
         metrics: dict[str, float] = json.loads((out / "metrics.json").read_text())
     return {name: value for name, value in metrics.items() if "miou" in name or name == "instances"}

@@ -15,7 +15,8 @@ from pipeline.compare import CompareConfig, compare
 from pipeline.core.artifact import Card, Contents, Refusal, write_json, write_metrics
 from pipeline.core.log import silent
 from pipeline.data import coco, scenes
-from pipeline.evaluate.baselines import trivial_masks
+from pipeline.evaluate.baselines import ellipse, trivial_masks
+from pipeline.evaluate.photographs import EVERYTHING, PROMPTS
 from pipeline.ops import masks
 from pipeline.ops.metrics import band_means, iou
 
@@ -234,7 +235,25 @@ def _write_extras(directory, annotations, predictions, wrong):
         shown.append(
             {"image_id": image, "file_name": f"{image}.jpg", "modes": {"dense": records, "hierarchical": records[:-1]}}
         )
-    write_json(directory / "everything.json", {"images": shown})
+    write_json(directory / "everything.json", {"evaluated": 2, "images": shown})
+    write_json(directory / "photographs.json", photographs(wrong))
+
+
+def photographs(wrong):
+    """Masks of the sample photographs: ellipses in the boxes, squares for everything mode."""
+    answers = []
+    for name, prompt, numbers in PROMPTS:
+        x0, y0, x1, y1 = numbers if prompt == "box" else (*(n - 90 for n in numbers), *(n + 90 for n in numbers))
+        box = (x0 - 60 * wrong, float(y0), x1 + 60 * wrong, float(y1))
+        segmentation = masks.encode(ellipse(box, (427, 640)))
+        answers.append({"file_name": name, "prompt": prompt, "numbers": list(numbers), "segmentation": segmentation})
+    records = []
+    for number in range(6):
+        square = np.zeros((427, 640), bool)
+        square[200:300, 100 * number : 100 * number + 90] = True
+        records.append({"segmentation": masks.encode(square), "area": 9000, "predicted_iou": 0.9})
+    shown = {"file_name": EVERYTHING, "mode": "hierarchical", "records": records}
+    return {"prompts": answers, "everything": shown}
 
 
 def _spoiled(rng, mask, wrong):

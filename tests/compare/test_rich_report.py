@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pipeline.compare import CompareConfig
 from pipeline.compare import published as papers
 from pipeline.compare.leaderboard import pareto_front
-from pipeline.compare.measures import display_name, quantization, sections
+from pipeline.compare.measures import display_name, sections
 from pipeline.compare.published import beside_measured
+from pipeline.compare.quantization import quantization
 from pipeline.compare.sensitivity import sensitivities
 from pipeline.core.errors import InputError
 from pipeline.core.provenance import commit
@@ -43,8 +44,10 @@ def test_every_measure_has_its_section_table_and_plot(rich):
     out, rows, page = rich
     titles = re.findall(r"<h2>([^<]+)</h2>", page)
     assert titles == [
+        "Pictures",
         "Leaderboard",
-        "Plots",
+        "Accuracy against cost",
+        "More plots",
         "Accuracy by object size",
         "Clicks",
         "Agreement, boundaries and calibration",
@@ -53,7 +56,6 @@ def test_every_measure_has_its_section_table_and_plot(rich):
         "Effect of quantization",
         "Quantization sensitivity by layer",
         "Everything mode: examples",
-        "Example masks",
         "Largest losses against the teacher",
         "Largest gains over the teacher",
         "Published and measured results",
@@ -66,20 +68,25 @@ def test_every_measure_has_its_section_table_and_plot(rich):
 def test_the_contents_lead_to_every_section(rich):
     _, _, page = rich
     links = re.findall(r'<a href="#([^"]+)">', page)
-    assert links == re.findall(r'<section id="([^"]+)">', page)
+    assert links == ["pictures", "leaderboard", "plots", "details"]
+    sections = re.findall(r'<section id="([^"]+)">(?:<details>)?', page)
+    assert sections[:3] == links[:3]
+    folded = page[page.index('id="details"') :]
+    assert re.findall(r'<section id="([^"]+)"><details>', folded) == sections[3:]
 
 
 def test_every_student_has_its_own_worst_masks(rich):
     _, rows, page = rich
     worst = page[page.index("Largest losses against the teacher</h2>") :]
     for row in rows[1:]:
-        assert f"<summary>{row['model']} {row['precision']}<small>" in worst
+        assert f"<h3>{row['model']} {row['precision']}</h3>" in worst
 
 
 def test_everything_mode_is_shown_by_model_and_mode(rich):
     _, rows, page = rich
     for mode in ("dense", "hierarchical"):
         assert len(re.findall(rf'alt="[^"]*, {mode}: \d+ masks?"', page)) == 2 * len(rows)
+    assert "Segmentation without prompts, measured on 2 images." in page
 
 
 def test_the_lineage_names_commit_data_teacher_and_engines(rich):
@@ -92,13 +99,12 @@ def test_the_lineage_names_commit_data_teacher_and_engines(rich):
     assert card["digest"] in lineage
 
 
-def test_metrics_have_what_is_beyond_the_leaderboard(rich):
+def test_every_metric_of_every_model_is_in_the_leaderboard(rich):
     out, rows, _ = rich
-    metrics = json.loads((out / "metrics.json").read_text())
-    for row in rows:
-        assert metrics[f"{row['model']}.{row['precision']}.coco_vitdet_ap_small"] == row["coco_vitdet_ap_small"]
-    assert "bundled.fp32.box_agreement" not in metrics
-    assert not any(name.endswith(".instances") for name in metrics)
+    assert len(json.loads((out / "metrics.json").read_text())) == 8
+    assert all(row["coco_vitdet_ap_small"] > 0 for row in rows)
+    assert rows[0]["box_agreement"] is None
+    assert "instances" not in rows[0]
 
 
 def test_dvc_gets_rows_with_the_same_keys(rich):
@@ -121,7 +127,7 @@ def test_the_cost_of_quantization_is_a_difference_of_every_figure_of_both(rich):
     assert found["Box mIoU"][place].value == after["box_miou"] - before["box_miou"]
     assert found["Box mIoU"][place].tone == "worse"
     assert found["Latency ms"][place].tone == "better"
-    assert found["Parameters"][place].text == "0"
+    assert "Parameters" not in found  # which do not change
 
 
 def test_nothing_is_compared_with_a_precision_that_is_not_there(rich):
@@ -232,7 +238,7 @@ def test_the_table_of_sensitivity_says_how_far_each_line_is_from_rounding_all(tm
     named = {line.cells[0].text: line.cells[1:] for line in result.grid.lines}
     assert [cell.text for cell in named["none quantized"]] == ["0", "0.715", "0.615", "0.995"]
     assert [cell.text for cell in named["all quantized"]] == ["12", "0.700", "0.600", "0.980"]
-    assert [cell.tone for cell in named["all but stage.0"]] == ["", "worse", "worse", "worse"]
+    assert [cell.tone for cell in named["all but stage.0"]] == ["", "", "", ""]  # within noise
     suggested = named["all but the suggested layers"]
     assert [cell.text for cell in suggested] == ["11", "0.710", "0.610", "0.990"]
     assert [(cell.below, cell.tone) for cell in suggested[1:]] == [("+0.010", "better")] * 3

@@ -20,7 +20,7 @@ from pipeline.core.config import PARAMS, read_params, section
 from pipeline.core.errors import InputError
 from pipeline.core.log import silent
 from pipeline.core.presets import activate
-from pipeline.promote.gate import PromoteConfig
+from pipeline.ops.gate import PromoteConfig
 from pipeline.stages import STAGES
 from pipeline.teacher import TeacherConfig, teacher
 from tests.docs.pages import LANGUAGES, PAGES, ROOT, Block, Command, blocks, commands

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import InputError
-from pipeline.promote.gate import PromoteConfig, best, check
+from pipeline.ops.gate import PromoteConfig, best, check
 
 CONFIG = PromoteConfig(
     registered_model="m",
