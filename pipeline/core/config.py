@@ -5,12 +5,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.core.checkout import checkout_above
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import yaml_file
+from pipeline.core.untrusted.json_file import shown
+from pipeline.core.untrusted.regular_file import MissingFileError
 
 PARAMS = Path("params.yaml")
 
@@ -31,16 +33,14 @@ def read_params(path: Path = PARAMS) -> dict[str, Any]:
     """Read params.yaml.
 
     Raises:
-        InputError: The file is missing, is not YAML, or is not a mapping.
+        InputError: The file is missing, is not YAML within the bounds of `yaml_file`, or is not a mapping.
     """
     try:
-        params = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
+        params = yaml_file.load(path, remedy="Correct it, or run `python -m pipeline preset demo`.")
+    except MissingFileError:
         checkout = checkout_above()
         remedy = f"change to the checkout, `cd {checkout}`" if checkout else "run `python -m pipeline preset demo`"
         raise InputError(f"{path} does not exist in {Path.cwd()}: {remedy}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(params, dict):
         raise InputError(f"{path} must hold sections, not {type(params).__name__}: see presets/demo.yaml.")
     return params
@@ -103,7 +103,7 @@ def _message(error: ValidationError, model: type[Config]) -> str:
         elif fault["type"] == "missing":
             faults.append(f"key {key!r} is missing")
         else:
-            faults.append(f"key {key!r} is {fault['input']!r}: {fault['msg']}")
+            faults.append(f"key {key!r} is {shown(fault['input'])}: {fault['msg']}")
     return "; ".join(faults) + "."
 
 

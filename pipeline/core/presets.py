@@ -4,13 +4,13 @@ The preset is edited by ruamel.yaml's round trip, so that its comments and layou
 """
 
 import copy
+import math
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
@@ -18,6 +18,9 @@ from pipeline.core import atomic
 from pipeline.core.checkout import checkout_above
 from pipeline.core.config import PARAMS, read_params
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import yaml_file
+from pipeline.core.untrusted.json_file import shown
+from pipeline.core.untrusted.regular_file import read_text
 
 PRESETS = Path("presets")
 KEPT = Path("params.yaml.before")
@@ -42,15 +45,17 @@ def activate(name: str, changes: Sequence[str] = (), check: Check = lambda param
     """
     if checkout := checkout_above():
         raise InputError(f"{Path.cwd()} is a subdirectory of a checkout: change to it, `cd {checkout}`.")
-    source = folder() / f"{name}.yaml"
-    if not source.is_file():
-        known = ", ".join(sorted(path.stem for path in folder().glob("*.yaml"))) or "none"
-        raise InputError(f"{source} does not exist; there is {known}.")
+    source, known = folder() / f"{name}.yaml", sorted(path.stem for path in folder().glob("*.yaml"))
+    if name not in known:
+        raise InputError(f"{source} does not exist; there is {', '.join(known) or 'none'}.")
     read_params(source)
-    text = source.read_text()
+    text = read_text(source, yaml_file.LARGEST)
     if changes:
-        text = _changed(source, changes)
-        check(yaml.safe_load(text), {change.partition("=")[0].strip().partition(".")[0] for change in changes})
+        text = _changed(text, changes)
+        check(
+            yaml_file.parse(text, str(source)),
+            {change.partition("=")[0].strip().partition(".")[0] for change in changes},
+        )
     kept = _keep_own(text)
     with atomic.replacing(PARAMS) as draft:
         draft.write_text(text)
@@ -65,24 +70,30 @@ def folder() -> Path:
 
 def _keep_own(text: str) -> str:
     """Keep a params.yaml that somebody edited; an unedited preset can be made again."""
-    if not PARAMS.is_file() or PARAMS.read_text() in (text, *(path.read_text() for path in folder().glob("*.yaml"))):
+    if PARAMS.is_dir():
+        raise InputError(f"{PARAMS} is a directory: remove it.")
+    presets = (path.read_bytes() for path in folder().glob("*.yaml"))
+    if not PARAMS.is_file() or PARAMS.read_bytes() in (text.encode(), *presets):
         return ""
     PARAMS.replace(KEPT)
     return f"; the file before it is {KEPT}"
 
 
-def _changed(source: Path, changes: Sequence[str]) -> str:
+def _changed(text: str, changes: Sequence[str]) -> str:
     editor = YAML()
     editor.preserve_quotes = True
     editor.width = 4096
     editor.indent(mapping=2, sequence=4, offset=2)
     editor.representer.add_representer(float, _represent_float)
-    params = editor.load(source.read_text())
+    params = editor.load(text)
     for change in changes:
         dotted, equals, value = change.partition("=")
         if not equals:
             raise InputError(f"{change!r} is not KEY=VALUE, for example build_engine.engine=onnxruntime.")
-        _set(params, dotted.strip().split("."), value)
+        keys = dotted.strip().split(".")
+        if len(keys) > yaml_file.DEEPEST:
+            raise InputError(f"{shown(dotted)} is nested more than {yaml_file.DEEPEST} levels deep: name a known key.")
+        _set(params, keys, value)
     stream = StringIO()
     editor.dump(params, stream)
     return stream.getvalue()
@@ -105,15 +116,13 @@ def _set(params: CommentedMap, keys: Sequence[str], value: str) -> None:
 
 def _read(text: str, dotted: str) -> Any:
     """``text`` as YAML, where 1e-4 is a number too: YAML 1.1 reads it as text."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"{dotted!r} cannot be {text!r}, which is not YAML.") from None
+    value = yaml_file.parse(text, f"the value of {dotted!r}")
     if isinstance(value, str):
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
             return value
+        return number if math.isfinite(number) else value
     return value
 
 

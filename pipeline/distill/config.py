@@ -1,8 +1,8 @@
 """The section ``distill.<student>`` of params.yaml."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 
 from pipeline.core.config import Config
 from pipeline.core.errors import InputError
@@ -98,10 +98,27 @@ Recipe = Annotated[
 ]
 
 
+_Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
+_ATTENTION = TypeAdapter(
+    list[Annotated[list[Annotated[list[_Tokens], Field(min_length=2, max_length=2)]], Field(min_length=1)]],
+    config=ConfigDict(strict=True),
+)
+
+
+def _check_attention(options: dict[str, Any]) -> dict[str, Any]:
+    """Check the option that is not a number or a name; the builder checks the rest."""
+    if "attention" in options:
+        try:
+            _ATTENTION.validate_python(options["attention"])
+        except ValidationError:
+            raise ValueError("attention must list pairs [segment, interval] of tokens for each block") from None
+    return options
+
+
 class DistillConfig(Config):
     """Distillation of one student."""
 
-    options: dict[str, JsonValue] = {}
+    options: Annotated[dict[str, JsonValue], AfterValidator(_check_attention)] = {}
     """Keyword arguments of the student's builder, see `pipeline.models.build`."""
     recipe: Recipe
     init: Source | None = None

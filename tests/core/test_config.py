@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from pipeline.core.config import Config, find, read_params, section
@@ -41,6 +43,28 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path, text, says):
     path = tmp_path / "params.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=says) as refused:
+        read_params(path)
+    assert "\n" not in str(refused.value)
+
+
+def _loop(path):
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: path.mkdir(), "Is a directory"),
+        (os.mkfifo, "Is a FIFO"),
+        (_loop, "symbolic links"),
+        (lambda path: path.write_bytes(b"a: \xff"), "not UTF-8"),
+    ],
+    ids=["directory", "fifo", "link loop", "latin-1"],
+)
+def test_what_is_no_text_file_is_refused_in_one_line(tmp_path, make, says):
+    path = tmp_path / "params.yaml"
+    make(path)
+    with pytest.raises(InputError, match=f"{path} .*{says}.*preset demo") as refused:
         read_params(path)
     assert "\n" not in str(refused.value)
 

@@ -59,7 +59,7 @@ def test_changed_values_are_written_and_comments_kept():
         ("distill.a=3", "'distill.a': "),
         ("distill.a.steps=many", "key 'steps' is 'many'"),
         ("distill.a.steps=1.5", "key 'steps' is 1.5"),
-        ("distill.a.steps=[", "which is not YAML"),
+        ("distill.a.steps=[", "the value of 'distill.a.steps' is not valid YAML"),
         ("distill.a.steps", "not KEY=VALUE"),
     ],
 )
@@ -90,6 +90,38 @@ def test_a_number_is_read_back_as_it_was_given(value):
 def test_an_unknown_preset_lists_the_known():
     with pytest.raises(InputError, match=r"presets/no\.yaml does not exist; there is demo"):
         activate("no")
+
+
+@pytest.mark.parametrize("name", ["../presets/demo", "../x", "", ".", "demo\0", "presets/demo", "*"])
+def test_a_path_is_no_name_of_a_preset(name):
+    with pytest.raises(InputError, match="there is demo"):
+        activate(name)
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 3000, "9" * 5000, ".inf", ".nan", "1:30", "{a: 1, a: 2}", "!!python/name:os.system"]
+)
+def test_a_hostile_value_is_refused_in_one_line(value):
+    with pytest.raises(InputError, match=r"the value of 'distill\.a\.lr' is not valid YAML") as refused:
+        activate("demo", [f"distill.a.lr={value}"], check)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_key_of_3000_levels_is_refused():
+    with pytest.raises(InputError, match="more than 32 levels deep"):
+        activate("demo", [f"{'a.' * 3000}a=1"], check)
+
+
+def test_a_directory_in_the_place_of_params_is_refused():
+    Path("params.yaml").mkdir()
+    with pytest.raises(InputError, match="is a directory: remove it"):
+        activate("demo")
+
+
+def test_a_link_loop_in_the_place_of_params_is_replaced():
+    Path("params.yaml").symlink_to("params.yaml")
+    activate("demo")
+    assert Path("params.yaml").read_text() == DEMO
 
 
 def test_params_that_somebody_edited_are_kept_and_others_are_not():
