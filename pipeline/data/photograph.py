@@ -13,32 +13,19 @@ show a half turn, a mirroring or a turn of a square image; annotations may there
 """
 
 import io
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import image_file
 from pipeline.ops.geometry import Size
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
-
-_DAMAGED = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    EOFError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-"""Exceptions that Pillow's readers raise on damaged files."""
 
 ResultT = TypeVar("ResultT")
 
@@ -105,25 +92,13 @@ def read_file(path: Path, name: str) -> bytes:
     Raises:
         InputError: It is missing or cannot be read.
     """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror}). Restore it or drop it from the data.") from None
+    return image_file.read(path, name)
 
 
 def _decoded(raw: bytes, name: str, use: Callable[[Image.Image], ResultT]) -> ResultT:
     """Open and check an image, and return ``use(image)``."""
-    try:
-        with Image.open(io.BytesIO(raw)) as probe:
-            probe.verify()
-        with Image.open(io.BytesIO(raw)) as image:
-            image.load()
-            return use(image)
-    except InputError:
-        raise
-    except _DAMAGED as error:
-        reason = "not a readable image" if isinstance(error, UnidentifiedImageError) else f"damaged: {error}"
-        raise InputError(f"{name} is {reason}. Restore the file or drop it from the data.") from None
+    with image_file.opened(raw, name) as image:
+        return use(image)
 
 
 def _oriented(image: Image.Image, name: str, stated: Size | None, transposed: bool | None) -> tuple[Image.Image, bool]:

@@ -1,10 +1,46 @@
 """SA-1B in its download format: tars of ``sa_<n>.jpg`` and ``sa_<n>.json``, read without unpacking."""
 
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import json_file, tar_file
+from pipeline.core.untrusted.json_file import Coordinate, Id, Side
+from pipeline.core.untrusted.regular_file import opened
+from pipeline.data.coco import Record
+
+_Score = Annotated[float, Field(ge=-1e6, le=1e6)]
+_Point = Annotated[list[Coordinate], Field(min_length=2, max_length=2)]
+
+
+class ImageOf(Record):
+    """The image of a sample."""
+
+    image_id: Id
+    height: Side
+    width: Side
+
+
+class Annotation(Record):
+    """A mask, and how the data engine made it; keys that a sample lacks stay unset."""
+
+    id: Id
+    segmentation: Any
+    predicted_iou: _Score | None = None
+    stability_score: _Score | None = None
+    crop_box: Annotated[list[Coordinate], Field(min_length=4, max_length=4)] | None = None
+    """x, y, width, height in pixels."""
+    point_coords: Annotated[list[_Point], Field(max_length=1000)] | None = None
+
+
+class Annotations(Record):
+    """The json of a sample."""
+
+    image: ImageOf
+    annotations: list[Annotation]
 
 
 @dataclass(frozen=True)
@@ -24,14 +60,11 @@ class Member:
         Raises:
             InputError: The tar is truncated.
         """
-        try:
-            with self.tar.open("rb") as stream:
-                stream.seek(self.image_offset)
-                image = stream.read(self.image_bytes)
-                stream.seek(self.json_offset)
-                text = stream.read(self.json_bytes)
-        except OSError as error:
-            raise InputError(f"{self.tar} cannot be read ({error.strerror}): restore it.") from None
+        with opened(self.tar) as stream:
+            stream.seek(self.image_offset)
+            image = stream.read(self.image_bytes)
+            stream.seek(self.json_offset)
+            text = stream.read(self.json_bytes)
         if len(image) != self.image_bytes or len(text) != self.json_bytes:
             raise InputError(f"{self.tar} is truncated at {self.stem}: download it again.")
         return image, text
@@ -50,16 +83,21 @@ def members(directory: Path) -> list[Member]:
 
 
 def _members(path: Path) -> list[Member]:
-    offsets: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                name = Path(info.name)
-                if info.isfile() and name.suffix in (".jpg", ".json"):
-                    offsets.setdefault(name.stem, {})[name.suffix] = (info.offset_data, info.size)
-    except (OSError, tarfile.TarError) as error:
-        raise InputError(f"{path} is not a readable tar ({error}): download it again.") from None
-    for stem, parts in offsets.items():
-        if len(parts) != 2:
-            raise InputError(f"{path}: {stem}{next(iter(parts))} has no companion: download the tar again.")
+    offsets = tar_file.parts(path, (".jpg", ".json"), remedy="Download it again.")
+    for stem, files in offsets.items():
+        if len(files) != 2:
+            raise InputError(f"{path}: {stem!r:.100} has no image or no json: download the tar again.")
     return [Member(path, stem, *offsets[stem][".jpg"], *offsets[stem][".json"]) for stem in sorted(offsets)]
+
+
+def annotations_of(text: bytes, name: str) -> Annotations:
+    """Validate a sample's json.
+
+    Raises:
+        InputError: It is not in SA-1B's schema.
+    """
+    remedy = "Download the tar again."
+    content: Annotations = json_file.validated(
+        json_file.parse(text, name, remedy=remedy), Annotations, f"{name} is not in SA-1B's schema", remedy=remedy
+    )
+    return content

@@ -11,11 +11,11 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
 
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import InputError
 from pipeline.core.progress import progress
+from pipeline.core.untrusted import image_file
 from pipeline.ops.geometry import Size
 from pipeline.runtime import Predictor
 
@@ -129,11 +129,8 @@ def read_rgb(path: Path, size: Size, remedy: str) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         InputError: The file is missing or damaged, or its size differs from ``size``, its masks' (H, W).
     """
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path} cannot be read ({error}). {remedy}") from None
+    with image_file.opened(image_file.read(path, remedy=remedy), str(path), remedy=remedy) as image:
+        pixels = np.asarray(image.convert("RGB"))
     if pixels.shape[:2] != size:
         raise InputError(f"{path} is {pixels.shape[:2]} pixels (H, W), but its masks are {size}. {remedy}")
     return pixels

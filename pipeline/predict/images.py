@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import InputError
+from pipeline.core.progress import notice
+from pipeline.core.untrusted.image_file import leading_out
+from pipeline.core.untrusted.regular_file import read_text
 from pipeline.data.folder import image_files
 from pipeline.data.photograph import SUFFIXES
+
+_LONGEST_LIST = 1 << 28
+"""Bytes of a text file that lists images."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ def images_of(source: Path, out: Path) -> Images:
         names = [name for name in image_files(source) if not (root / name).is_relative_to(results)]
         if not names:
             raise InputError(f"{source} holds no images besides the results in {out}: give the folder of the images.")
+        if outside := leading_out(source, names):
+            notice(f"{len(outside)} images are links to files outside of {source}, the first one {outside[0]!r:.100}.")
         return Images(source, names, whole_folder=True)
     if not source.is_file():
         raise InputError(f"{source} does not exist: give a folder, an image, or a text file that lists images.")
@@ -47,11 +55,9 @@ def images_of(source: Path, out: Path) -> Images:
 
 def _listed(source: Path) -> Images:
     """The images that a text file lists."""
-    try:
-        lines = [line.strip() for line in source.read_text().splitlines()]
-    except UnicodeDecodeError:
-        suffixes = ", ".join(sorted(SUFFIXES))
-        raise InputError(f"{source} is neither an image ({suffixes}) nor a text file that lists images.") from None
+    suffixes = ", ".join(sorted(SUFFIXES))
+    remedy = f"Give a folder, an image ({suffixes}) or a text file that lists images."
+    lines = [line.strip() for line in read_text(source, _LONGEST_LIST, remedy=remedy).splitlines()]
     paths = [os.path.abspath(source.parent / line) for line in lines if line]
     if not paths:
         raise InputError(f"{source} lists no images: write one path per line.")

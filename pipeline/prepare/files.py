@@ -1,7 +1,6 @@
 """Image files as samples, divided into splits by a hash of seed and key, independent of file order."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 from pipeline.core.artifact import file_sha256
 from pipeline.core.errors import InputError
 from pipeline.core.progress import notice
+from pipeline.core.untrusted.image_file import leading_out
 from pipeline.data import coco, sa1b
 from pipeline.data.coco import NO_CATEGORY, Instance
 from pipeline.data.folder import image_files, unique_keys
@@ -86,25 +86,19 @@ class Sa1bItem:
         """Read and check image and masks. Keeps SA-1B's scores, crop boxes and points; computes absent ones."""
         name = f"{self.member.tar}: {self.member.stem}"
         pixels, text = self.member.read()
+        content = sa1b.annotations_of(text, f"{name}.json")
+        size, stated = (content.image.height, content.image.width), content.annotations
         try:
-            record = json.loads(text)
-            size = (int(record["image"]["height"]), int(record["image"]["width"]))
-            stated = [(int(a["id"]), a["segmentation"], a) for a in record["annotations"]]
-            image_id = int(record["image"]["image_id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{name}.json is not in SA-1B's schema ({error!r}): download the tar again.") from None
-        try:
-            rles = [masks.from_segmentation(segmentation, size) for _, segmentation, _ in stated]
+            rles = [masks.from_segmentation(annotation.segmentation, size) for annotation in stated]
         except InputError as error:
             raise InputError(f"{name}.json: {error}. Download the tar again.") from None
         least = 1 if self.keep_all else self.min_area_px
         large = [i for i, rle in enumerate(rles) if masks.area(rle) >= least]
         jpeg, size = read_jpeg(pixels, f"{name}.jpg", self.jpeg_quality, size)
-        instances = [Instance(stated[i][0], NO_CATEGORY, rles[i]) for i in large]
-        result = prepared(self.key, jpeg, size, image_id, instances, tiny=len(rles) - len(large))
+        instances = [Instance(stated[i].id, NO_CATEGORY, rles[i]) for i in large]
+        result = prepared(self.key, jpeg, size, content.image.image_id, instances, tiny=len(rles) - len(large))
         for i, annotation in zip(large, result.packed.record["annotations"], strict=True):
-            names = ("predicted_iou", "stability_score", "crop_box", "point_coords")
-            annotation.update({name: stated[i][2][name] for name in names if name in stated[i][2]})
+            annotation.update(stated[i].model_dump(exclude={"id", "segmentation"}, exclude_unset=True))
         return result
 
 
@@ -150,6 +144,7 @@ def _without(items: Sequence[ItemT], sets: Iterable[Validation]) -> list[ItemT]:
 
 def _folder(source: Folder, data: Path) -> list[FileItem]:
     names, least = image_files(data / source.images), source.min_area_px
+    _say_links(data / source.images, names)
     numbered = enumerate(zip(unique_keys(names), names, strict=True), start=1)
     folder, quality = data / source.images, source.jpeg_quality
     return [FileItem(key, folder / name, i, None, [], quality, least) for i, (key, name) in numbered]
@@ -209,7 +204,9 @@ def _read_coco(
     images = data / folder
     if not images.is_dir():
         raise InputError(f"{images} is not a folder: correct the path in params.yaml or put the images there.")
-    keys = unique_keys([photograph.file_name for photograph in content.photographs])
+    names = [photograph.file_name for photograph in content.photographs]
+    _say_links(images, names)
+    keys = unique_keys(names)
     items = [
         FileItem(
             key,
@@ -224,6 +221,12 @@ def _read_coco(
         for key, p in zip(keys, content.photographs, strict=True)
     ]
     return items, content.categories, len(content.photographs)
+
+
+def _say_links(folder: Path, names: Sequence[str]) -> None:
+    """Print a notice of images that are links to files outside of their folder."""
+    if outside := leading_out(folder, names):
+        notice(f"{len(outside)} images of {folder} are links to files outside of it, first {outside[0]!r:.100}.")
 
 
 def divide(

@@ -526,7 +526,7 @@ def test_sources_that_are_no_images_are_one_line(model, photos, tmp_path, capsys
     for source, says in (
         (tmp_path / "absent", "does not exist"),
         (photos / "empty", "holds no images"),
-        (tmp_path / "weights.bin", "is neither an image"),
+        (tmp_path / "weights.bin", "is not UTF-8 text"),
         (tmp_path / "twice.txt", "odd.png 2 times"),
     ):
         run(model, source, "--out", tmp_path / "out", code=2)
