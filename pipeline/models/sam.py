@@ -7,11 +7,12 @@ SAM's 1024-pixel frame; decoding is `pipeline.models.decoder.decode`, which can 
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import tensor_file
+from pipeline.core.untrusted.regular_file import MissingFileError
 from pipeline.models.published import MaskDecoder, PromptEncoder, TwoWayTransformer
 
 EMBEDDING_CHANNELS = 256
@@ -82,14 +83,12 @@ def load_weights(sam: Sam, path: Path) -> Sam:
     """Load safetensors into ``sam`` strictly; half precision is converted to fp32.
 
     Raises:
-        InputError: The file is missing, is not valid safetensors, or belongs to another model.
+        InputError: The file is missing, is damaged, holds values that are not finite, or belongs to another model.
     """
     try:
-        state = load_file(path)
-    except FileNotFoundError:
+        state = tensor_file.safetensors(path, remedy="recreate it")
+    except MissingFileError:
         raise InputError(f"{path} does not exist: run `dvc repro` or `dvc pull`.") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable safetensors file ({error}): recreate it.") from None
     load_state(sam, state, path)
     return sam
 

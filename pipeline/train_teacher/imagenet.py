@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.core.untrusted import tensor_file
 from pipeline.ops.geometry import PIXEL_MEAN, PIXEL_STD
 
 _TFLITE_MEAN, _TFLITE_SCALE = 127.0, 128.0
@@ -22,7 +23,7 @@ def trunk_state(path: Path) -> dict[str, Tensor]:
 
     The published model takes ``(x - 127) / 128``. Scale and offset are folded into the stem and its batch norm.
     """
-    published: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    published = tensor_file.read(path, remedy="get the published file")
     state = {_key(key): value for key, value in published.items() if _key(key)}
     std, mean = torch.tensor(PIXEL_STD), torch.tensor(PIXEL_MEAN)
     kernel = state["stem.0.weight"]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.core.config import Config
+from pipeline.core.untrusted import tensor_file
 from pipeline.data.prompts import first_prompts
 from pipeline.models import build
 from pipeline.models.sam import Sam, load_state
@@ -125,7 +125,7 @@ def train_mixed(config: MixedConfig, run: Path, device: str = "cpu") -> Sam:
 
 def start_decoder(sam: Sam, path: Path) -> None:
     """Load the prompt encoder and mask decoder of another SAM, whatever its sizes."""
-    weights = load_file(path)
+    weights = tensor_file.safetensors(path, remedy="recreate it")
     for name, module in (("prompt_encoder", sam.prompt_encoder), ("mask_decoder", sam.mask_decoder)):
         prefix = f"{name}."
         module.load_state_dict({key.removeprefix(prefix): v for key, v in weights.items() if key.startswith(prefix)})

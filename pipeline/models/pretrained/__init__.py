@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -69,7 +68,6 @@ def read_pretrained(name: str, source: Source, key: str, store: str = STORE) -> 
     if hugging_face.uses_these_names(state):
         state = hugging_face.renamed(state)
     state = {own: value.float() if value.is_floating_point() else value for own, value in state.items()}
-    _require_finite(state, path)
     return state, path
 
 
@@ -111,9 +109,3 @@ def _file(path: Path, name: str) -> str:
     if not (path / WEIGHTS).is_file():
         raise InputError(f"{path} holds no {WEIGHTS}: name the file of the weights, as one file, not in shards.")
     return str(path / WEIGHTS)
-
-
-def _require_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    for key, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise InputError(f"checkpoint {path} holds values that are not finite ({key}): get an undamaged file.")

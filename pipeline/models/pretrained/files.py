@@ -2,38 +2,19 @@
 
 import fcntl
 import http.client
-import pickle
-import struct
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.core import atomic
 from pipeline.core.artifact import file_sha256
 from pipeline.core.errors import InputError
 from pipeline.core.progress import counter
+from pipeline.core.untrusted import tensor_file
 
 CHUNK_BYTES = 1 << 20
-_UNREADABLE = (
-    pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError,
-    RuntimeError, TypeError, ValueError,
-)  # fmt: skip
-"""Errors that `torch.load` raises on files that are not checkpoints."""
-_DTYPES = (
-    torch.float16,
-    torch.bfloat16,
-    torch.float32,
-    torch.float64,
-    torch.int32,
-    torch.int64,
-    torch.uint8,
-    torch.bool,
-)
 
 
 def fetch(source: str, sha256: str, store: Path, key: str) -> Path:
@@ -107,42 +88,6 @@ def read(path: Path) -> dict[str, Tensor]:
         path: A safetensors file or one of `torch.save`; the content decides which, not the name.
 
     Raises:
-        InputError: The file is not a checkpoint, is damaged, or would execute code when loaded.
+        InputError: The file is not a checkpoint, is damaged, holds values that are not finite, or would execute code.
     """
-    state = _safetensors(path) if _is_safetensors(path) else _pickle(path)
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"checkpoint {path} holds no state dict: get the official file.")
-    if not all(isinstance(key, str) for key in state):
-        raise InputError(f"checkpoint {path} has keys that are not names: get the official file.")
-    for key, value in state.items():
-        plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_nested
-        if not plain or value.dtype not in _DTYPES:
-            raise InputError(f"checkpoint {path}: {key} is not a plain tensor ({value.dtype}): get the official file.")
-    return state
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Whether the file begins like safetensors: the length of a JSON header in 8 bytes, and its brace."""
-    with path.open("rb") as stream:
-        start = stream.read(9)
-    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32
-
-
-def _safetensors(path: Path) -> object:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, RuntimeError, NotImplementedError, KeyError, ValueError) as error:
-        raise InputError(f"checkpoint {path} is a damaged safetensors file ({error}): get the official file.") from None
-
-
-def _pickle(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        reason = str(error).split(". ")[0].split("\n")[0] or type(error).__name__
-        raise InputError(
-            f"checkpoint {path} cannot be read as plain weights ({reason}): get the official file."
-        ) from None
+    return tensor_file.read(path, remedy="get the official file")
