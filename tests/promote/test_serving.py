@@ -4,15 +4,20 @@ import base64
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.scoring_server import invocations
 
 from pipeline.core.artifact import Card, Contents
 from pipeline.core.errors import InputError
@@ -134,3 +139,69 @@ def test_a_malformed_row_is_refused_in_words(model, row, says):
     (example,) = input_example()
     with pytest.raises(Exception, match=says):
         model.predict([{"image": example["image"]} | row])
+
+
+def png(width, height):
+    """A PNG that states a size and holds one byte."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    raw = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return base64.b64encode(raw).decode()
+
+
+BOX = [1.0, 2.0, 9.0, 9.0]
+HOSTILE = {
+    "non-ASCII base64": ({"image": "\u00e9\u00e9\u00e9\u00e9", "box": BOX}, "`image` must be base64"),
+    "no image": ({"image": None, "box": BOX}, "`image` must be base64"),
+    "empty image": ({"image": "", "box": BOX}, "`image` must be base64"),
+    "text as an image": ({"image": base64.b64encode(b"text").decode(), "box": BOX}, "not a readable JPEG or PNG"),
+    "EPS as an image": ({"image": base64.b64encode(b"%!PS-Adobe-3.0").decode(), "box": BOX}, "not a readable JPEG"),
+    "PNG above 2^30 pixels": ({"image": png(1 << 16, 1 << 16), "box": BOX}, "exceeds limit"),
+    "batched boxes": ({"box": [BOX, BOX]}, "`box` must be a list of 4 numbers"),
+    "box of 10^400": ({"box": [1.0, 2.0, 10**400, 9.0]}, "`box` must be a list of 4 numbers"),
+    "box with infinity": ({"box": [1.0, 2.0, float("inf"), 9.0]}, "`box` must be a list of 4 numbers"),
+    "box of text": ({"box": "1234"}, "`box` must be a list of 4 numbers"),
+    "box as an object": ({"box": {"x": 1}}, "`box` must be a list of 4 numbers"),
+    "box of true": ({"box": [True, True, True, True]}, "`box` must be a list of 4 numbers"),
+    "batched points": ({"point_coords": [[[1.0, 2.0]]], "point_labels": [[1]]}, "`point_coords` must be"),
+    "10,000 points": ({"point_coords": [[1.0, 2.0]] * 10_000, "point_labels": [1] * 10_000}, "may have 256 entries"),
+    "label of 7": ({"point_coords": [[1.0, 2.0]], "point_labels": [7]}, "must be 1"),
+    "deep points": ({"point_coords": [[[[[[[[1]]]]]]]], "point_labels": [1]}, "`point_coords` must be"),
+}
+
+
+@pytest.fixture(scope="module")
+def own_class(model):
+    return model.unwrap_python_model()
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_row_is_an_invalid_parameter_in_one_line(own_class, case):
+    row, says = HOSTILE[case]
+    (example,) = input_example()
+    rows = [{"image": example["image"]} | {"point_coords": None, "point_labels": None, "box": None} | row]
+    with pytest.raises(MlflowException, match=f"row 0 .*{says}") as refused:
+        own_class.predict(None, pd.DataFrame(rows, dtype=object))
+    assert refused.value.error_code == "INVALID_PARAMETER_VALUE"
+    assert refused.value.get_http_status_code() == 400
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+def test_a_request_of_10000_rows_is_refused_at_once(own_class):
+    (example,) = input_example()
+    with pytest.raises(MlflowException, match="may have 256 rows, not 10000"):
+        own_class.predict(None, pd.DataFrame([example] * 10_000))
+
+
+@pytest.mark.parametrize("values", [{"box": 10**400}, {"point_coords": []}, {"image": 3}, {"box": "x"}], ids=str)
+def test_a_server_answers_a_bad_request_without_a_stack_trace(model, values):
+    (example,) = input_example()
+    request = json.dumps({"dataframe_records": [{"image": example["image"]} | values]})
+    with pytest.raises(MlflowException) as refused:
+        invocations(request, "application/json", model, model.metadata.get_input_schema())
+    assert "Traceback" not in refused.value.serialize_as_json()
+    assert refused.value.get_http_status_code() == 400
