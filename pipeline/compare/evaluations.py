@@ -1,6 +1,5 @@
 """Read evaluations and select those on the same dataset; others cannot be compared."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from pipeline.core.artifact import BASELINES, CARD, DATASETS, METRICS, PHOTOGRAPHS, Card, Refusal
 from pipeline.core.errors import InputError
 from pipeline.core.stage import ARTIFACTS
+from pipeline.core.untrusted import json_file
 
 DATASET = "prepare"
 TEACHERS = "evaluate_teacher"
@@ -168,7 +168,4 @@ def _read_optional_json(path: Path) -> Any:
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): repeat the evaluation (`dvc repro`).") from None
+    return json_file.load(path, remedy="Repeat the evaluation (`dvc repro`).")

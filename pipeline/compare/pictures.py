@@ -12,7 +12,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from pipeline.compare.evaluations import Evaluation
-from pipeline.core.errors import InputError
+from pipeline.core.untrusted import image_file
 from pipeline.data.coco import Instance, Photograph
 from pipeline.ops import masks
 
@@ -144,11 +144,9 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         InputError: The file is missing or damaged.
     """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}): run `dvc repro --force --single-item prepare`.") from None
+    remedy = "Run `dvc repro --force --single-item prepare`."
+    with image_file.opened(image_file.read(path, remedy=remedy), str(path), remedy=remedy) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def _window(box: tuple[float, float, float, float], size: tuple[int, ...]) -> tuple[int, int, int]:

@@ -1,6 +1,5 @@
 """Sensitivity of each student's layers to quantization: tables and plots of `quantize`'s reports."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from pipeline.compare.grid import Cell, Column, Grid, Line, Tone, number
 from pipeline.compare.leaderboard import Row
 from pipeline.compare.noise import differs
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import json_file
 
 FILE = "sensitivity.json"
 
@@ -49,7 +49,9 @@ def sensitivities(rows: Sequence[Row], quantize: Path, directory: Path) -> list[
         if row["role"] == "student" and path.is_file():
             try:
                 results.append(
-                    _sensitivity(f"{row['model']} {row['precision']}", json.loads(path.read_text()), directory)
+                    _sensitivity(
+                        f"{row['model']} {row['precision']}", json_file.load(path, remedy="Run `dvc repro`."), directory
+                    )
                 )
             except (ValueError, LookupError, TypeError) as error:
                 raise InputError(f"{path} cannot be read ({error!r}): run `dvc repro`.") from None

@@ -7,7 +7,6 @@ results have equal hashes.
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from pipeline.core.errors import InputError, Refused
+from pipeline.core.untrusted import json_file
+from pipeline.core.untrusted.regular_file import read_text
+from pipeline.core.untrusted.segmentation import is_number
 
 CARD = "card.json"
 METRICS = "metrics.json"
@@ -29,6 +31,10 @@ PHOTOGRAPHS = "photographs.json"
 """File with masks of real photographs, in an evaluation."""
 REFUSALS = "refusals.json"
 """File of a comparison that lists the refused candidates, with model and precision."""
+
+_LARGEST = 64 << 20
+"""Bytes of a card or a file of numbers."""
+_REMEDY = "Recreate it with `dvc repro`."
 
 Kind = Literal["dataset", "checkpoint", "embeddings", "onnx", "engine", "evaluation", "comparison", "refusal"]
 
@@ -122,8 +128,8 @@ class Card(Contents):
         if not path.is_file():
             raise InputError(f"{directory} is not an artifact: it has no {CARD}. Run `dvc repro` or `dvc pull`.")
         try:
-            return cls.model_validate_json(path.read_text())
-        except (ValidationError, UnicodeDecodeError) as error:
+            return cls.model_validate_json(read_text(path, _LARGEST, remedy="Recreate it with `dvc repro`."))
+        except ValidationError as error:
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{path} is not a card this version can read: {reason}. Recreate it with `dvc repro`."
@@ -184,12 +190,10 @@ def write_metrics(directory: Path, metrics: Mapping[str, float]) -> None:
 def read_metrics(directory: Path) -> dict[str, float]:
     """The finite numbers of ``metrics.json``; empty if there is no such file."""
     path = directory / METRICS
-    values = json.loads(path.read_text()) if path.is_file() else {}
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    values = json_file.load(path, _LARGEST, remedy=_REMEDY) if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must be an object of numbers, not {json_file.shown(values)}. {_REMEDY}")
+    return {name: float(value) for name, value in values.items() if is_number(value)}
 
 
 def write_refusals(directory: Path, refused: Mapping[tuple[str, str], Refusal]) -> None:
@@ -201,5 +205,8 @@ def write_refusals(directory: Path, refused: Mapping[tuple[str, str], Refusal]) 
 def read_refusals(directory: Path) -> dict[str, Refusal]:
     """The refused candidates of a comparison, by name; empty if ``directory`` holds no comparison."""
     path = directory / REFUSALS
-    entries = json.loads(path.read_text()) if path.is_file() else []
-    return {f"{entry.pop('model')} {entry.pop('precision')}": Refusal(**entry) for entry in entries}
+    entries = json_file.load(path, _LARGEST, remedy=_REMEDY) if path.is_file() else []
+    try:
+        return {f"{entry.pop('model')} {entry.pop('precision')}": Refusal(**entry) for entry in entries}
+    except (ValidationError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} is not a list of refusals. {_REMEDY}") from None

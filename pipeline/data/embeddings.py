@@ -16,10 +16,13 @@ from torch import Tensor
 
 from pipeline.core.checkout import store_path
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted.regular_file import read_bytes
 from pipeline.data.encoding import FEATURES, TENSOR
 from pipeline.data.shards import MANIFEST
 
 OPEN_FILES = 8
+_LARGEST = 1 << 30
+"""Bytes of a manifest."""
 REMEDY = "Run `dvc repro --force --single-item embed`."
 
 
@@ -73,9 +76,7 @@ class Embeddings:
     def __init__(self, directory: Path) -> None:
         path = directory / MANIFEST
         try:
-            manifest = EmbeddingsManifest.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}). {REMEDY}") from None
+            manifest = EmbeddingsManifest.model_validate_json(read_bytes(path, _LARGEST, remedy=REMEDY))
         except ValidationError as error:
             raise InputError(f"{path} is damaged ({error.error_count()} faults). {REMEDY}") from None
         self.store = store_path(manifest.store)

@@ -22,9 +22,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.core.artifact import file_sha256
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted.regular_file import read_bytes
 from pipeline.ops.geometry import Size
 
 MANIFEST = "manifest.json"
+_LARGEST = 1 << 30
+"""Bytes of a manifest."""
 REMEDY = "Run `dvc repro --force --single-item prepare`."
 
 
@@ -82,9 +85,7 @@ class Manifest(BaseModel):
         """
         path = directory / MANIFEST
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}). {REMEDY}") from None
+            return cls.model_validate_json(read_bytes(path, _LARGEST, remedy=REMEDY))
         except ValidationError as error:
             raise InputError(f"{path} is damaged ({error.error_count()} faults). {REMEDY}") from None
 
@@ -147,7 +148,7 @@ class Shards:
             with path.open("rb") as stream:
                 pixels = _read(stream, entry.image_offset, entry.image_bytes)
                 record = json.loads(_read(stream, entry.json_offset, entry.json_bytes))
-            with Image.open(io.BytesIO(pixels)) as image:
+            with Image.open(io.BytesIO(pixels), formats=("JPEG",)) as image:
                 array = np.asarray(image.convert("RGB"))
             annotations = list(record["annotations"])
         except (OSError, ValueError, KeyError, TypeError) as error:

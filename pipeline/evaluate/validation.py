@@ -5,7 +5,6 @@ own ``area``, crowd regions included; the prompt is its own ``bbox``, and ``area
 leaves out crowd regions, which are not one object, and masks below a smallest area; box and area are the mask's.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,11 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.core.artifact import file_sha256
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import json_file
 from pipeline.data import coco
 from pipeline.data.coco import Instance, Photograph
 from pipeline.evaluate.images import read_rgb
@@ -23,6 +24,16 @@ from pipeline.ops import masks
 
 Protocol = Literal["published", "ours"]
 REMEDY = "Run `dvc repro --force --single-item prepare`."
+
+
+class _About(BaseModel):
+    """``set.json``: what a prepared set is."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    name: str = "validation"
+    source_digest: str | None = None
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,13 +88,15 @@ class ValidationSet:
     def describe(self, photographs: list[Photograph], protocol: Protocol) -> dict[str, object]:
         """Name, digest of the annotations, numbers of images and instances, and protocol, to tell data sets apart."""
         path = self.directory / "set.json"
-        about = json.loads(path.read_bytes()) if path.is_file() else {}
+        about = (
+            json_file.validated(json_file.load(path, remedy=REMEDY), _About, str(path)) if path.is_file() else _About()
+        )
         return {
-            "name": str(about.get("name", "validation")),
+            "name": about.name,
             "protocol": protocol,
             "digest": file_sha256(self.annotations),
-            "source_digest": about.get("source_digest"),
-            "images": int(about.get("images", len(photographs))),
+            "source_digest": about.source_digest,
+            "images": len(photographs) if about.images is None else about.images,
             "annotated_images": sum(bool(photograph.instances) for photograph in photographs),
             "instances": sum(len(photograph.instances) for photograph in photographs),
         }

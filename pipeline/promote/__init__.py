@@ -1,22 +1,24 @@
 """Commands on MLflow's registry: register the best model as challenger, promote it to champion, roll back."""
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pipeline.core.artifact import Card
 from pipeline.core.config import read_params, section
 from pipeline.core.errors import GateError, InputError
 from pipeline.core.stage import ARTIFACTS
+from pipeline.core.untrusted import json_file
+from pipeline.core.untrusted.regular_file import MissingFileError
 from pipeline.ops.gate import PromoteConfig, Rule, best, check
 from pipeline.ops.metrics import TRIVIAL
 from pipeline.promote import registry
@@ -26,6 +28,31 @@ from pipeline.tracking import Curves, Store, running
 LEADERBOARD = ARTIFACTS / "compare" / "leaderboard.json"
 _MEASURED = ("box_miou", "click_miou", "latency_ms", "size_mib", "memory_mib")
 
+_LARGEST = 64 << 20
+"""Bytes of the leaderboard."""
+_Metric = Annotated[float, Field(allow_inf_nan=False)] | None
+
+
+class _Row(BaseModel):
+    """What commands need of a row."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str
+    precision: str
+    role: str
+    artifact: str | None = None
+    digest: str | None = None
+    box_miou: _Metric = None
+    click_miou: _Metric = None
+    latency_ms: _Metric = None
+    size_mib: _Metric = None
+    memory_mib: _Metric = None
+    __pydantic_extra__: dict[str, JsonValue]
+
+
+_Rows = Annotated[list[_Row], Field(min_length=1)]
+
 __all__ = ["LEADERBOARD", "PromoteConfig", "leaderboard", "promote", "register", "rollback"]
 
 
@@ -33,11 +60,14 @@ def leaderboard() -> list[dict[str, Any]]:
     """The leaderboard rows written by the stage `compare`.
 
     Raises:
-        InputError: There is no leaderboard.
+        InputError: There is no leaderboard, or it is damaged.
     """
-    if not LEADERBOARD.is_file():
-        raise InputError(f"{LEADERBOARD} does not exist: run `dvc repro`.")
-    rows: list[dict[str, Any]] = json.loads(LEADERBOARD.read_text())
+    remedy = "Run `dvc repro`."
+    try:
+        rows: list[dict[str, Any]] = json_file.load(LEADERBOARD, _LARGEST, remedy=remedy)
+    except MissingFileError:
+        raise InputError(f"{LEADERBOARD} does not exist: run `dvc repro`.") from None
+    json_file.validated(rows, _Rows, str(LEADERBOARD), remedy=remedy)
     return rows
 
 

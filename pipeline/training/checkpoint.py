@@ -18,6 +18,7 @@ import torch
 from pipeline.core import atomic
 from pipeline.core.errors import InputError
 from pipeline.core.progress import notice
+from pipeline.core.untrusted.regular_file import opened
 
 CHECKPOINTS = Path(".checkpoints")
 """Directory of checkpoints; tracked by neither git nor DVC."""
@@ -77,7 +78,8 @@ def restore(path: Path, parts: Mapping[str, Stateful]) -> int:
     if not path.exists():
         return 0
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with opened(path) as stream:
+            state = torch.load(stream, map_location="cpu", weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state[name])
         return int(state["done"])

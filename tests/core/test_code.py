@@ -38,6 +38,7 @@ def package(tmp_path):
         (folder / name).write_text(text)
     for name in ("artifact.py", "code.py", "errors.py"):
         shutil.copy(ROOT / "pipeline/core" / name, folder / "core" / name)
+    shutil.copytree(ROOT / "pipeline/core/untrusted", folder / "core/untrusted")
 
     def ask(expression):
         program = f"import json\nfrom pipeline.core import code\nprint(json.dumps({expression}))"

@@ -139,3 +139,16 @@ def test_a_malformed_json_is_refused_naming_file_and_record(tmp_path, case):
 def test_a_missing_json_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.json cannot be read"):
         coco.read(tmp_path / "none.json", 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0.jpg", "../a.jpg", "/etc/a.jpg", "a/../../b.jpg", "..\\b.jpg", "a" * 300, "a/" * 2000, "."], ids=len
+)
+def test_a_file_name_that_leads_out_of_the_folder_or_that_no_file_can_have_is_refused(tmp_path, name):
+    path = tmp_path / "instances.json"
+    images = [{"id": 1, "file_name": name, "height": 2, "width": 2}]
+    path.write_text(json.dumps({"images": images, "annotations": []}))
+    with pytest.raises(InputError, match="must lie inside the image folder") as refused:
+        coco.read(path, 1)
+    assert "\0" not in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -6,10 +6,10 @@ NaN and Infinity, which Python's parser takes, are refused by the types of the r
 import json
 import re
 import reprlib
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.core.errors import InputError
@@ -33,6 +33,7 @@ Extent = Annotated[float, Field(ge=0, le=FARTHEST, allow_inf_nan=False)]
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEP = dict(zip(b"[]{}", (1, -1, 1, -1), strict=True))
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _JSON_NAMES = {
@@ -68,9 +69,8 @@ def parse(data: bytes, name: str, *, remedy: str = "Correct it.") -> Any:
         InputError: They are not JSON within the bounds.
     """
     # The depth comes first: a parser's own limit is that of the interpreter's stack.
-    brackets = np.frombuffer(_STRING.sub(b"", data).translate(None, _NOT_BRACKETS), np.uint8)
-    depth = np.cumsum(np.where(brackets & 2 != 0, 1, -1).astype(np.int8), dtype=np.int64)
-    if len(depth) and depth.max() > DEEPEST:
+    brackets = _STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
+    if max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > DEEPEST:
         raise InputError(f"{name} is nested more than {DEEPEST} levels deep. {remedy}")
     try:
         value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
