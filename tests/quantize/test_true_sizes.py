@@ -37,7 +37,8 @@ NOISIEST_KEPT = {
     [
         ("efficientvit_sam_l0", AS_IS, 0.28, 0.995),
         # With these random weights its deep layers have few steps: what is rounded differs between exact evaluations.
-        ("efficientvit_sam_xl0", AS_IS, 0.28, 0.99),
+        # Two runs on one processor, with other numbers of threads, gave more than 0.99 and 0.9883.
+        ("efficientvit_sam_xl0", AS_IS, 0.28, 0.98),
         ("tinysam", NOISIEST_KEPT, 0.32, 0.995),
     ],
 )
