@@ -8,6 +8,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from pipeline.compare import CompareConfig
 from tests.compare.fabricated import report, rich_world
@@ -31,8 +32,8 @@ SWITCHES = (
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    place = rich_world(tmp_path_factory.mktemp("rich"), images=2)
-    return report(place, CompareConfig(title=f"Students {EVIL}", pictures=1, extremes=1)).as_uri()
+    place = rich_world(tmp_path_factory.mktemp("rich"), images=6)
+    return report(place, CompareConfig(title=f"Students {EVIL}", extremes=1)).as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,10 @@ def opened(browser, page, request):
 def scheme(browser, name):
     features = [{"name": "prefers-color-scheme", "value": name}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def unfold(browser):
+    browser.execute_script("for (const fold of document.querySelectorAll('details')) fold.open = true")
 
 
 def head(browser, title):
@@ -116,7 +121,8 @@ def test_the_keyboard_sorts(opened):
 
 
 def test_what_has_no_value_stays_last_in_both_orders(opened):
-    button = opened.find_element(By.XPATH, "//th[normalize-space()='Agreement, box']/button")
+    button = opened.find_element(By.XPATH, "//th[normalize-space(.)='Agreement, box']/button")
+    unfold(opened)
     for _ in range(2):
         opened.execute_script("arguments[0].click()", button)
         table = button.find_element(By.XPATH, "ancestor::table")
@@ -124,19 +130,20 @@ def test_what_has_no_value_stays_last_in_both_orders(opened):
 
 
 def test_nothing_reaches_beyond_the_page_even_with_all_folds_open(opened):
-    opened.execute_script("for (const fold of document.querySelectorAll('details')) fold.open = true")
+    unfold(opened)
     root = "const root = document.documentElement; return [root.scrollWidth, root.clientWidth]"
     wide, room = opened.execute_script(root)
     assert wide <= room
     beyond = (
-        "const all = [...document.querySelectorAll('main *')].filter((one) => !one.closest('.scroll, svg'));"
+        "const all = [...document.querySelectorAll('main *')].filter((one) => !one.closest('.scroll, svg, .unseen'));"
         "return all.filter((one) => one.getBoundingClientRect().right > innerWidth + 1).map((one) => one.outerHTML)"
     )
     assert opened.execute_script(beyond) == []
 
 
 def test_heads_stay_in_sight_inside_a_long_table(opened):
-    xpath = "//h2[.='Effect of quantization']/..//div[contains(@class, 'scroll')]"
+    xpath = "//h2[.='Effect of quantization']/ancestor::section//div[contains(@class, 'scroll')]"
+    unfold(opened)
     box = opened.find_element(By.XPATH, xpath)
     opened.execute_script("arguments[0].scrollTop = 300", box)
     top = (
@@ -164,7 +171,7 @@ def brightness(colour):
 
 
 def test_all_pictures_load_nothing_is_asked_of_the_network_and_the_console_is_empty(opened):
-    opened.execute_script("for (const fold of document.querySelectorAll('details')) fold.open = true")
+    unfold(opened)
     sizes = opened.execute_script("return [...document.images].map((one) => one.naturalWidth)")
     assert len(sizes) > 20
     assert min(sizes) > 0
@@ -181,3 +188,57 @@ def test_only_the_page_s_own_script_may_run(opened):
     assert opened.execute_script("return window.ran") is None
     assert opened.title == f"Students {EVIL}"
     opened.get_log("browser")
+
+
+def test_with_its_folds_closed_the_page_is_at_most_5000_pixels_high_at_1280(opened):
+    if opened.execute_script("return innerWidth") == WIDTHS["desk"]:
+        assert opened.execute_script("return document.documentElement.scrollHeight") <= 5000
+    assert (
+        opened.execute_script("return document.querySelectorAll('#details details[open] > summary > h2').length") == 0
+    )
+
+
+def test_a_table_that_is_wider_than_its_container_scrolls_in_it_and_says_so(opened):
+    unfold(opened)
+    script = (
+        "return [...document.querySelectorAll('.scroll')].map((one) => "
+        "[one.scrollWidth > one.clientWidth + 1, getComputedStyle(one.nextElementSibling).display])"
+    )
+    WebDriverWait(opened, 5).until(lambda browser: all(w == (d == "block") for w, d in browser.execute_script(script)))
+    wide = [wide for wide, _ in opened.execute_script(script)]
+    assert wide[0] == (opened.execute_script("return innerWidth") == WIDTHS["phone"])  # the leaderboard
+    opened.execute_script("const box = document.querySelector('.scroll'); box.scrollLeft = box.scrollWidth")
+    hint = "return getComputedStyle(document.querySelector('.scroll + .hint')).visibility"
+    if wide[0]:
+        WebDriverWait(opened, 5).until(lambda browser: browser.execute_script(hint) == "hidden")
+
+
+def test_names_do_not_break(opened):
+    unfold(opened)
+    script = (
+        "return [...document.querySelectorAll('td .name, .who .name')]"
+        ".filter((one) => one.getBoundingClientRect().height > 1.6 * parseFloat(getComputedStyle(one).lineHeight))"
+        ".map((one) => one.textContent)"
+    )
+    assert opened.execute_script(script) == []
+
+
+def test_pictures_of_a_row_are_of_one_size_and_none_stands_alone(opened):
+    script = (
+        "return [...document.querySelectorAll('#pictures .model')]"
+        ".filter((one) => !one.closest('details:not([open])')).map((row) => "
+        "[...row.querySelectorAll('img')].map((one) => [one.getBoundingClientRect().top, one.clientWidth]))"
+    )
+    rows = opened.execute_script(script)
+    assert len(rows) == 2 * (2 + 3)  # prompts, teacher, three students; of photographs and of objects
+    for row in rows:
+        tops = [round(top) for top, _ in row]
+        assert len({tops.count(top) for top in tops}) == 1
+        assert max(width for _, width in row) - min(width for _, width in row) <= 1
+
+
+def test_a_link_to_a_folded_part_opens_it(opened):
+    opened.execute_script("location.hash = '#lineage'")
+    WebDriverWait(opened, 5).until(
+        lambda browser: browser.execute_script("return document.querySelector('#lineage details').open")
+    )

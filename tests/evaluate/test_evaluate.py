@@ -312,6 +312,22 @@ def test_an_untimed_evaluation_repeats_byte_for_byte(dataset, checkpoint, tmp_pa
     assert str(tmp_path) not in "".join(p.read_text() for p in (tmp_path / "a").iterdir())
 
 
+def test_masks_of_the_sample_photographs_are_stored_unless_disabled(dataset, checkpoint, tmp_path):
+    _evaluate_teacher(dataset, checkpoint, tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "photographs.json").read_text())
+    assert [(answer["file_name"], answer["prompt"]) for answer in stored["prompts"]] == [
+        ("flower.jpg", "click"),
+        ("flower.jpg", "box"),
+        ("china.jpg", "box"),
+    ]
+    assert all(answer["segmentation"]["size"] == [427, 640] for answer in stored["prompts"])
+    assert "everything" not in stored  # evaluate.everything is null
+    (tmp_path / "none").mkdir()
+    config = _config().model_copy(update={"photographs": False})
+    evaluate_teacher(config, prepare=dataset, teacher=checkpoint, out=tmp_path / "none", log=silent)
+    assert not (tmp_path / "none" / "photographs.json").exists()
+
+
 def test_cost_and_size_are_the_models(dataset, checkpoint, tmp_path):
     _evaluate_teacher(dataset, checkpoint, tmp_path / "out")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())

@@ -114,6 +114,16 @@ def test_repro_that_keeps_going_makes_what_does_not_need_the_stage_that_failed(b
     assert [row["model"] for row in board] == ["bundled", "other", "small"]
 
 
+def test_repro_ends_with_the_leaderboard(built):
+    done = built.dvc("repro", "--force", "--single-item", "compare")
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.partition("Running stage 'compare'")[2].partition("Updating lock file")[0]
+    shown = shown or done.stdout.partition("Running stage 'compare'")[2]
+    assert "box mIoU" in shown
+    assert [line.split()[0] for line in shown.splitlines() if " 0.8" in line or " 0.9" in line] == ["bundled", "small"]
+    assert "report: artifacts/compare/report.html" in shown
+
+
 def test_dvc_shows_the_metrics_of_the_comparison(built):
     assert "artifacts/compare/metrics.json" in built.dvc("metrics", "show").stdout
 
