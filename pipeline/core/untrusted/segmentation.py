@@ -14,10 +14,13 @@ from pipeline.core.untrusted.json_file import LONGEST_SIDE, shown
 
 FARTHEST = 10
 """Largest distance of a polygon from the origin, in image sides."""
-MOST_POLYGONS = 10_000
+MOST_POLYGONS = 4_000
 """Polygons of one mask. Merging takes time proportional to their number and the mask's runs."""
 LONGEST_OUTLINE = 1 << 22
 """Total length of a mask's outline in pixels; pycocotools keeps five points of 8 bytes per pixel."""
+
+LONGEST_COUNTS = 1 << 22
+"""Runs of an uncompressed RLE, characters of a compressed one."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ def _rle(segmentation: Mapping[str, Any], size: tuple[int, int]) -> Runs | Text:
     if not isinstance(stated, list | tuple) or [*stated] != [*size] or any(isinstance(side, bool) for side in stated):
         raise InputError(f"an RLE's size must be the image's [height, width] {[*size]}, not {shown(stated)}")
     pixels = size[0] * size[1]
+    if isinstance(counts, list | str) and len(counts) > LONGEST_COUNTS:
+        raise InputError(f"an RLE's counts may have {LONGEST_COUNTS} runs or characters, not {len(counts)}")
     if isinstance(counts, list):
         if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != pixels:
             raise InputError(f"an RLE's counts must be integers that sum to {pixels} pixels")
