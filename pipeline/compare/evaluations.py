@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from pipeline.core.artifact import BASELINES, CARD, DATASETS, METRICS, PHOTOGRAPHS, Card, Refusal
 from pipeline.core.errors import InputError
 from pipeline.core.stage import ARTIFACTS
@@ -59,6 +61,31 @@ class Evaluation:
         return self.card.parents[self.source_stage]
 
 
+_SCORES = dict[str, dict[str, float | None]]
+
+
+class _Subject(BaseModel):
+    """``subject.json``."""
+
+    model: str
+    precision: str
+    runtime: str
+    role: str
+
+
+class _Instance(BaseModel):
+    """An entry of ``instances.json`` or ``predictions.json``."""
+
+    annotation_id: int
+
+
+class _Everything(BaseModel):
+    """``everything.json``."""
+
+    images: list[dict[str, Any]] = []
+    evaluated: int | None = None
+
+
 Refusals = Mapping[tuple[str, str], Refusal]
 """Candidates that failed a gate, by model and precision."""
 
@@ -85,25 +112,25 @@ def read(directory: Path, keys: Path = Path()) -> Evaluation:
     sources = sorted(card.parents.keys() - {DATASET, TEACHERS})
     if card.kind != "evaluation" or len(sources) != 1 or DATASET not in card.parents:
         raise InputError(f"{directory} is not an evaluation of one model on one dataset: run `dvc repro`.")
-    subject = _read_json(directory / "subject.json")
+    subject = _read_json(directory / "subject.json", _Subject)
     latency = _read_optional_json(directory / "latency.json") or {}
-    everything = _read_optional_json(directory / "everything.json") or {}
+    everything = _read_optional_json(directory / "everything.json", _Everything) or {}
     return Evaluation(
         model=str(subject["model"]),
         precision=str(subject["precision"]),
         runtime=str(subject["runtime"]),
         role=str(subject["role"]),
-        metrics=_read_json(directory / METRICS),
+        metrics=_read_json(directory / METRICS, dict[str, float | None]),
         card=card,
         source=(ARTIFACTS / sources[0] / keys).as_posix(),
         source_stage=sources[0],
-        predictions={p["annotation_id"]: p for p in _read_json(directory / "predictions.json")},
-        scores={s["annotation_id"]: s for s in _read_json(directory / "instances.json")},
-        calibration=_read_optional_json(directory / "calibration.json") or {},
+        predictions={p["annotation_id"]: p for p in _read_json(directory / "predictions.json", list[_Instance])},
+        scores={s["annotation_id"]: s for s in _read_json(directory / "instances.json", list[_Instance])},
+        calibration=_read_optional_json(directory / "calibration.json", dict[str, list[dict[str, Any]]]) or {},
         everything=everything.get("images", []),
         everything_images=everything.get("evaluated"),
         photographs=_read_optional_json(directory / PHOTOGRAPHS) or {},
-        datasets=_read_optional_json(directory / DATASETS) or {},
+        datasets=_read_optional_json(directory / DATASETS, dict[str, dict[str, Any]]) or {},
         guarded=latency.get("guarded"),
         processor=latency.get("processor"),
     )
@@ -154,18 +181,24 @@ def read_baselines(evaluate_teacher: Path, prefixes: Iterable[str] = ()) -> Mapp
         evaluate_teacher: The teacher's evaluation.
         prefixes: Prefixes of further validation sets, whose scores are added with them.
     """
-    scores = {name: dict(own) for name, own in (_read_optional_json(evaluate_teacher / BASELINES) or {}).items()}
+    scores = {
+        name: dict(own) for name, own in (_read_optional_json(evaluate_teacher / BASELINES, _SCORES) or {}).items()
+    }
     for prefix in filter(None, prefixes):
-        more = _read_optional_json(evaluate_teacher / prefix.removesuffix("_") / BASELINES) or {}
+        more = _read_optional_json(evaluate_teacher / prefix.removesuffix("_") / BASELINES, _SCORES) or {}
         for name, own in more.items():
             scores.setdefault(name, {}).update({prefix + metric: value for metric, value in own.items()})
     return scores
 
 
-def _read_optional_json(path: Path) -> Any:
+def _read_optional_json(path: Path, kind: Any = dict[str, Any]) -> Any:
     """Read an optional file, which older versions or a disabled protocol did not write; None if absent."""
-    return _read_json(path) if path.is_file() else None
+    return _read_json(path, kind) if path.is_file() else None
 
 
-def _read_json(path: Path) -> Any:
-    return json_file.load(path, remedy="Repeat the evaluation (`dvc repro`).")
+def _read_json(path: Path, kind: Any) -> Any:
+    """The content of a file of an evaluation, once it is checked to be of a kind."""
+    remedy = "Repeat the evaluation (`dvc repro`)."
+    content = json_file.load(path, remedy=remedy)
+    json_file.validated(content, kind, str(path), remedy=remedy)
+    return content

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.core.artifact import file_sha256
 from pipeline.core.errors import InputError
@@ -42,6 +42,10 @@ class Sample:
     """SA-1B's records; ``segmentation`` is a compressed RLE."""
 
 
+_Offset = Annotated[int, Field(ge=0, lt=1 << 63)]
+_Length = Annotated[int, Field(ge=0, le=1 << 30)]
+
+
 class Entry(BaseModel):
     """Location of a sample in its shard."""
 
@@ -51,10 +55,10 @@ class Entry(BaseModel):
     height: int
     width: int
     instances: int
-    image_offset: int
-    image_bytes: int
-    json_offset: int
-    json_bytes: int
+    image_offset: _Offset
+    image_bytes: _Length
+    json_offset: _Offset
+    json_bytes: _Length
 
 
 class Shard(BaseModel):

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 
 from pipeline.core.artifact import write_json
 from pipeline.core.errors import InputError
 from pipeline.data.photograph import encode_jpeg
-from pipeline.data.shards import MANIFEST, Manifest, Packed, Shards, write_split
+from pipeline.data.shards import MANIFEST, Entry, Manifest, Packed, Shards, write_split
 
 
 def packed(key, height=8, width=12, shade=0, annotations=()):
@@ -106,3 +107,13 @@ def test_writing_twice_gives_the_same_bytes(tmp_path):
     first, second = (dataset(tmp_path / name, samples) for name in ("one", "two"))
     assert first == second
     assert len({shard.sha256 for shard in first}) == 2
+
+
+@pytest.mark.parametrize("field", ["image_offset", "image_bytes", "json_offset", "json_bytes"])
+@pytest.mark.parametrize("value", [-1, 1 << 63, 10**30, float("inf"), "x"])
+def test_an_entry_out_of_bounds_is_refused_before_anything_is_read(field, value):
+    entry = {"key": "a", "height": 1, "width": 1, "instances": 0}
+    entry |= {"image_offset": 0, "image_bytes": 1, "json_offset": 1, "json_bytes": 1}
+    Entry.model_validate(entry)
+    with pytest.raises(ValidationError):
+        Entry.model_validate(entry | {field: value})
