@@ -86,4 +86,4 @@ dvc.yaml:  ## Write dvc.yaml and what it names in deps/
 	python -m pipeline dvc > .dvc.yaml.part && mv .dvc.yaml.part dvc.yaml
 
 clean:  ## Remove results of runs; keep DVC's cache and the environment
-	rm -rf artifacts .store .checkpoints mlflow.db mlartifacts mlruns .prefect site
+	rm -rf artifacts .store .checkpoints mlflow.db mlartifacts mlruns .prefect .logs site

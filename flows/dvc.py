@@ -14,6 +14,7 @@ from typing import Self
 
 from pipeline.core import atomic
 from pipeline.core.dvc_files import has_cached_result
+from pipeline.core.failures import is_permanent
 from pipeline.core.process import die_with_parent
 from pipeline.core.stage import DVC_LOCK
 
@@ -269,5 +270,6 @@ def _failure(target: str, lines: list[str]) -> StageFailedError:
     reason = reasons[-1] if reasons else next(iter((own or lines)[-1:]), "no output")
     if code < 0:
         reason = f"ended by {signal.Signals(-code).name} (out of memory?); last output: {reason.strip()}"
-    bad_input = bool(reasons) and code == 2
+    # A stage that rejects its input, or DVC itself before or after the stage.
+    bad_input = code == 2 if reasons else not ends and is_permanent("\n".join(lines))
     return (BadInputError if bad_input else StageFailedError)(f"{target}: {reason.strip()}")

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows import console
 from pipeline import promote as commands
 from pipeline.core.errors import GateError, InputError
 from pipeline.core.failures import guarded
@@ -61,7 +62,8 @@ def main() -> int:
 def _run() -> int:
     check_registry()
     check_prefect()
-    state = promote(return_state=True)
+    with console.quiet("promote"):
+        state = promote(return_state=True)
     if state.name and state.name in _ENDS:
         print(f"error: {state.message}", file=sys.stderr)
         return _ENDS[state.name]

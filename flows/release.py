@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
@@ -20,12 +21,12 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import clone, dvc, outcome, remote, schedule, tasks
+from flows import clone, console, dvc, outcome, remote, schedule, tasks
 from flows.outcome import ReleaseFailedError
 from pipeline import promote, tracking
 from pipeline.core import command_line, preflight
 from pipeline.core.artifact import read_refusals
-from pipeline.core.command_line import PLAIN, Names, names
+from pipeline.core.command_line import DEBUG_OPTION, PLAIN, Names, names
 from pipeline.core.config import read_params
 from pipeline.core.errors import InputError
 from pipeline.core.failures import BAD_INPUT, OK, REFUSED, guarded
@@ -39,6 +40,8 @@ Verb = Literal["embed", "distill", "align", "build_engine", "evaluate"]
 """Stages that workers can run: those with ``gpu``."""
 
 _COMPARISON = ARTIFACTS / "compare"
+_FEW_ROWS = 4
+"""Rows of a leaderboard that a failed release still prints."""
 
 
 @task(cache_policy=NO_CACHE)
@@ -185,6 +188,7 @@ def _command(
         Names | None,
         names("Stages that workers of the pool gpu run: build_engine, distill ... (docs/how-to/gpu-workers.md)"),
     ] = None,
+    debug: Annotated[bool, DEBUG_OPTION] = False,
 ) -> int:
     """Run all stages as one Prefect flow, and register the best model."""
     stages = on_gpu or ()
@@ -205,20 +209,34 @@ def _resume() -> str:
 
 
 def _run(students: list[str] | None, at_once: int, on_gpu: Sequence[str]) -> int:
-    try:
+    with console.quiet("release") as log:
         state: State[Any] = release(students, at_once, on_gpu, return_state=True)
-        rows = state.result()
-    except ReleaseFailedError as failed:
-        if failed.rows is not None:
-            _print_leaderboard(failed.rows)
-        for line in filter(None, (failed.refused, *(f"error: {line}" for line in str(failed).splitlines()))):
-            print(line, file=sys.stderr)
-        return BAD_INPUT if failed.bad_input else 1
+        try:
+            rows = state.result()
+        except ReleaseFailedError as error:
+            failed: ReleaseFailedError | None = error
+        else:
+            failed = None
+    if failed is not None:
+        return _print_failure(failed, log)
     _print_leaderboard(rows)
     if state.name == WITH_REFUSALS:
         print(state.message)
         return REFUSED
     return OK
+
+
+def _print_failure(failed: ReleaseFailedError, log: Path | None) -> int:
+    """Print a failed release in at most `console.LINES` lines; returns the exit code."""
+    if failed.rows is not None and len(failed.rows) <= _FEW_ROWS:
+        _print_leaderboard(failed.rows)
+    elif failed.rows is not None:
+        print(f"{len(failed.rows)} models are compared in {_COMPARISON / 'report.html'}")
+    sys.stdout.flush()
+    if failed.refused:
+        print(failed.refused, file=sys.stderr)
+    console.print_reasons(str(failed).splitlines(), log)
+    return BAD_INPUT if failed.bad_input else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from prefect.exceptions import ObjectAlreadyExists
 
 from flows.clone import CLONE
 from pipeline.core import command_line
-from pipeline.core.command_line import PLAIN
+from pipeline.core.command_line import DEBUG_OPTION, PLAIN
 from pipeline.core.errors import InputError
 from pipeline.core.failures import OK, guarded
 from pipeline.core.preflight import check_checkout, check_prefect
@@ -141,6 +141,7 @@ def _command(
     make: Annotated[bool, typer.Option("--deploy", help="Create pools and deployments, once per server.")] = False,
     test: Annotated[bool, typer.Option("--try", help="Print a running worker's configuration.")] = False,
     timeout: Annotated[float, typer.Option(metavar="S", help="For --try, in seconds.")] = 60,
+    debug: Annotated[bool, DEBUG_OPTION] = False,
 ) -> int:
     """Serve a work pool from this clone: stages handed over by `flows.release --on-gpu`, or whole releases.
 

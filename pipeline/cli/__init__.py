@@ -17,7 +17,7 @@ from pipeline.bench.ablations.settings import QuantizationSettings, RecipesSetti
 from pipeline.bench.settings import Settings, SubjectName
 from pipeline.cli.stage_commands import command_of, help_of
 from pipeline.core import preflight
-from pipeline.core.command_line import PLAIN, Json, with_options_of
+from pipeline.core.command_line import DEBUG_OPTION, PLAIN, Json, with_options_of
 from pipeline.core.config import read_params
 from pipeline.core.dvc_files import dvc_yaml
 from pipeline.core.failures import guarded
@@ -70,6 +70,7 @@ def _root(
     version: Annotated[
         bool, Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
+    debug: Annotated[bool, DEBUG_OPTION] = False,
 ) -> None: ...
 
 

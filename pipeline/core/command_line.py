@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.core.errors import InputError
 from pipeline.core.failures import BAD_INPUT, report
+from pipeline.core.log_files import set_debug
 
 PLAIN: Mapping[str, Any] = {
     "rich_markup_mode": None,  # same plain text in a terminal, a log and a pipe
@@ -21,6 +22,9 @@ PLAIN: Mapping[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 110},
 }
 """Keyword arguments of `typer.Typer` for plain-text output."""
+DEBUG_OPTION = typer.Option(
+    "--debug", help="Print tracebacks and the tools' output here, not to .logs/.", callback=set_debug, is_eager=True
+)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 

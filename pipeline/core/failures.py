@@ -5,12 +5,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from pipeline.core import process
+from pipeline.core import log_files, process
 from pipeline.core.errors import GateError, InputError, Refused
 
 OK = 0
 GATE = 1
 """`promote` or `verify` rejected a model."""
+FAULT = 1
+"""A fault of the program; its traceback is in a log file."""
 BAD_INPUT = 2
 REFUSED = 3
 """A candidate missed a gate of its stage: nothing is broken, and other candidates continue."""
@@ -20,6 +22,16 @@ _SAY_FULL = (
     "no space left on device", "os error 28", "file too large", "os error 27", "database or disk is full",
     "iostream error",  # all that a C++ stream reports
 )  # fmt: skip
+_SAY_UNREACHABLE = (
+    "max retries exceeded", "connection refused", "connection reset", "failed to reach api", "server disconnected",
+    "all connection attempts failed",
+)  # fmt: skip
+_SAY_DATABASE = (
+    "database disk image is malformed", "file is not a database", "unable to open database file",
+    "attempt to write a readonly database", "disk i/o error",
+)  # fmt: skip
+_SAY_DVC = ("is not a git repository", "read-only file system", "permission denied", "is corrupted", "is invalid")
+_LONGEST_REASON = 500
 _SAY_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
@@ -35,7 +47,7 @@ def guarded(command: Callable[[], int], name: str, hint: Callable[[], str] = str
         The exit code: the command's, `GATE`, `BAD_INPUT`, `REFUSED`, 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
-        Exception: A program fault, with its traceback.
+        Exception: A program fault, with ``--debug``; otherwise its traceback is in the log file that the line names.
     """
     try:
         return command()
@@ -50,14 +62,25 @@ def guarded(command: Callable[[], int], name: str, hint: Callable[[], str] = str
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "pipeline", "flows"):
-            raise
+            return _report_fault(name, error, hint)
         extras = "`pip install 'sam-distillery[train,quantize,flows]'` installs everything but what GPUs need."
         return report(f"{package} is not installed. {extras}", BAD_INPUT)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - nothing is hidden: the line names the traceback's file
         reason = from_system(error)
         if reason is None:
-            raise
+            return _report_fault(name, error, hint)
         return report(f"{reason}{hint()}", BAD_INPUT)
+
+
+def _report_fault(name: str, error: Exception, hint: Callable[[], str]) -> int:
+    """Report a fault of the program in one line that names the file with its traceback."""
+    if log_files.debug():
+        raise error
+    text = " ".join(str(error).split())[:_LONGEST_REASON]
+    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    log = log_files.write_traceback(name, error)
+    details = f" Details: {log}" if log else ""
+    return report(f"{reason.rstrip('.')}.{hint()}{details}", FAULT)
 
 
 def report(reason: str, code: int) -> int:
@@ -67,7 +90,7 @@ def report(reason: str, code: int) -> int:
 
 
 def from_system(error: BaseException) -> str | None:
-    """Describe a system error (disk, memory, permissions) with a remedy; None for a program fault."""
+    """Describe a system error (disk, memory, permissions, servers) with a remedy; None for a program fault."""
     file = getattr(error, "filename", None)
     where = f"{file}: " if file else ""
     number = getattr(error, "errno", None)
@@ -83,7 +106,17 @@ def from_system(error: BaseException) -> str | None:
         return f"{where}may not be written or read ({os.strerror(number)}). Change its permissions, or move it."
     if number in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG):
         return f"{where}{os.strerror(number)}. Check the disk or the limit (`ulimit -n`) and run again."
+    cause = " ".join(str(error).split())[:_LONGEST_REASON]
+    if _says(error, (), _SAY_DATABASE):
+        return f"a SQLite database cannot be used: {cause}. Check mlflow.db, .prefect/prefect.db and the disk."
+    if _says(error, (), _SAY_UNREACHABLE):
+        return f"a server cannot be reached: {cause}. Check MLFLOW_TRACKING_URI and PREFECT_API_URL, and run again."
     return None
+
+
+def is_permanent(output: str) -> bool:
+    """Whether a tool's output says that it would fail again: disk, permissions, repository or a broken file."""
+    return any(words in output.lower() for words in (*_SAY_FULL, *_SAY_DATABASE, *_SAY_DVC))
 
 
 def _says(error: BaseException | None, numbers: Sequence[int], words: Sequence[str]) -> bool:

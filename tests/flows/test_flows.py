@@ -160,7 +160,7 @@ def test_ctrl_c_ends_all_stages_that_run_at_once(world):
 
 def flow(world, *arguments):
     """The command that people type: exit code, and the lines of its output without Prefect's."""
-    done = world.command("flows.release", *arguments, PREFECT_LOGGING_LEVEL="INFO")
+    done = world.command("flows.release", "--debug", *arguments, PREFECT_LOGGING_LEVEL="INFO")
     return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
 
 
@@ -207,8 +207,8 @@ def test_a_candidate_that_crashes_leaves_the_others_running_and_the_release_fail
     assert (code, board(world)) == (1, ["bundled", "small"])
     assert any(row.startswith("small ") for row in out)
     assert [row for row in err if row.startswith("error: ")] == [
-        "error: distill@broken: RuntimeError: the weights went to infinity",
         "error: not run, because a dependency failed: evaluate@broken-fp32",
+        "error: distill@broken: RuntimeError: the weights went to infinity",
     ]
     # It was tried twice, and Prefect says once that it failed; what waits for it says nothing.
     assert [run.info.status for run in world.runs("distill@broken")] == ["FAILED", "FAILED"]
@@ -242,8 +242,8 @@ def test_bad_input_of_what_all_share_ends_the_release(world, here, capsys):
     here(world)
     assert main([]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert re.match(r"error: prepare: params\.yaml, section 'prepare': .*images", errors[0])
-    assert errors[1].startswith(
+    assert re.match(r"error: prepare: params\.yaml, section 'prepare': .*images", errors[1])
+    assert errors[0].startswith(
         "error: not run, because a dependency failed: distill@small, evaluate_teacher, evaluate@"
     )
     assert len(errors) == 2
@@ -333,9 +333,12 @@ def test_a_fault_is_told_in_one_line_beside_its_output(built, here):
     lines = []
     with pytest.raises(dvc.StageFailedError) as failed:
         dvc.Stages().repro("distill@small", {}, lines.append)
-    assert str(failed.value) == "distill@small: RuntimeError: the weights went to infinity"
+    assert str(failed.value) == (
+        "distill@small: RuntimeError: the weights went to infinity. Details: .logs/distill@small.log"
+    )
     assert not isinstance(failed.value, dvc.BadInputError)
-    assert any("Traceback" in line for line in lines)
+    assert not any("Traceback" in line for line in lines)
+    assert "Traceback" in (built.root / ".logs/distill@small.log").read_text()
     assert (built.root / "artifacts/distill/small/card.json").exists()
 
 
