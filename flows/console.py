@@ -63,7 +63,7 @@ def quiet(name: str) -> Iterator[Path | None]:
         finally:
             logger.removeHandler(progress)
             progress.close()
-    logging.getLogger("prefect").setLevel(logging.ERROR)  # the temporary server is stopped at exit
+            logging.getLogger("prefect").setLevel(logging.ERROR)  # the temporary server is stopped at exit
 
 
 def print_reasons(reasons: Sequence[str], log: Path | None) -> None:
