@@ -24,7 +24,7 @@ PREPARE = Stage(
 TEACHER = Stage(
     run="pipeline.teacher:teacher",
     summary="Import the teacher's weights as safetensors",
-    code=("pipeline/teacher/bundled/model.safetensors", _TEACHER),
+    code=(*(f"pipeline/teacher/{name}/model.safetensors" for name in ("bundled", "bundled_v2")), _TEACHER),
 )
 EMBED = Stage(
     run="pipeline.embed:embed",

@@ -17,6 +17,7 @@ from pipeline.bench.ablations.settings import QuantizationSettings, RecipesSetti
 from pipeline.bench.settings import Settings, SubjectName
 from pipeline.cli.stage_commands import command_of, help_of
 from pipeline.core import preflight
+from pipeline.core.bundled import directory_of
 from pipeline.core.command_line import DEBUG_OPTION, PLAIN, Json, with_options_of
 from pipeline.core.config import read_params
 from pipeline.core.dvc_files import dvc_yaml
@@ -163,16 +164,57 @@ def record(as_json: Json = False) -> str:
 
 @command
 def train_teacher(
+    data: Annotated[Path, Argument(help="Folder of photographs: images/ and instances.json, in COCO format.")],
+    cutouts: Annotated[Path | None, Option(help="Folder of PNG files whose alpha channel is an object's mask.")] = None,
+    textures: Annotated[list[Path] | None, Option(help="Folder of JPEG files without masks; may be repeated.")] = None,
+    imagenet: Annotated[
+        Path | None, Option(help="EfficientNet-Lite0's weights, a .pth file. [default: the installed package's]")
+    ] = None,
+    start: Annotated[Path | None, Option(help="Weights of a bundled teacher to start from.")] = None,
+    steps: Annotated[int | None, Option(help="Steps in all. [default: the recipe's]")] = None,
+    cooldown_steps: Annotated[int | None, Option(help="Steps of the cool-down. [default: the recipe's]")] = None,
     device: Annotated[str, Option(help="As torch names it.")] = "cpu",
     install: Annotated[bool, Option("--install", help="Replace the bundled weights by the new ones.")] = False,
 ) -> str:
-    """Train the bundled teacher by its recipe, pipeline/teacher/bundled/train.yaml.
+    """Train the bundled teacher by its recipe, pipeline/train_teacher/recipe.yaml.
 
-    An interrupted training resumes from its checkpoint.
+    An interrupted training resumes from its checkpoint, also with other numbers of steps. Accuracy on held-out
+    photographs and scenes is appended to artifacts/train_teacher/log.jsonl.
+
+    Example: python -m pipeline train_teacher ../shared/data/coco_free --textures photographs --steps 20000
     """
     from pipeline.train_teacher import train_teacher as train
 
-    return train(device, install)
+    return train(
+        data,
+        cutouts=cutouts,
+        textures=textures or [],
+        imagenet=imagenet,
+        start=start,
+        device=device,
+        install=install,
+        changes={k: v for k, v in {"steps": steps, "cooldown_steps": cooldown_steps}.items() if v is not None},
+    )
+
+
+@command
+def compose(
+    data: Annotated[Path, Argument(help="Folder of photographs: images/ and instances.json, in COCO format.")],
+    out: Annotated[Path, Argument(help="Directory to create.")],
+    count: Annotated[int, Option(min=1, help="Number of images.")] = 2000,
+    cutouts: Annotated[Path | None, Option(help="Folder of PNG files whose alpha channel is an object's mask.")] = None,
+    textures: Annotated[list[Path] | None, Option(help="Folder of JPEG files without masks; may be repeated.")] = None,
+    seed: Annotated[int, Option(help="Seed of all randomness.")] = 0,
+) -> str:
+    """Write images composed as train_teacher does, with masks in COCO format, to distill students from.
+
+    Preset bundled_students reads them.
+
+    Example: python -m pipeline compose ../shared/data/coco_free data/composed --count 2000
+    """
+    from pipeline.train_teacher.composed import write_composed
+
+    return write_composed(data, out, count, cutouts=cutouts, textures=textures or [], seed=seed)
 
 
 @command
@@ -280,7 +322,8 @@ def verify(
 @command
 def predict(
     model: Annotated[
-        str, Argument(metavar="MODEL", help="A checkpoint, ONNX or engine artifact; or models:/NAME@ALIAS.")
+        str,
+        Argument(metavar="MODEL", help="Checkpoint, ONNX or engine artifact; models:/NAME@ALIAS; or bundled:MODEL."),
     ],
     images: Annotated[
         Path, Argument(metavar="IMAGES", help="A folder, an image, or a text file with one image path per line.")
@@ -325,7 +368,7 @@ def predict(
         device=device,
         threads=threads,
     )
-    source: AbstractContextManager[Path] = nullcontext(Path(model))
+    source: AbstractContextManager[Path] = nullcontext(directory_of(model))
     if model.startswith("models:/"):
         from pipeline.promote.download import downloaded
 

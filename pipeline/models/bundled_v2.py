@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.dense_prompts import DensePromptEncoder
 from pipeline.models.efficientnet_lite import CHANNELS, EfficientNetLite
 from pipeline.models.neck import ChannelNorm
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam, assemble
@@ -85,4 +86,10 @@ class PyramidEncoder(nn.Module):
 
 def bundled_v2() -> Sam:
     """The architecture of the next bundled teacher with fresh weights."""
-    return assemble(PyramidEncoder(), image_size=IMAGE_SIZE, input_size=IMAGE_SIZE, embedding_size=EMBEDDING_SIZE)
+    return assemble(
+        PyramidEncoder(),
+        image_size=IMAGE_SIZE,
+        input_size=IMAGE_SIZE,
+        embedding_size=EMBEDDING_SIZE,
+        prompt_encoder=DensePromptEncoder,
+    )

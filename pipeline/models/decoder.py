@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.dense_prompts import DensePromptEncoder
 from pipeline.models.precision import fp32
 from pipeline.models.published import Attention, PromptEncoder, TwoWayAttentionBlock
 from pipeline.models.sam import Sam
@@ -99,6 +100,10 @@ def decode_tokens(
     """`decode_with_tokens` from `image_tokens`, given per image or per prompt."""
     b, p = point_coords.shape[:2]
     sparse = _embed_points(sam, point_coords.flatten(0, 1), point_labels.flatten(0, 1))
+    if isinstance(sam.prompt_encoder, DensePromptEncoder):
+        with fp32(image.device):
+            maps = sam.prompt_encoder.embed_maps(point_coords.flatten(0, 1).float(), point_labels.flatten(0, 1).float())
+        image = _add_per_prompt(image, maps)
     decoder = sam.mask_decoder
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.core.errors import InputError
+from pipeline.models.nano import assemble_nano
 from pipeline.models.neck import sam_neck
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam, assemble
 from pipeline.models.tiny_vit import conv
@@ -218,7 +219,10 @@ def edge_sam() -> Sam:
     return assemble(encoder, image_size=1024, input_size=1024, embedding_size=64)
 
 
-def edge_sam_nano() -> Sam:
-    """6.5 M parameters, 2.4 M of them the encoder's, which costs 0.43 GMAC; 256 pixels in and in the prompt frame."""
-    encoder = RepViT(widths=(24, 48, 128, 256), depths=(1, 2, 6, 3))
-    return assemble(encoder, image_size=256, input_size=256, embedding_size=16)
+def edge_sam_nano(teacher: str = "bundled") -> Sam:
+    """6.5 M parameters, 2.4 M of them the encoder's, which costs 0.43 GMAC; 256 pixels in and in the prompt frame.
+
+    Args:
+        teacher: The bundled teacher whose frame and prompt encoder it takes. `bundled_v2` has twice the side.
+    """
+    return assemble_nano(teacher, lambda frame: RepViT(widths=(24, 48, 128, 256), depths=(1, 2, 6, 3)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models.efficientvit import NORM_EPS, Backbone, Block, Stage, conv, fused_mb_conv, op_list
+from pipeline.models.nano import Frame, assemble_nano
 from pipeline.models.neck import ChannelNorm
 from pipeline.models.sam import EMBEDDING_CHANNELS, Sam, assemble
 
@@ -104,8 +105,12 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _assemble(encoder: ImageEncoder, *, image_size: int, input_size: int) -> Sam:
-    """Assemble a SAM whose norms, the mask decoder's included, have the epsilon the family was trained with."""
-    sam = assemble(encoder, image_size=image_size, input_size=input_size, embedding_size=encoder.neck.side)
+    grid = encoder.neck.side
+    return _with_norm_eps(assemble(encoder, image_size=image_size, input_size=input_size, embedding_size=grid))
+
+
+def _with_norm_eps(sam: Sam) -> Sam:
+    """Give all norms, the mask decoder's included, the epsilon the family was trained with."""
     for module in sam.modules():
         if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
             module.eps = NORM_EPS
@@ -164,11 +169,14 @@ def efficientvit_sam_xl1() -> Sam:
     return _extra_large((1, 2, 2, 4, 6, 6), neck_depth=12)
 
 
-def efficientvit_sam_nano() -> Sam:
+def efficientvit_sam_nano(teacher: str = "bundled") -> Sam:
     """6.8 M parameters, 2.8 M of them the encoder's, which costs 0.59 GMAC; 256 pixels in and in the prompt frame.
 
     The embedding is 16 x 16, so most capacity is at 1/16 resolution and below. Blocks before that are fused rather than
     depthwise, as in the XL family, because they run faster on a CPU for the same work.
+
+    Args:
+        teacher: The bundled teacher whose frame and prompt encoder it takes. `bundled_v2` has twice the side.
     """
     stages = (
         Stage("res", 16, 0),
@@ -177,5 +185,8 @@ def efficientvit_sam_nano() -> Sam:
         Stage("fmb", 128, 2, expand=2, down=4),
         Stage("att", 192, 2, expand=3, down=4),
     )
-    encoder = ImageEncoder(stages, kernel=3, levels=2, neck_depth=1, neck_expand=1, embedding_size=16)
-    return _assemble(encoder, image_size=256, input_size=256)
+
+    def encoder(frame: Frame) -> ImageEncoder:
+        return ImageEncoder(stages, kernel=3, levels=2, neck_depth=1, neck_expand=1, embedding_size=frame.grid)
+
+    return _with_norm_eps(assemble_nano(teacher, encoder))

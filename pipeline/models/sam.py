@@ -50,11 +50,18 @@ class Sam(nn.Module):
         self.embedding_size = embedding_size
 
 
-def assemble(image_encoder: nn.Module, *, image_size: int, input_size: int, embedding_size: int) -> Sam:
+def assemble(
+    image_encoder: nn.Module,
+    *,
+    image_size: int,
+    input_size: int,
+    embedding_size: int,
+    prompt_encoder: type[PromptEncoder] = PromptEncoder,
+) -> Sam:
     """Build a SAM from ``image_encoder`` and a new prompt encoder and mask decoder of SAM's published sizes."""
     return Sam(
         image_encoder,
-        PromptEncoder(
+        prompt_encoder(
             embed_dim=EMBEDDING_CHANNELS,
             image_embedding_size=(embedding_size, embedding_size),
             input_image_size=(image_size, image_size),

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from pipeline.core.errors import InputError
 from pipeline.models.attention import Pair, mixed_dilated_attention
+from pipeline.models.nano import assemble_nano
 from pipeline.models.neck import sam_neck
 from pipeline.models.sam import Sam, assemble
 
@@ -223,12 +224,12 @@ def sam_lightening(attention: Settings = (((1024, 2),),) * 6) -> Sam:
     return assemble(encoder, image_size=1024, input_size=1024, embedding_size=64)
 
 
-def sam_lightening_nano(attention: Settings = (((128, 2),),) * 4) -> Sam:
+def sam_lightening_nano(attention: Settings = (((128, 2),),) * 4, teacher: str = "bundled") -> Sam:
     """6.8 M parameters, 2.8 M of them the encoder's, which costs 0.70 GMAC; 256 pixels in and in the prompt frame.
 
     Args:
-        attention: Pairs (segment, interval) of each of 4 blocks, over 256 tokens.
+        attention: Pairs (segment, interval) of each of 4 blocks, over 256 tokens (1024 with `bundled_v2`).
+        teacher: The bundled teacher whose frame and prompt encoder it takes. `bundled_v2` has twice the side.
     """
     pairs = _checked(attention, depth=4, heads=6)
-    encoder = ImageEncoder(side=256, width=192, heads=6, attention=pairs)
-    return assemble(encoder, image_size=256, input_size=256, embedding_size=16)
+    return assemble_nano(teacher, lambda frame: ImageEncoder(side=frame.side, width=192, heads=6, attention=pairs))

@@ -6,6 +6,7 @@ published decoder drops segment-anything's single-mask output; this one keeps it
 nano variant is this project's own: the same code with smaller sizes, for the demo and for tests.
 """
 
+from pipeline.models.nano import assemble_nano
 from pipeline.models.sam import Sam, assemble
 from pipeline.models.tiny_vit import Stage, TinyViT
 
@@ -29,10 +30,13 @@ def mobile_sam() -> Sam:
     return tinysam()
 
 
-def tinysam_nano() -> Sam:
+def tinysam_nano(teacher: str = "bundled") -> Sam:
     """6.1 M parameters, 2.06 M of them the encoder's, which costs 0.66 GMAC; 256 pixels in and in the prompt frame.
 
     Windows of 16 cover the whole 16 x 16 embedding; the windows of 7 before it exercise the published padding.
+
+    Args:
+        teacher: The bundled teacher whose frame and prompt encoder it takes. `bundled_v2` has twice the side.
     """
     stages = (
         Stage(16, 1),
@@ -40,4 +44,4 @@ def tinysam_nano() -> Sam:
         Stage(128, 2, heads=4, window=16, halves=False),
         Stage(192, 2, heads=6, window=16),
     )
-    return assemble(TinyViT(stages), image_size=256, input_size=256, embedding_size=16)
+    return assemble_nano(teacher, lambda frame: TinyViT(stages))

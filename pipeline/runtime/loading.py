@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline.core.artifact import Card
+from pipeline.core.bundled import directory_of
 from pipeline.core.errors import InputError
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
@@ -53,8 +54,8 @@ def load(
     """Load an artifact or a model for inference.
 
     Args:
-        source: Directory of a checkpoint, ONNX or engine artifact, or a SAM, which is moved to ``device`` and
-            switched to evaluation mode.
+        source: Directory of a checkpoint, ONNX or engine artifact, ``bundled:MODEL`` for one of this package, or a SAM,
+            which is moved to ``device`` and switched to evaluation mode.
         device: ``cpu``, ``cuda`` ... None: ``cuda`` for engines that run only there, otherwise ``cpu``.
         threads: CPU threads per call; None leaves the choice to the runtime. PyTorch's setting is process-wide.
         precision: Precision of PyTorch's image encoder: fp32, bf16 or fp16. ONNX and engine artifacts have a fixed one.
@@ -68,7 +69,7 @@ def load(
         raise InputError(f"threads must be at least 1, or None for the runtime's own choice, not {threads}.")
     if isinstance(source, Sam):
         return _pytorch(source, device or "cpu", threads, precision, execution)
-    directory = Path(source)
+    directory = directory_of(source)
     card = Card.verified(directory)  # cheap compared with loading
     if card.refusal:
         raise InputError(

@@ -1,32 +1,35 @@
 """Import the teacher's weights: the bundled ones, or a checkpoint of any model in the table."""
 
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import Field, JsonValue, field_validator
 
 from pipeline.core.artifact import Contents, write_metrics
+from pipeline.core.bundled import ARTIFACTS
 from pipeline.core.config import Config
 from pipeline.core.errors import InputError
 from pipeline.core.log import Log
 from pipeline.models import build
 from pipeline.models.cost import count_parameters
 from pipeline.models.pretrained import STORE, Source, load_parts, read_pretrained
-from pipeline.models.sam import load_weights, save_checkpoint
+from pipeline.models.sam import WEIGHTS, load_weights, save_checkpoint
 from pipeline.models.students import MODELS
 
-BUNDLED = Path(__file__).parent / "bundled"
+BUNDLED = MappingProxyType({"bundled": Path(__file__).parent / "bundled", **ARTIFACTS})
+"""Teachers whose weights are in this package, and the directories of their weights."""
 
 
 class TeacherConfig(Config):
     """The teacher model and its checkpoint."""
 
     name: str = Field(json_schema_extra={"enum": list(MODELS)})
-    """A model of the table: ``bundled``, ``vit_b``, ``vit_l``, ``vit_h``, or a student, such as
+    """A model of the table: ``bundled_v2``, ``bundled``, ``vit_b``, ``vit_l``, ``vit_h``, or a student, such as
     ``efficientvit_sam_xl1``."""
     checkpoint: str | None = None
-    """Path or URL of its weights, see `pipeline.models.pretrained`; null for the bundled teacher."""
+    """Path or URL of its weights, see `pipeline.models.pretrained`; null for a bundled teacher."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
-    """Expected SHA-256 of the checkpoint, in hex; null for the bundled teacher."""
+    """Expected SHA-256 of the checkpoint, in hex; null for a bundled teacher."""
     options: dict[str, JsonValue] = {}
     """Keyword arguments of the model's builder, see `pipeline.models.build`."""
     store: str = STORE
@@ -51,10 +54,10 @@ def teacher(config: TeacherConfig, *, out: Path, log: Log) -> Contents:
     Raises:
         InputError: The checkpoint is missing, damaged, of another model, or its SHA-256 differs.
     """
-    if config.name == "bundled":
+    if config.name in BUNDLED:
         if config.checkpoint or config.sha256:
-            raise InputError("params.yaml, section 'teacher': the bundled teacher has no checkpoint; set both to null.")
-        sam = load_weights(build(config.name, config.options), BUNDLED / "model.safetensors")
+            raise InputError("params.yaml, section 'teacher': a bundled teacher has no checkpoint; set both to null.")
+        sam = load_weights(build(config.name, config.options), BUNDLED[config.name] / WEIGHTS)
     else:
         if not config.checkpoint or not config.sha256:
             raise InputError(

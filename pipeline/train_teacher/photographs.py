@@ -23,6 +23,7 @@ SCALES = (0.45, 2.2)
 """Zoom of a photograph relative to filling the frame, sampled log-uniformly."""
 CUTOUT_SIDES = (0.03, 0.4)
 """Size of a pasted cut-out, the root of its area, as a share of the frame's side; sampled log-uniformly."""
+MIN_CUTOUT_SIDE, BACKGROUND_SIDE = 60, 800
 MOSAIC_CHANCE, CUTOUT_CHANCE, TEXTURE_CHANCE = 0.2, 0.5, 0.5
 
 
@@ -53,7 +54,56 @@ def read(items: Sequence[FileItem]) -> list[Picture]:
     return pictures
 
 
-def photograph(rng: np.random.Generator, pictures: Sequence[Picture], index: int, side: int) -> Frame:
+def read_cutouts(folder: Path) -> list[Picture]:
+    """Read the PNG files below a folder whose alpha channel is the mask of one object; others are left out."""
+    pictures = []
+    for path in sorted(folder.rglob("*.png")):
+        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 4 or pixels.dtype != np.uint8:
+            continue
+        mask = pixels[..., 3] > 127
+        if min(pixels.shape[:2]) < MIN_CUTOUT_SIDE or not 0.05 < mask.mean() < 0.97:
+            continue
+        # Bled outwards, because pixels beyond the mask's border are black and pasting blends over it.
+        rgb = cv2.inpaint(
+            np.ascontiguousarray(pixels[..., 2::-1]), (pixels[..., 3] < 250).astype(np.uint8), 3, cv2.INPAINT_TELEA
+        )
+        pictures.append(Picture(rgb, [cutout(mask)]))
+    return pictures
+
+
+def read_backgrounds(folder: Path) -> list[Picture]:
+    """Read the JPEG files below a folder, shrunk to at most `BACKGROUND_SIDE` pixels, without instances."""
+    pictures = []
+    for path in sorted({*folder.rglob("*.jpg"), *folder.rglob("*.jpeg")}):
+        image = cv2.imread(str(path))
+        if image is None:
+            continue
+        zoom = min(1.0, BACKGROUND_SIDE / max(image.shape[:2]))
+        image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+        pictures.append(Picture(np.ascontiguousarray(image[..., ::-1]), []))
+    return pictures
+
+
+def collage(rng: np.random.Generator, backgrounds: Sequence[Picture], pictures: Sequence[Picture], side: int) -> Frame:
+    """Draw a background without the instances in it, and paste cut-outs over it."""
+    background = backgrounds[int(rng.integers(len(backgrounds)))]
+    frame = Frame(side, rng.uniform(60, 170, 3).tolist())
+    window = (0, 0, side, side)
+    plain = Picture(background.image, [])
+    frame.place(plain, _crop(rng, plain, window), window)
+    for _ in range(int(rng.integers(2, 9))):
+        _paste_one(rng, frame, pictures)
+    return frame
+
+
+def photograph(
+    rng: np.random.Generator,
+    pictures: Sequence[Picture],
+    index: int,
+    side: int,
+    cutouts: Sequence[Picture] = (),
+) -> Frame:
     """Draw photograph ``index``, or a mosaic of four with it, and paste cut-outs of others."""
     frame = Frame(side, rng.uniform(60, 170, 3).tolist())
     if rng.random() < MOSAIC_CHANCE:
@@ -67,7 +117,7 @@ def photograph(rng: np.random.Generator, pictures: Sequence[Picture], index: int
         frame.place(pictures[index], _crop(rng, pictures[index], window), window)
     if rng.random() < CUTOUT_CHANCE:
         for _ in range(int(rng.integers(1, 6))):
-            _paste_one(rng, frame, pictures)
+            _paste_one(rng, frame, cutouts if cutouts and rng.random() < 0.5 else pictures)
     return frame
 
 

@@ -1,12 +1,10 @@
-"""Train the bundled teacher on rendered scenes with SAM's recipe.
+"""Train `bundled_v2` on rendered scenes and photographs from ImageNet weights.
 
-Source: SAM, appendix A. Each prompt has two rounds. In the first, a box or a click gives three masks, of which the best
-is trained. In the second, that mask and a click in its error region give the single mask. What differs, for a CPU: two
-rounds instead of eleven, and losses at the decoder's resolution against area-averaged masks.
+The state is checkpointed, and an interrupted run resumes. At intervals the averaged weights of the last checkpoint are
+measured on held-out photographs and scenes.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,81 +14,98 @@ from torch import Tensor
 
 from pipeline.core.config import Config
 from pipeline.core.log import Log
-from pipeline.core.progress import progress
-from pipeline.data.prompts import Prompts, corrective_clicks, first_prompts
-from pipeline.data.scenes import render
-from pipeline.data.workers import in_processes
+from pipeline.core.untrusted import tensor_file
+from pipeline.data.prompts import Prompts, first_prompts
 from pipeline.models import build
-from pipeline.models.bundled import IMAGE_SIZE
-from pipeline.models.decoder import decode
 from pipeline.models.sam import Sam
-from pipeline.ops import masks
-from pipeline.ops.geometry import PIXEL_MEAN, PIXEL_STD, masks_to_frame
-from pipeline.train_teacher.windows import Window, corner_px, positioned, side_px, whole
-from pipeline.training import OptimizerConfig, autocast, fit, losses
+from pipeline.ops.geometry import PIXEL_MEAN, PIXEL_STD
+from pipeline.train_teacher import photographs as photos
+from pipeline.train_teacher.frame import boxes_of, coverages_of
+from pipeline.train_teacher.imagenet import trunk_state
+from pipeline.train_teacher.material import Material, Shares, compose
+from pipeline.train_teacher.monitor import MODEL
+from pipeline.train_teacher.rounds import two_rounds
+from pipeline.train_teacher.windows import cell_px, random_window
+from pipeline.training import OptimizerConfig, autocast, fit
+
+TRUNK_RATE = 0.2
+"""Learning rate of the pre-trained trunk as a share of the others'."""
+FROZEN = ("stem", "stages.0", "stages.1")
+"""Parts of the trunk that are not trained: generic features on large maps, whose gradients are a third of a step."""
+BOX_JITTER = 0.05
+MASK_PX = 4
+"""Side of a mask's pixel in pixels of the frame."""
 
 Batch = tuple[Tensor, Prompts, list[np.random.Generator]]
-"""Pixels ``(B, 3, S, S)``, their prompts, and one random generator per sample."""
+"""Pixels ``(B, 3, S, S)``, their prompts, and one random generator per image."""
 
 
 class TrainTeacherConfig(Config):
-    """How the bundled teacher is trained."""
+    """How `bundled_v2` is trained."""
 
-    scenes: int
-    """Scenes, rendered once and augmented by transposition, mirroring and permuted colours."""
-    scenes_seed: int
-    """Seed of the scenes; differs from every seed of `prepare`, so that no scene of a dataset was trained on."""
+    scene_share: float
+    """Share of rendered scenes among the training images."""
+    collage_share: float
+    """Share of collages: photographs and textures on which cut-outs are pasted."""
+    exact_share: float
+    """Share of prompts that are tight boxes and central clicks."""
     batch: int
-    """Scenes per step."""
+    """Images composed per step of windows of half the frame's side. Steps of other windows have the same area."""
     prompts: int
-    """Prompts per scene."""
+    """Prompts per window."""
+    windows: list[int]
+    """Sides of the windows of successive steps, in embedding cells; 32 is the whole frame."""
     correct_every: int
-    """Interval, in steps, at which the second round is trained too; it costs as much as the first."""
+    """Interval, in steps, at which the second round is trained too."""
+    measure_every_s: float
+    """Seconds of training between two measurements."""
     optimizer: OptimizerConfig
 
 
 @dataclass(frozen=True)
-class SceneBank:
-    """Rendered scenes: images, and masks as coverage of the decoder's cells."""
+class Start:
+    """Weights that the training starts from."""
 
-    images: list[np.ndarray]
-    """uint8 ``(256, 256, 3)`` each."""
-    masks: list[np.ndarray]
-    """uint8 ``(n, 64, 64)`` each; 255 is fully covered."""
-    boxes: list[np.ndarray]
-    """float32 ``(n, 4)`` each, xyxy."""
+    imagenet: Path
+    """EfficientNet-Lite0's ImageNet weights, a ``.pth`` file with the keys of efficientnet-lite-pytorch."""
+    weights: Path | None = None
+    """Safetensors of a bundled teacher; tensors that it lacks keep their initial values."""
 
 
-def _scene(task: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    scene = render(np.random.default_rng(task), IMAGE_SIZE)
-    full = torch.from_numpy(np.array(scene.masks, dtype=np.float32).reshape(-1, IMAGE_SIZE, IMAGE_SIZE))
-    coverage = masks_to_frame(full, IMAGE_SIZE, IMAGE_SIZE // 4) if len(full) else torch.zeros(0, 64, 64)
-    boxes = np.array([masks.box(m) for m in scene.masks], np.float32).reshape(-1, 4)
-    return scene.image, (coverage * 255).round().byte().numpy(), boxes
+def train(
+    config: TrainTeacherConfig, material: Material, start: Start, *, device: str, log: Log, checkpoint: Path
+) -> Sam:
+    """Train `bundled_v2` and return it with averaged weights.
 
+    Args:
+        config: The recipe.
+        material: What training images are composed of.
+        start: Initial weights.
+        device: As torch names it.
+        log: Receives the losses.
+        checkpoint: Path of the run's state, from which it resumes.
+    """
+    sam = initial(config, start)
+    for name in FROZEN:
+        sam.image_encoder.get_submodule(f"trunk.{name}").requires_grad_(False)
+    sam.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
-def render_bank(count: int, seed: int) -> SceneBank:
-    """Render ``count`` scenes, in one process per core."""
-    tasks = [(seed, i) for i in range(count)]
-    with closing(in_processes(_scene, tasks)) as scenes:
-        results = list(progress(scenes, "render", "scene", total=count))
-    images, coverages, boxes = zip(*results, strict=True)
-    return SceneBank(list(images), list(coverages), list(boxes))
-
-
-def train(config: TrainTeacherConfig, *, device: str, log: Log, checkpoint: Path | None = None) -> Sam:
-    """Train from scratch and return the model with averaged weights."""
-    sam = build("bundled", seed=config.optimizer.seed).to(device)
-    sam.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    bank = render_bank(config.scenes, config.scenes_seed)
+    def cells(number: int) -> int:
+        return config.windows[number % len(config.windows)]
 
     def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> Batch:
-        return _batch(bank, indices, config.prompts, rngs)
+        return draw_batch(config, material, indices, rngs, sam.image_size, cells(number) * cell_px(sam))
 
     def step(batch: Batch, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
         images, prompts, rngs = batch
+        window = random_window(rng, sam, cells(number))
+        inputs = images.to(device).contiguous(memory_format=torch.channels_last)
+        # Depthwise convolutions are slower in bf16 on a CPU.
+        with autocast(torch.device(device), "none" if device == "cpu" else config.optimizer.autocast):
+            embeddings = sam.image_encoder(inputs, window.column, window.row).float()
         with autocast(torch.device(device), config.optimizer.autocast):
-            terms = two_rounds(sam, images.to(device), prompts, rngs, correct=number % config.correct_every == 0)
+            correct = number % config.correct_every == 0
+            terms = two_rounds(sam, embeddings, prompts, rngs, correct=correct, window=window)
         return terms | {"weight": prompts.present.sum()}
 
     fit(
@@ -98,93 +113,66 @@ def train(config: TrainTeacherConfig, *, device: str, log: Log, checkpoint: Path
         draw,
         step,
         config.optimizer,
-        count=len(bank.images),
+        count=len(material.photographs),
         batch=config.batch,
         log=log,
         name="train_teacher",
         device=torch.device(device),
         checkpoint=checkpoint,
+        lr_shares={"image_encoder.trunk": TRUNK_RATE},
     )
     return sam
 
 
-def _batch(bank: SceneBank, indices: Sequence[int], count: int, rngs: list[np.random.Generator]) -> Batch:
-    """Read the scenes of a step, each randomly transposed, mirrored and with permuted colours."""
-    images, coverages, boxes = zip(
-        *(_turned(bank, index, rng) for index, rng in zip(indices, rngs, strict=True)), strict=True
+def initial(config: TrainTeacherConfig, start: Start) -> Sam:
+    """Build the model with its initial weights."""
+    sam = build(MODEL, seed=config.optimizer.seed)
+    sam.image_encoder.get_submodule("trunk").load_state_dict(trunk_state(start.imagenet))
+    if start.weights is not None:
+        own = sam.state_dict()
+        shared = {
+            k: v
+            for k, v in tensor_file.safetensors(start.weights, remedy="recreate it").items()
+            if k in own and own[k].shape == v.shape
+        }
+        sam.load_state_dict({**own, **shared})
+    return sam
+
+
+def draw_batch(
+    config: TrainTeacherConfig,
+    material: Material,
+    indices: Sequence[int],
+    rngs: list[np.random.Generator],
+    frame_side: int,
+    side: int,
+) -> Batch:
+    """Compose a step's images, and sample their prompts.
+
+    Args:
+        config: The recipe.
+        material: What images are composed of.
+        indices: Photographs of this step.
+        rngs: Random generator of each.
+        frame_side: Side of the frame, in pixels.
+        side: Side of the windows, in pixels. Small ones are several of each frame, large ones are fewer than `indices`.
+    """
+    shares = Shares(config.scene_share, config.collage_share)
+    grid, windows = side // MASK_PX, max(1, len(indices) * frame_side**2 // (4 * side**2))
+    frames, per_frame = min(windows, len(indices)), max(1, windows // len(indices))
+    images, coverages, boxes = [], [], []
+    rngs = [rng for rng in rngs[:frames] for _ in range(per_frame)]
+    for index, rng in zip(indices[:frames], rngs[::per_frame], strict=True):
+        frame = compose(shares, material, rng, index, frame_side)
+        for _ in range(per_frame):
+            window = frame if side == frame_side else photos.around_an_instance(rng, frame, side)
+            images.append(photos.developed(rng, window.image))
+            order = rng.permutation(len(window.instances))[: config.prompts]
+            instances = [window.instances[i] for i in order]
+            coverages.append(coverages_of(instances, side, grid))
+            boxes.append(boxes_of(instances))
+    pixels = (torch.from_numpy(np.stack(images)).float() - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
+    prompts = first_prompts(
+        rngs, coverages, boxes, config.prompts, side, box_jitter=BOX_JITTER, exact_share=config.exact_share
     )
-    pixels = (torch.from_numpy(np.stack(images)) - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
-    return pixels.permute(0, 3, 1, 2), first_prompts(rngs, [*coverages], [*boxes], count, IMAGE_SIZE), rngs
-
-
-def _turned(bank: SceneBank, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    transpose, flip_x, flip_y = rng.random(3) < 0.5
-    image, coverages, boxes = bank.images[index], bank.masks[index].astype(np.float32) / 255, bank.boxes[index]
-    if transpose:
-        image, coverages, boxes = image.swapaxes(0, 1), coverages.swapaxes(1, 2), boxes[:, [1, 0, 3, 2]]
-    if flip_x:
-        image, coverages = image[:, ::-1], coverages[:, :, ::-1]
-        boxes = np.stack([IMAGE_SIZE - boxes[:, 2], boxes[:, 1], IMAGE_SIZE - boxes[:, 0], boxes[:, 3]], axis=1)
-    if flip_y:
-        image, coverages = image[::-1], coverages[:, ::-1]
-        boxes = np.stack([boxes[:, 0], IMAGE_SIZE - boxes[:, 3], boxes[:, 2], IMAGE_SIZE - boxes[:, 1]], axis=1)
-    return image[..., rng.permutation(3)].astype(np.float32), coverages, boxes
-
-
-def two_rounds(
-    sam: Sam, images: Tensor, prompts: Prompts, rngs: Sequence[np.random.Generator], *, correct: bool
-) -> dict[str, Tensor]:
-    """Compute the losses of the first round and, if ``correct``, of the second."""
-    return decoder_rounds(sam, sam.image_encoder(images).float(), prompts, rngs, correct=correct)
-
-
-def decoder_rounds(
-    sam: Sam,
-    embeddings: Tensor,
-    prompts: Prompts,
-    rngs: Sequence[np.random.Generator],
-    *,
-    correct: bool,
-    window: Window | None = None,
-) -> dict[str, Tensor]:
-    """`two_rounds` from image embeddings, of the whole frame or of a window in whose pixels the prompts are."""
-    window = window or whole(sam)
-    with positioned(sam, window):
-        return _decoder_rounds(sam, embeddings, prompts, rngs, correct=correct, window=window)
-
-
-def _decoder_rounds(
-    sam: Sam,
-    embeddings: Tensor,
-    prompts: Prompts,
-    rngs: Sequence[np.random.Generator],
-    *,
-    correct: bool,
-    window: Window,
-) -> dict[str, Tensor]:
-    device, corner = embeddings.device, torch.tensor(corner_px(sam, window), device=embeddings.device)
-    coords, labels = prompts.coords.to(device) + corner, prompts.labels.to(device)
-    targets, present = prompts.targets.to(device), prompts.present.to(device)
-    logits, iou = decode(sam, embeddings, coords, labels)
-    answers = logits[:, :, 1:].float()
-    first = losses.best_mask(answers, iou[:, :, 1:].float(), targets, present)
-    if not correct:
-        return first
-
-    with torch.no_grad():
-        pick = losses.mask_iou(answers, targets[:, :, None].expand_as(answers)).argmax(dim=2)
-        answer = answers.gather(2, pick[:, :, None, None, None].expand(-1, -1, 1, *answers.shape[-2:]))
-    side = side_px(sam, window)
-    more_coords, more_labels = corrective_clicks(rngs, answer[:, :, 0], prompts.targets, side)
-    logits, iou = decode(
-        sam,
-        embeddings,
-        torch.cat([coords, more_coords.to(device) + corner], dim=2),
-        torch.cat([labels, more_labels.to(device)], dim=2),
-        mask_input=answer,
-    )
-    second = losses.best_mask(logits[:, :, :1].float(), iou[:, :, :1].float(), targets, present)
-    return first | {
-        "loss": first["loss"] + second["loss"],
-        **{f"corrected_{term}": second[term] for term in ("focal", "dice", "iou")},
-    }
+    return pixels.permute(0, 3, 1, 2), prompts, rngs

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.models.dense_prompts import WHOLE, DensePromptEncoder
 from pipeline.models.sam import Sam
 
 
@@ -64,9 +65,13 @@ def positioned(sam: Sam, window: Window) -> Iterator[None]:
         return encoding
 
     encoder.get_dense_pe = dense_pe
+    if isinstance(encoder, DensePromptEncoder):
+        encoder.window = rows, columns
     sam.embedding_size = window.cells
     try:
         yield
     finally:
         del encoder.get_dense_pe
+        if isinstance(encoder, DensePromptEncoder):
+            encoder.window = WHOLE
         sam.embedding_size = size

@@ -137,7 +137,7 @@ def test_a_students_options_decide_what_is_trained_and_are_on_its_card(run):
 
 
 def test_options_that_the_student_does_not_have_are_refused(run):
-    with pytest.raises(InputError, match=f"{STUDENT} has no option 'attention': it has none"):
+    with pytest.raises(InputError, match=f"{STUDENT} has no option 'attention': it has teacher"):
         run(config=recipe(options={"attention": []}))
 
 

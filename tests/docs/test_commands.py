@@ -28,7 +28,19 @@ from tests.docs.pages import LANGUAGES, PAGES, ROOT, Block, Command, blocks, com
 BLOCKS, COMMANDS = blocks(), commands()
 APPS = {"pipeline": app, "flows.release": release.app, "flows.worker": worker.app}
 OTHER_MODULES = {"flows.promote", "pytest", "tests.compare.fabricated"}
-OTHER_PROGRAMS = {"source", "export", "git", "chromium", "mlflow", "prefect", "sha256sum", "uv", "cd"}
+OTHER_PROGRAMS = {
+    "source",
+    "export",
+    "git",
+    "chromium",
+    "mlflow",
+    "prefect",
+    "sha256sum",
+    "uv",
+    "cd",
+    "apt-get",
+    "dpkg-deb",
+}
 """Programs of others: nothing here can parse their arguments."""
 PRESET_NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 CHANGE = re.compile(r"(?<![\w.])((?:[a-z][a-z0-9_]*\.)+[a-z][a-z0-9_]*=[\w/][\w./]*)")

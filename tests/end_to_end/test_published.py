@@ -77,6 +77,7 @@ def world(tmp_path, monkeypatch):
         "build_engine": {"min_cosine": 0.0, "min_mask_agreement": 0.0, "threads": 1},
         "evaluate": {"data": "data", "feed_back": False, "everything": None, "latency": {"warmup": 0, "runs": 0}},
         "compare": {},
+        "promote": {},
     }
 
 

@@ -43,7 +43,7 @@ def in_16_bits(left, right):
 def teacher(tmp_path_factory):
     """The bundled teacher's encoder, whose weights are trained: its layers, sampled inputs, and scales."""
     root = tmp_path_factory.mktemp("saturation")
-    sam = load_weights(build("bundled"), BUNDLED / "model.safetensors").eval()
+    sam = load_weights(build("bundled"), BUNDLED["bundled"] / "model.safetensors").eval()
     export_encoder(sam, root / "encoder.onnx", opset=18, tolerance=1e-2)
     config = CONFIG.model_copy(update={"calibration_images": 2, "holdout_images": 1})
     data = CalibrationData(config, sam, scenes(root / "scenes", "calibration", 3, sam.input_size))

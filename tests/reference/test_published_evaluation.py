@@ -44,7 +44,7 @@ class CocoFree(ValidationSet):
 def instances():
     validation = CocoFree(DATA)
     annotated = [photograph for photograph in validation.photographs("published") if photograph.instances]
-    sam = load_weights(build("bundled"), BUNDLED / "model.safetensors").eval()
+    sam = load_weights(build("bundled"), BUNDLED["bundled"] / "model.safetensors").eval()
     with ThreadPoolExecutor(2) as pool, torch.inference_mode():
         run = Run(Predictor(TorchSegmenter(sam)), pool, 32, Ranks(), Done(None))
         scored = evaluate_accuracy(run, validation, annotated[:IMAGES], pictures=0, with_mask_input=False).instances

@@ -35,7 +35,7 @@ KEYS = {"segmentation", "area", "bbox", "predicted_iou", "point_coords", "stabil
 
 @pytest.fixture(scope="module")
 def teacher():
-    return load_weights(build("bundled"), BUNDLED / "model.safetensors").eval()
+    return load_weights(build("bundled"), BUNDLED["bundled"] / "model.safetensors").eval()
 
 
 @pytest.fixture(scope="module")

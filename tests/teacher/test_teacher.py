@@ -35,10 +35,10 @@ def test_the_bundled_teacher_is_there_whole_in_single_precision(tmp_path):
 
 
 def test_bundled_weights_that_are_gone_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.teacher.BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr("pipeline.teacher.BUNDLED", {"bundled": tmp_path / "bundled"})
     with pytest.raises(InputError, match=r"bundled/model\.safetensors does not exist"):
         run(tmp_path / "out")
-    assert (BUNDLED / WEIGHTS).is_file()
+    assert (BUNDLED["bundled"] / WEIGHTS).is_file()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_checkpoint_of_another_model_is_told_by_its_keys(tmp_path):
         ({"name": "vit_b"}, "vit_b needs `checkpoint`"),
         ({"name": "vit_b", "checkpoint": "sam.pth"}, "vit_b needs `checkpoint`.*`sha256`"),
         ({"name": "vit_h", "checkpoint": "http://127.0.0.1:1/sam.pth"}, "vit_h needs .*`sha256`"),
-        ({"checkpoint": "sam.pth", "sha256": "0" * 64}, "the bundled teacher has no checkpoint"),
+        ({"checkpoint": "sam.pth", "sha256": "0" * 64}, "a bundled teacher has no checkpoint"),
         ({"name": "vit_b", "checkpoint": "gone.pth", "sha256": "0" * 64}, r"gone\.pth does not exist"),
         ({"name": "vit_g"}, "'name' is 'vit_g'"),
     ],

@@ -5,7 +5,7 @@ import torch
 from pipeline.data.prompts import Prompts
 from pipeline.models import build
 from pipeline.models.decoder import decode
-from pipeline.train_teacher.training import decoder_rounds
+from pipeline.train_teacher.rounds import two_rounds
 from pipeline.train_teacher.windows import Window, corner_px, positioned, random_window, side_px, whole
 
 
@@ -55,13 +55,13 @@ def test_prompts_of_a_window_are_moved_into_the_frame(sam, monkeypatch):
         asked.append(coords)
         return decode(sam, embeddings, coords, labels, mask_input)
 
-    monkeypatch.setattr("pipeline.train_teacher.training.decode", spy)
+    monkeypatch.setattr("pipeline.train_teacher.rounds.decode", spy)
     coords, labels = torch.tensor([[[[10.0, 20.0], [70.0, 90.0]]]]), torch.tensor([[[2.0, 3.0]]])
     targets = torch.zeros(1, 1, 64, 64)
     targets[..., 5:22, 3:17] = 1
     prompts = Prompts(coords, labels, targets, torch.tensor([[True]]))
     embeddings, rngs = torch.randn(1, 256, 16, 16), [np.random.default_rng(0)]
-    decoder_rounds(sam, embeddings, prompts, rngs, correct=True, window=Window(2, 4, 16))
+    two_rounds(sam, embeddings, prompts, rngs, correct=True, window=Window(2, 4, 16))
     corner = torch.tensor([32.0, 64.0])
     assert torch.equal(asked[0], coords + corner)
     assert torch.equal(asked[1][:, :, :2], coords + corner)

@@ -1,0 +1,1 @@
+../../../pipeline/models/dense_prompts.py

@@ -1,0 +1,1 @@
+../../../pipeline/ops/point_labels.py
