@@ -20,6 +20,9 @@ _SETS = "validation: {NAME: {annotations, images}}"
 RENAMED = {"taps": "feature_layers", "validation_annotations": _SETS, "validation_folder": _SETS}
 """Keys of earlier versions and their current names."""
 
+_LONGEST = 300
+"""Characters of a key or of pydantic's message in an error; both may repeat a value of the file."""
+
 ConfigT = TypeVar("ConfigT", bound="Config")
 
 
@@ -93,7 +96,7 @@ def _message(error: ValidationError, model: type[Config]) -> str:
     """Format all errors of a section in one line, each with its key."""
     faults = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
+        key = ".".join(str(part) for part in fault["loc"])[:_LONGEST]
         if fault["type"] == "extra_forbidden":
             renamed = RENAMED.get(str(fault["loc"][-1]))
             available = ", ".join(_keys(model, fault["loc"][:-1]))
@@ -103,7 +106,7 @@ def _message(error: ValidationError, model: type[Config]) -> str:
         elif fault["type"] == "missing":
             faults.append(f"key {key!r} is missing")
         else:
-            faults.append(f"key {key!r} is {shown(fault['input'])}: {fault['msg']}")
+            faults.append(f"key {key!r} is {shown(fault['input'])}: {fault['msg'][:_LONGEST]}")
     return "; ".join(faults) + "."
 
 

@@ -13,6 +13,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from pipeline.core.config import Config, find, section
 from pipeline.core.errors import InputError
 from pipeline.core.stage import Stage, listed, top_level
+from pipeline.core.untrusted.json_file import shown
 
 FILE, DEFAULT = "params.yaml", "default"
 _LISTS = ("students", "precisions")
@@ -141,7 +142,7 @@ def _dotted(part: Section, params: Mapping[str, Any]) -> Iterator[str]:
         return
     students = find(params, name)
     if not isinstance(students, Mapping):
-        raise InputError(f"{FILE}, section {name!r} must have an entry for each student, not {students!r}.")
+        raise InputError(f"{FILE}, section {name!r} must have an entry for each student, not {shown(students)}.")
     yield from (f"{name}.{student}" for student in students)
 
 

@@ -18,6 +18,7 @@ from pipeline.core.artifact import CARD, REFUSAL, Card, Contents, Refusal, write
 from pipeline.core.config import Config, find, section
 from pipeline.core.errors import InputError, Refused
 from pipeline.core.log import Log
+from pipeline.core.untrusted.json_file import shown
 
 ARTIFACTS = Path("artifacts")
 DRAFTS = ARTIFACTS / ".drafts"
@@ -252,7 +253,7 @@ def listed(params: Mapping[str, Any], key: str) -> list[str]:
     """
     values = params.get(key)
     if not isinstance(values, list) or not values or not all(isinstance(v, str) for v in values):
-        raise InputError(f"params.yaml must list its {key}, for example `{key}: [...]`; it has {values!r}.")
+        raise InputError(f"params.yaml must list its {key}, for example `{key}: [...]`; it has {shown(values)}.")
     if len(set(values)) < len(values):
         raise InputError(f"params.yaml lists one of its {key} twice: {', '.join(values)}. Remove the repetition.")
     return values

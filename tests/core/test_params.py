@@ -10,6 +10,7 @@ from pipeline.core import params
 from pipeline.core.config import Config, read_params
 from pipeline.core.errors import InputError
 from pipeline.core.params import DEFAULT, FILE, Origin, Section
+from pipeline.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,3 +84,21 @@ def test_the_command_prints_what_the_stages_see(monkeypatch):
     shown = yaml.safe_load(result.output)
     assert shown["export"] == {"opset": 18, "max_difference": 0.001}
     assert shown["promote"]["prefer"] == "latency_ms"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"students": "x" * 50_000},
+        {"distill": "x" * 50_000},
+        {"distill": {"tinysam_nano": {"recipe": {"kind": "é" * 50_000}}}},
+        {"prepare": {"y" * 50_000: 1}},
+    ],
+    ids=["students", "a section", "a tag", "a key"],
+)
+def test_a_long_value_does_not_fill_the_line(change):
+    values = read_params(ROOT / "presets" / "demo.yaml") | change
+    parts = params.sections(STAGES)
+    with pytest.raises(InputError) as refused:
+        params.check(parts, values)
+    assert len(str(refused.value)) < 3000
