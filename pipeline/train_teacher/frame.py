@@ -16,7 +16,7 @@ Matrix = Float[np.ndarray, "2 3"]
 Window = tuple[int, int, int, int]
 """x1, y1, x2, y2 in pixels of the frame."""
 
-MIN_AREA_PX = 24
+MIN_AREA_PX = 16
 """Instances with fewer visible pixels of the frame are dropped."""
 MIN_VISIBLE_SHARE = 0.35
 """Instances of which cut-outs hide more than the rest are dropped."""
@@ -107,7 +107,7 @@ def boxes_of(instances: Sequence[Cutout]) -> Float[np.ndarray, "n 4"]:
 
 
 def coverages_of(instances: Sequence[Cutout], side: int, grid: int) -> Float[np.ndarray, "n m m"]:
-    """Coverage of each cell of the decoder's raster, in [0, 1]."""
+    """Coverage of each cell of a raster of ``grid`` cells per side, in [0, 1]."""
     coverages = np.zeros((len(instances), grid, grid), np.float32)
     for coverage, i in zip(coverages, instances, strict=True):
         full = np.zeros((side, side), np.float32)

@@ -103,6 +103,7 @@ def best_mask(
     mask_loss: MaskLoss = focal_dice,
     iou_distance: Callable[..., Tensor] = F.mse_loss,
     iou_weight: float = IOU_WEIGHT,
+    all_weight: Float[Tensor, "b p"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Loss of the best of k masks per prompt, and of the predicted IoUs of all k.
 
@@ -114,6 +115,7 @@ def best_mask(
         mask_loss: Computes the terms of a mask.
         iou_distance: ``F.mse_loss`` as in SAM, ``F.l1_loss`` as in TinySAM.
         iou_weight: Weight of the predicted IoUs' error in the loss.
+        all_weight: Per prompt, weight of the mean loss of all k masks beside that of the best one; None for 0.
 
     Returns:
         ``loss`` and its terms, ``iou`` and those of ``mask_loss``, each a mean over the prompts that count.
@@ -125,7 +127,10 @@ def best_mask(
     count = present.sum().clamp(min=1)
     means = {name: (term.gather(2, best)[..., 0] * present).sum() / count for name, term in terms.items()}
     iou = (iou_errors * present).sum() / count
-    return {"loss": _weighted(means) + iou_weight * iou, **means, "iou": iou}
+    loss = _weighted(means) + iou_weight * iou
+    if all_weight is not None:
+        loss = loss + (_weighted(terms).mean(dim=2) * all_weight * present).sum() / count
+    return {"loss": loss, **means, "iou": iou}
 
 
 def _weighted(terms: Mapping[str, Tensor]) -> Tensor:

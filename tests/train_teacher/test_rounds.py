@@ -6,11 +6,11 @@ from pipeline.data.prompts import first_prompts
 from pipeline.data.scenes import render
 from pipeline.models import build
 from pipeline.ops import masks
-from pipeline.ops.geometry import masks_to_frame, to_input
-from pipeline.train_teacher.rounds import two_rounds
+from pipeline.ops.geometry import masks_to_frame, masks_to_original, to_input
+from pipeline.train_teacher.rounds import finer, two_rounds
 from pipeline.train_teacher.windows import whole
 
-SIDE, GRID, PROMPTS = 256, 64, 4
+SIDE, GRID, PROMPTS = 256, 128, 4
 TERMS = {"focal", "dice", "iou"}
 
 
@@ -74,3 +74,8 @@ def test_gradient_reaches_every_parameter_that_a_prompt_can_use(scenes):
     # Softmax ignores what is added to all keys.
     excused = ("output_hypernetworks_mlps", "k_proj.bias")
     assert {name for name in without if not any(part in name for part in excused)} == set()
+
+
+def test_losses_see_the_masks_that_are_returned_for_a_square_image():
+    logits = torch.randn(1, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(finer(logits)[0], masks_to_original(logits[0], (GRID, GRID), GRID))

@@ -16,11 +16,20 @@ from pipeline.ops.geometry import PIXEL_MEAN, PIXEL_STD
 from pipeline.runtime import load
 from pipeline.teacher import BUNDLED
 from pipeline.train_teacher import photographs as photos
-from pipeline.train_teacher import scale_logits, train_teacher
+from pipeline.train_teacher import train_teacher
 from pipeline.train_teacher.composed import write_composed
 from pipeline.train_teacher.frame import Picture, cutout
 from pipeline.train_teacher.imagenet import trunk_state
-from pipeline.train_teacher.training import Material, Start, TrainTeacherConfig, draw_batch, initial
+from pipeline.train_teacher.training import (
+    LOGIT_SCALE,
+    TARGET_PX,
+    Material,
+    Start,
+    TrainTeacherConfig,
+    draw_batch,
+    initial,
+    scale_logits,
+)
 from pipeline.train_teacher.validation import Subject, accuracy, held_out_scenes, trivial
 
 PARTS = {
@@ -98,15 +107,13 @@ def test_batch_norms_keep_their_statistics_in_training():
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
-def test_a_training_starts_from_the_weights_it_shares_with_another_teacher(tmp_path):
-    start = Start(published_weights(tmp_path / "lite0.pth"), BUNDLED["bundled"] / WEIGHTS)
-    sam = initial(config(), start)
-    expected = load_weights(build("bundled"), BUNDLED["bundled"] / WEIGHTS)
-    own, others = sam.mask_decoder.state_dict(), expected.mask_decoder.state_dict()
-    assert all(torch.equal(value, others[key]) for key, value in own.items())
-    assert torch.equal(
-        sam.image_encoder.trunk.state_dict()["stem.0.weight"], trunk_state(start.imagenet)["stem.0.weight"]
-    )
+def test_a_training_starts_from_bundled_weights_with_the_logits_it_trains(tmp_path):
+    start = Start(published_weights(tmp_path / "lite0.pth"), BUNDLED["bundled_v2"] / WEIGHTS)
+    own = initial(config(), start).state_dict()
+    bundled = load_weights(build("bundled_v2"), BUNDLED["bundled_v2"] / WEIGHTS).state_dict()
+    last = "mask_decoder.output_hypernetworks_mlps.0.layers.2.weight"
+    torch.testing.assert_close(own[last] * LOGIT_SCALE, bundled[last])
+    assert torch.equal(own["image_encoder.trunk.stem.0.weight"], bundled["image_encoder.trunk.stem.0.weight"])
 
 
 @pytest.mark.parametrize(("side", "count"), [(128, 1), (64, 4), (32, 16)])
@@ -123,11 +130,12 @@ def test_images_masks_and_prompts_of_a_batch_agree(scene_share, collage_share, s
         ):
             rows, columns = torch.nonzero(target > 0, as_tuple=True)
             if labels[0] == 2:
-                low, high = torch.stack([columns.min(), rows.min()]) * 4, torch.stack([columns.max(), rows.max()]) * 4
-                assert ((coords[0] - low >= 0) & (coords[0] - low < 4)).all()
-                assert ((coords[1] - high > 0) & (coords[1] - high <= 4)).all()
+                first, last = torch.stack([columns.min(), rows.min()]), torch.stack([columns.max(), rows.max()])
+                low, high = TARGET_PX * first, TARGET_PX * last
+                assert ((coords[0] - low >= 0) & (coords[0] - low < TARGET_PX)).all()
+                assert ((coords[1] - high > 0) & (coords[1] - high <= TARGET_PX)).all()
             else:
-                assert target[int(coords[0, 1] / 4), int(coords[0, 0] / 4)] > 0
+                assert target[int(coords[0, 1] / TARGET_PX), int(coords[0, 0] / TARGET_PX)] > 0
 
 
 def test_drawing_repeats_with_the_same_generators():

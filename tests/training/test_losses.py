@@ -38,6 +38,20 @@ def test_iou_of_masks_by_hand_and_of_two_empty_ones():
     assert losses.mask_iou(logits, target).tolist() == pytest.approx([1 / 3, 1.0])
 
 
+def test_all_masks_are_trained_for_the_prompts_whose_weight_is_set():
+    logits = torch.zeros(1, 2, 3, 8, 8, requires_grad=True)
+    target, present = torch.ones(1, 2, 8, 8), torch.ones(1, 2, dtype=torch.bool)
+    terms = losses.best_mask(
+        logits, torch.zeros(1, 2, 3), target, present, all_weight=torch.tensor([[1.0, 0.0]]), iou_weight=0.0
+    )
+    terms["loss"].backward()
+    trained = logits.grad.abs().sum(dim=(-2, -1))[0] > 0
+    assert trained[0].all()
+    assert trained[1].sum() == 1
+    expected = 20 * terms["focal"] + terms["dice"]
+    torch.testing.assert_close(terms["loss"].detach(), 1.5 * expected.detach())
+
+
 def test_only_the_best_mask_is_trained_and_only_prompts_that_count():
     target = torch.zeros(1, 2, 4, 4)
     target[..., :2] = 1
