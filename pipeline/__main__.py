@@ -13,8 +13,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 1 where `promote` or `verify` turned a model down; 2 for bad input; 3 where a stage refused its candidate (0
-        under DVC, for which a refusal is a result); 130 after Ctrl-C, 143 after SIGTERM.
+        0; 1 where `promote` or `verify` turned a model down or `doctor` found a fault; 2 for bad input; 3 where a stage
+        refused its candidate (0 under DVC, for which a refusal is a result); 130 after Ctrl-C, 143 after SIGTERM.
     """
     telemetry.off()
     if "DVC_STAGE" in os.environ:  # a person may log out during a long run; a killed `dvc` leaves nothing behind

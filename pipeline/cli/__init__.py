@@ -320,6 +320,18 @@ def verify(
 
 
 @command
+def doctor(as_json: Json = False) -> str:
+    """Examine this machine: processor, memory, disk, GPUs, libraries, presets that fit, servers.
+
+    One line per check with ok, warning or fault, and the remedy. Exits with 1 on a fault. Add its output to a report of
+    a problem.
+    """
+    from pipeline.doctor import doctor as examine
+
+    return examine(as_json=as_json)
+
+
+@command
 def predict(
     model: Annotated[
         str,

@@ -10,7 +10,7 @@ from pipeline.core.errors import GateError, InputError, Refused
 
 OK = 0
 GATE = 1
-"""`promote` or `verify` rejected a model."""
+"""`promote` or `verify` rejected a model, or `doctor` found a fault."""
 FAULT = 1
 """A fault of the program; its traceback is in a log file."""
 BAD_INPUT = 2

@@ -38,9 +38,9 @@ def check_tracking(uri: str | None = None) -> None:
     if path := sqlite_file(uri):
         check_database(path, "MLflow's database")
     elif uri.startswith(("http://", "https://")):
-        _check_server("MLflow", uri, f"{without_password(uri).rstrip('/')}/health", remedy)
+        check_server("MLflow", uri, f"{without_password(uri).rstrip('/')}/health", remedy)
     elif (parts := urlsplit(uri)).hostname and (scheme := parts.scheme.partition("+")[0]) in _PORTS:
-        _check_port("MLflow's database", uri, parts.hostname, parts.port or _PORTS[scheme], remedy)
+        check_port("MLflow's database", uri, parts.hostname, parts.port or _PORTS[scheme], remedy)
 
 
 def check_prefect() -> None:
@@ -51,7 +51,7 @@ def check_prefect() -> None:
     """
     if uri := os.environ.get("PREFECT_API_URL"):
         remedy = "start it, or unset PREFECT_API_URL to use a temporary one."
-        _check_server("Prefect", uri, f"{without_password(uri).rstrip('/')}/health", remedy)
+        check_server("Prefect", uri, f"{without_password(uri).rstrip('/')}/health", remedy)
     elif home := os.environ.get("PREFECT_HOME"):
         directory = Path(home)
         if directory.exists() and not directory.is_dir():
@@ -108,8 +108,18 @@ def _sqlite_fault(path: Path) -> str:
     return "" if result == "ok" else " ".join(result.split())[:200]
 
 
-def _check_server(name: str, uri: str, health: str, remedy: str) -> None:
-    """Check that a server answers a request; any answer but a fault of the server will do."""
+def check_server(name: str, uri: str, health: str, remedy: str) -> None:
+    """Check that a server answers a request; any answer but a fault of the server will do.
+
+    Args:
+        name: Whose server it is, for the message.
+        uri: Its address, for the message.
+        health: The address that is asked.
+        remedy: What to do if it does not answer.
+
+    Raises:
+        InputError: It does not answer.
+    """
 
     def ask() -> str:
         try:
@@ -127,8 +137,8 @@ def _check_server(name: str, uri: str, health: str, remedy: str) -> None:
     _require_answer(name, uri, ask, remedy)
 
 
-def _check_port(name: str, uri: str, host: str, port: int, remedy: str) -> None:
-    """Check that something listens on a port."""
+def check_port(name: str, uri: str, host: str, port: int, remedy: str) -> None:
+    """Check that something listens on a port; arguments and errors as `check_server`."""
 
     def ask() -> str:
         socket.create_connection((host, port), TIMEOUT_S).close()
