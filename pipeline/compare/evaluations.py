@@ -48,7 +48,7 @@ class Evaluation:
     guarded: bool | None
     """Whether latency was measured on an idle machine; None if not measured."""
     processor: str | None = None
-    """Processor on which latency was measured, as the system names it."""
+    """Processor or GPU on which latency was measured, as the system names it."""
 
     @property
     def name(self) -> str:
@@ -132,7 +132,7 @@ def read(directory: Path, keys: Path = Path()) -> Evaluation:
         photographs=_read_optional_json(directory / PHOTOGRAPHS) or {},
         datasets=_read_optional_json(directory / DATASETS, dict[str, dict[str, Any]]) or {},
         guarded=latency.get("guarded"),
-        processor=latency.get("processor"),
+        processor=latency.get("gpu", latency.get("processor")),
     )
 
 

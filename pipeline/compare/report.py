@@ -137,7 +137,8 @@ def _warnings(page: Page) -> list[str]:
             "clicks (a filled box, an ellipse in it, or a disc around the click): do not use "
             f"{'it' if one else 'them'}, whatever the share of the teacher's mIoU."
         )
-    processor = next((row["processor"] for row in page.rows if row.get("processor")), None)
+    processors = (row.get("processor") for row in page.rows if row["role"] == "student")
+    processor = next(filter(None, processors), None)
     warnings.append(no_speedup(page.rows, processor))
     return [warning for warning in warnings if warning]
 

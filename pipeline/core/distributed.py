@@ -10,6 +10,10 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, _abort_process_group
+from torch.distributed.rendezvous import rendezvous
+
+from pipeline.core.rank_watch import watching
 
 ItemT = TypeVar("ItemT")
 
@@ -56,19 +60,46 @@ def joined(device: torch.device | None = None) -> Iterator[Ranks]:
 
     Args:
         device: Device of this process: GPU tensors use NCCL, everything else gloo.
+
+    Raises:
+        RankError: Another process failed. A process that does not end in time by itself is ended.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
         yield Ranks()
         return
-    if device is not None and device.type == "cuda":
+    cuda = device is not None and device.type == "cuda"
+    if cuda:
         torch.cuda.set_device(device)  # NCCL uses the current device
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT)
-    else:
-        dist.init_process_group("gloo", timeout=_TIMEOUT)
-    try:
-        yield current()
-    finally:
+    rank = int(os.environ["RANK"])
+    abort = _abort_process_group if cuda else _nothing  # gloo's collectives end with the other process
+    with watching(rank, world_size, abort) as watch:
+        try:
+            store = next(rendezvous("env://", rank, world_size, timeout=_TIMEOUT))[0]
+            watch.connect(store.clone())
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=PrefixStore("group", store),
+                rank=rank,
+                world_size=world_size,
+                timeout=_TIMEOUT,
+            )
+            yield current()
+            current().total(torch.zeros(()))  # none leaves before all are done: an ended process counts as lost
+        except BaseException as error:
+            failure = watch.fail(error)
+            # NCCL's destroy waits for collectives that never end.
+            if dist.is_initialized():
+                _abort_process_group() if cuda else dist.destroy_process_group()
+            if failure is error:
+                raise
+            raise failure from None
         dist.destroy_process_group()
+        watch.stop()
+
+
+def _nothing() -> None:
+    pass
 
 
 def current() -> Ranks:

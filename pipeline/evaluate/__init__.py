@@ -53,6 +53,7 @@ from pipeline.evaluate.detections import (
     files,
     require_tracked,
 )
+from pipeline.evaluate.device import evaluation_device
 from pipeline.evaluate.everything import EverythingConfig, evaluate_everything
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.latency import LatencyConfig, measure_latency
@@ -98,6 +99,9 @@ class EvaluateConfig(Config):
     everything: EverythingConfig | None = EverythingConfig()
     """Everything mode: all masks of an image; null disables it."""
     latency: LatencyConfig = LatencyConfig()
+    device: str = "auto"
+    """Torch device of checkpoints and TensorRT engines; ``auto``: a GPU if there is one, under ``torchrun`` one per
+    process. Engines for processors run on the processor."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +183,13 @@ def _evaluate(
     first, photographs = sets[0]
     example = next(photograph for photograph in photographs if photograph.instances)
     box = masks.box(masks.decode(example.instances[0].rle))
-    segmenter = load(source, threads=config.latency.threads)
+    device = evaluation_device(config.device, card)
+    segmenter = load(source, device, config.latency.threads)
     timed, cost_metrics = config.latency.runs > 0, dict[str, float]()
     identity = [
-        config.model_dump_json(exclude={"latency"}),
+        config.model_dump_json(exclude={"latency", "device"}),
         str(config.latency.threads),
+        device.partition(":")[0],
         # Results of an interrupted run of other code must not be reused.
         code.digest(__name__, module_of(card.model or "")),
         *(file_sha256(path) for path in files(config.detections, config.sginw)),
@@ -194,9 +200,10 @@ def _evaluate(
     with ExitStack() as stack:
         ranks = stack.enter_context(joined())
         if timed and ranks.first:  # in parallel with accuracy, which is not timed
-            memory = stack.enter_context(
-                measuring_memory(source, first.image_file(example), box, threads=config.latency.threads)
-            )
+            arguments = (source, first.image_file(example), box)
+            memory = stack.enter_context(measuring_memory(*arguments, threads=config.latency.threads, device=device))
+            if device.startswith("cuda"):
+                memory()  # the evaluation's own use of the GPU would count
         with torch.inference_mode(), _running(config, segmenter, ranks, partial_results) as run:
             scores = [_score(config, run, subject, *pair) for pair in sets]
             metrics = _detections(config, run, out)
@@ -208,9 +215,9 @@ def _evaluate(
         metrics |= _cost(card) | {"size_mib": _size_mib(source)}
         log(metrics)
         if timed:
-            cost_metrics["memory_mib"] = memory()
+            cost_metrics |= memory()
             write_json(out / "memory.json", cost_metrics)
-            cost_metrics |= _measure_latency(config.latency, segmenter, first.read_image(example), box, out)
+            cost_metrics |= _measure_latency(config.latency, segmenter, first.read_image(example), box, device, out)
             log(cost_metrics)
     metrics |= _everything(config, segmenter, first, photographs, out)
     if config.photographs:
@@ -220,6 +227,7 @@ def _evaluate(
     described = {validation.prefix: validation.describe(images, config.protocol) for validation, images in sets}
     write_json(out / DATASETS, described | {f"{name}_": describe(boxes) for name, boxes in config.detections.items()})
     description = {"precision": card.precision or "fp32", "runtime": str(card.load.get("engine", "torch"))}
+    description |= {"device": device.partition(":")[0]}
     write_json(out / "subject.json", description | {"model": card.model, "role": subject.role})
     write_metrics(out, metrics | cost_metrics)
     return contents
@@ -319,14 +327,17 @@ def _measure_latency(
     segmenter: Segmenter,
     image: UInt8[np.ndarray, "h w 3"],
     box: tuple[float, float, float, float],
+    device: str,
     out: Path,
 ) -> dict[str, float]:
     """Measure latency, write latency.json and return the metrics used in comparisons."""
     timings = measure_latency(segmenter, config, image, np.array(box, np.float32))
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
     write_json(
         out / "latency.json",
         {"threads": config.threads, "guarded": all(t.guarded for t in timings.values())}
         | {"processor": cpu.processor(), "instructions": cpu.instructions(), "versions": cpu.versions()}
+        | gpu
         | {part: asdict(timing) for part, timing in timings.items()},
     )
     return {

@@ -1,6 +1,6 @@
 """Subprocess of `pipeline.evaluate.memory`: load a model, predict once, and write the memory growth.
 
-``python -m pipeline.evaluate.probe SOURCE IMAGE BOX THREADS OUTPUT``
+``python -m pipeline.evaluate.probe SOURCE IMAGE BOX THREADS DEVICE OUTPUT``
 """
 
 import gc
@@ -28,20 +28,27 @@ _RESET_PEAK = "5"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure and write ``{"memory_mib": ...}`` to the path in the last argument."""
-    source, image, box, threads, output = arguments
+    """Measure and write ``{"memory_mib": ...}`` to the last argument's path; with a GPU, ``gpu_memory_mib`` too."""
+    source, image, box, threads, device, output = arguments
     die_with_parent()
     pixels = np.asarray(Image.open(image).convert("RGB"))
     _import_engine(Path(source))
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.zeros(1, device=device)  # creates the CUDA context, which is not the model's
+        free = torch.cuda.mem_get_info(device)[0]
     gc.collect()
     with suppress(OSError):  # if the kernel forbids it, the peak includes the imports, which is hardly more
         _CLEAR.write_text(_RESET_PEAK)
     before = psutil.Process().memory_info().rss
     with torch.inference_mode():
-        predictor = Predictor(load(Path(source), threads=int(threads)))
+        predictor = Predictor(load(Path(source), device, int(threads)))
         predictor.set_image(pixels)
         predictor.predict(box=np.array(json.loads(box), np.float32), multimask_output=True)
-    write_json(Path(output), {"memory_mib": max(0, _peak_bytes() - before) / _MIB})
+    measured = {"memory_mib": max(0, _peak_bytes() - before) / _MIB}
+    if on_gpu:  # PyTorch returns nothing to the GPU while it runs, so the end is the peak; TensorRT has its own memory
+        measured["gpu_memory_mib"] = max(0, free - torch.cuda.mem_get_info(device)[0]) / _MIB
+    write_json(Path(output), measured)
 
 
 def _import_engine(source: Path) -> None:

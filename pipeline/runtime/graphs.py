@@ -20,7 +20,9 @@ def capture(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
         call()  # libraries choose their algorithms and allocate memory before the capture
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may run the decoder meanwhile
+    # Without a stream, torch captures on one of the device that captured first in the process, and on any other device
+    # records nothing. Other threads may run the decoder meanwhile.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         result = call()
 
     def replay() -> Tensor:

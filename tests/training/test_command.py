@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -155,3 +157,49 @@ def test_a_run_that_diverges_stops_at_the_step_and_names_term_and_last_good_stat
     state = f"the last good state, after 1 steps, is in .checkpoints/{checkpoint}"
     assert f"error: step 1: loss, gradient are not finite; {state}. Lower optimizer.lr" in said
     assert "Traceback" not in said
+
+
+def workers(launcher):
+    """The two processes of ``torchrun``, by rank, once both have joined the training."""
+    deadline = time.monotonic() + 300
+    while True:
+        assert launcher.poll() is None, launcher.communicate()
+        assert time.monotonic() < deadline
+        children = {child.environ().get("RANK"): child for child in psutil.Process(launcher.pid).children()}
+        if {"0", "1"} <= set(children):
+            return children
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def shared(root):
+    """The digest of what two undisturbed processes made."""
+    finish(start(root, *TWO))
+    return digest(result(root))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_one_of_two_that_is_ended_ends_both_and_the_run_resumes_to_the_bit(root, shared, rank, number):
+    shutil.rmtree(result(root))
+    launcher = start(root, *TWO)
+    try:
+        children = workers(launcher)
+        while not any(name.endswith(".pt") for name in kept(root)):
+            assert launcher.poll() is None
+            time.sleep(0.005)
+        children[str(rank)].send_signal(number)
+        _, alive = psutil.wait_procs(children.values(), timeout=30)
+        assert not alive
+        assert launcher.wait(timeout=30) != 0
+    finally:
+        launcher.kill()
+    launcher.communicate()
+    assert not result(root).exists()
+    if number == signal.SIGTERM:  # what is killed cleans up nothing, and its draft is removed by the next run
+        assert not [path for path in (root / ARTIFACTS / ".drafts").iterdir() if path.is_dir()]
+    (checkpoint,) = (root / ".checkpoints").glob("*.pt")
+    assert 0 < torch.load(checkpoint)["done"] < OPTIMIZER["steps"]
+    finish(start(root, *TWO))
+    assert digest(result(root)) == shared
+    assert kept(root) == []
