@@ -88,8 +88,10 @@ def world_at() -> type[World]:
 def _make(root: Path) -> World:
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "tests/world", root, ignore=ignore)
-    (root / "pipeline/bench").mkdir()
-    command_line = ("__init__.py", "__main__.py", "bench/__init__.py", "bench/settings.py")
+    for name in ("bench", "serve"):
+        (root / "pipeline" / name).mkdir()
+    settings = ("bench/__init__.py", "bench/settings.py", "serve/__init__.py", "serve/settings.py")
+    command_line = ("__init__.py", "__main__.py", *settings)
     for name in command_line:
         shutil.copy(ROOT / "pipeline" / name, root / "pipeline" / name)
     for name in ("bench/ablations", "cli", "core", "ops", "promote", "tracking"):

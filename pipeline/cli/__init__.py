@@ -23,6 +23,7 @@ from pipeline.core.config import read_params
 from pipeline.core.dvc_files import dvc_yaml
 from pipeline.core.failures import guarded
 from pipeline.core.stage import refuse_unknown_sections
+from pipeline.serve.settings import ServeSettings
 from pipeline.stages import STAGES
 
 if TYPE_CHECKING:
@@ -388,6 +389,32 @@ def predict(
     with source as directory:
         result = run(model=directory, images=images, out=out, options=options)
     return json.dumps(result, indent=1) if as_json else summary(out, result)
+
+
+@command
+@with_options_of(ServeSettings, "settings")
+def serve(
+    model: Annotated[
+        str, Option(metavar="MODEL", help="Checkpoint, ONNX or engine artifact; models:/NAME@ALIAS; or bundled:MODEL.")
+    ],
+    settings: ServeSettings,
+) -> str:
+    """Serve a model over HTTP, with a page to try it at /.
+
+    Embeddings of images stay in memory under an id. A models:/NAME@ALIAS is followed: a new version is taken up without
+    a restart if it passes its self-check.
+
+    Example: python -m pipeline serve --model bundled:bundled_v2
+    """
+    from pipeline.serve.server import serve as run
+    from pipeline.serve.source import Artifact, Source
+
+    source: Source = Artifact(directory_of(model))
+    if model.startswith("models:/"):
+        from pipeline.promote.source import Registered
+
+        source = Registered(model)
+    return run(source, settings)
 
 
 @command

@@ -18,6 +18,7 @@ from pipeline.core.atomic import replacing
 from pipeline.core.errors import InputError
 from pipeline.data.photograph import encode_jpeg
 from pipeline.ops import masks
+from pipeline.ops.outlines import polygons
 from pipeline.predict.segment import Masks
 
 LABELS, OVERLAYS, LINKS = "labels", "overlays", "images"
@@ -90,22 +91,6 @@ def write_yolo_labels(path: Path, annotations: Masks, size: tuple[int, int], cat
             lines.append(f"{classes[annotation['category_id']]} {values}\n")
     with replacing(path) as draft:
         draft.write_text("".join(lines))
-
-
-def polygons(mask: np.ndarray) -> list[np.ndarray]:
-    """Outlines ``(N, 2)`` of a mask's connected parts, in pixels, through the centres of the outermost pixels.
-
-    Parts without an area in this sense, such as a single pixel, give the corners of their bounding box.
-    """
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    outlines = []
-    for contour in reversed(contours):  # from the top down
-        if cv2.contourArea(contour) > 0:
-            outlines.append(contour[:, 0].astype(np.float64) + 0.5)
-        else:
-            x, y, width, height = cv2.boundingRect(contour)
-            outlines.append(np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]], np.float64))
-    return outlines
 
 
 def write_overlay(path: Path, annotations: Masks, pixels: UInt8[np.ndarray, "h w 3"]) -> None:

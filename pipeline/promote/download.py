@@ -17,7 +17,7 @@ from pipeline.core.errors import InputError
 from pipeline.promote.registry import version_of
 from pipeline.tracking import Store
 
-_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
 @contextmanager
@@ -35,16 +35,21 @@ def downloaded(uri: str) -> Iterator[Path]:
             be reached.
     """
     with TemporaryDirectory() as directory:
-        yield _download(uri, directory)
+        yield download(uri, directory)
 
 
-def _download(uri: str, directory: str) -> Path:
-    parts = _URI.fullmatch(uri)
+def download(uri: str, directory: str) -> Path:
+    """`downloaded` to a folder that stays.
+
+    Raises:
+        InputError: As `downloaded`.
+    """
+    parts = URI.fullmatch(uri)
     if parts is None:
         raise InputError(f"{uri!r} is not a registered model: give models:/NAME@ALIAS or models:/NAME/VERSION.")
     store = Store.open()
     try:
-        version = _version(store.client, parts["name"], parts["alias"], parts["version"])
+        version = find_version(store.client, parts["name"], parts["alias"], parts["version"])
         if version is None:
             raise InputError(f"MLflow at {store.uri} has no {uri}: `python -m pipeline register` makes the first.")
         source = mlflow.artifacts.download_artifacts(
@@ -63,7 +68,8 @@ def _download(uri: str, directory: str) -> Path:
     return Path(source) / engine
 
 
-def _version(client: MlflowClient, name: str, alias: str | None, number: str | None) -> ModelVersion | None:
+def find_version(client: MlflowClient, name: str, alias: str | None, number: str | None) -> ModelVersion | None:
+    """The version of an alias or a number; None if there is none."""
     if alias is not None:
         return version_of(client, name, alias)
     try:

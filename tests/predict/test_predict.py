@@ -22,8 +22,8 @@ from pipeline.data.shards import Shards
 from pipeline.models import build
 from pipeline.models.sam import save_checkpoint
 from pipeline.ops import masks
+from pipeline.ops.outlines import polygons
 from pipeline.predict.finished import finished
-from pipeline.predict.formats import polygons
 from pipeline.prepare import PrepareConfig, prepare
 from pipeline.runtime import Predictor, load
 from pipeline.teacher import TeacherConfig, teacher
