@@ -19,7 +19,7 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 # Containers often forbid Python to keep what it compiled; then each of a pipeline's many processes starts 6 s later.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-smallest test test-slow test-gpu test-browser fuzz check docs setup lock schema dvc.yaml clean
+.PHONY: help demo demo-smallest test test-slow test-gpu test-browser fuzz chaos check docs setup lock schema dvc.yaml clean
 
 help:  ## Show this
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,10 @@ CASES := 20000
 SEED := 0
 fuzz: setup  ## CASES= hostile inputs of all kinds (20000) from SEED= on; a table by kind
 	OMP_NUM_THREADS=1 python -m tests.fuzz --cases $(CASES) --seed $(SEED)
+
+KILLS := 100
+chaos: setup  ## KILLS= random SIGKILLs (100) and other faults in small releases, from SEED= on; a table
+	python -m tests.chaos --kills $(KILLS) --seed $(SEED)
 
 check: setup  ## Lint, format, types, import rules, dvc.yaml, the site
 	ruff check .

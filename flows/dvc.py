@@ -1,6 +1,5 @@
 """Run DVC commands as subprocesses that stream their output and never outlive the flow."""
 
-import fcntl
 import os
 import re
 import signal
@@ -12,16 +11,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Self
 
-from pipeline.core import atomic
-from pipeline.core.dvc_files import has_cached_result
+from pipeline.core import atomic, scratch
+from pipeline.core.dvc_files import has_cached_result, repair_lock, repository_lock
 from pipeline.core.failures import is_permanent
 from pipeline.core.process import die_with_parent
-from pipeline.core.stage import DVC_LOCK
+from pipeline.core.stage import DVC_LOCK, scratch_record
 
 _GRACE_S = (20.0, 5.0)
 """Seconds a stage may clean up after SIGINT and after SIGTERM, before the next stronger signal."""
-_REPOSITORY_LOCK = Path(".dvc/tmp/lock")
-"""Held by each DVC command while it reads or writes its files, but not while a stage runs."""
 _HINT = re.compile(r"\s*(To track the changes|git add|To enable auto staging|dvc config core\.|Use `dvc push`)")
 """DVC's hints for interactive use, omitted from the flow's log."""
 _DVC_SUMMARY = re.compile(r"ERROR: failed to reproduce")
@@ -50,12 +47,12 @@ def lock_in_order(order: Sequence[str]) -> Iterator[None]:
     Args:
         order: All targets.
     """
-    with _repository():
+    with repository_lock():
         earlier = list(_entries())
     try:
         yield
     finally:
-        with _repository():
+        with repository_lock():
             entries = _entries()
             later = sorted(
                 (name for name in entries if name not in earlier),
@@ -66,15 +63,6 @@ def lock_in_order(order: Sequence[str]) -> Iterator[None]:
                 head = DVC_LOCK.read_text().partition("stages:\n")[0]
                 with atomic.replacing(DVC_LOCK) as draft:
                     draft.write_text(f"{head}stages:\n" + "".join(entries[name] for name in ordered))
-
-
-@contextmanager
-def _repository() -> Iterator[None]:
-    """Hold DVC's repository lock, in the same way as DVC's zc.lockfile; waits until it is free."""
-    _REPOSITORY_LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with _REPOSITORY_LOCK.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _entries() -> dict[str, str]:
@@ -130,6 +118,7 @@ class Stages:
             StoppedError: The flow ended.
             StageFailedError: The stage failed otherwise.
         """
+        repair_lock()
         flags = ["--pull"] if pull else []
         try:
             code, lines = self._run(target, ["repro", *flags, "--single-item", target], environment, say)
@@ -143,6 +132,7 @@ class Stages:
             if self._ended:
                 raise StoppedError(f"{target}: stopped, because the flow ended")
             raise _failure(target, lines)
+        scratch.discard(scratch_record(target))
 
     def is_up_to_date(self, target: str) -> bool:
         """Whether `repro` would have nothing to do.

@@ -29,13 +29,15 @@ from pipeline.core.artifact import read_refusals
 from pipeline.core.command_line import DEBUG_OPTION, PLAIN, Names, names
 from pipeline.core.config import read_params
 from pipeline.core.errors import InputError
-from pipeline.core.failures import BAD_INPUT, OK, REFUSED, guarded
+from pipeline.core.failures import BAD_INPUT, OK, REFUSED, guarded, report
 from pipeline.core.process import raise_on_signals
 from pipeline.core.stage import ARTIFACTS, listed
 from pipeline.stages import STAGES
 
 WITH_REFUSALS = "CompletedWithRefusals"
 """Name of the flow's final state if gates refused candidates."""
+NOT_STARTED = "NotStarted"
+"""Name of the flow's final state if it could not start any stage."""
 Verb = Literal["embed", "distill", "align", "build_engine", "evaluate"]
 """Stages that workers can run: those with ``gpu``."""
 
@@ -78,15 +80,17 @@ def release(
             reached.
         ReleaseFailedError: Stages failed.
     """
+    started = False
     try:
         params = chosen(read_params(), students)
         check_engine(params, on_gpu)
         with clone.lock():
             if on_gpu:
                 remote.check_ready()
+            started = True
             rows, refused = _release(params, at_once, on_gpu)
     except (InputError, dvc.StageFailedError) as error:
-        return Failed(message=str(error), data=error)
+        return Failed(name=None if started else NOT_STARTED, message=str(error), data=error)
     return Completed(name=WITH_REFUSALS, message=refused, data=rows) if refused else Completed(data=rows)
 
 
@@ -197,11 +201,14 @@ def _command(
             known = ", ".join(get_args(Verb))
             raise typer.BadParameter(f"stages of {name!r} cannot be handed over; those of {known} can")
 
-    def checked() -> int:
+    def check() -> int:
         preflight.check_release()
+        return OK
+
+    def run() -> int:
         return _run(list(students) if students else None, at_once, stages)
 
-    return guarded(checked, "the flow", _resume)
+    return guarded(check, "the flow") or guarded(run, "the flow", _resume)
 
 
 def _resume() -> str:
@@ -214,11 +221,17 @@ def _run(students: list[str] | None, at_once: int, on_gpu: Sequence[str]) -> int
         try:
             rows = state.result()
         except ReleaseFailedError as error:
-            failed: ReleaseFailedError | None = error
+            failed: InputError | ReleaseFailedError | None = error
+        except InputError as error:
+            if state.name != NOT_STARTED:
+                raise
+            failed = error
         else:
             failed = None
-    if failed is not None:
+    if isinstance(failed, ReleaseFailedError):
         return _print_failure(failed, log)
+    if failed is not None:
+        return report(str(failed), BAD_INPUT)
     _print_leaderboard(rows)
     if state.name == WITH_REFUSALS:
         print(state.message)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.__main__ import main
 from pipeline.cli import app
+from pipeline.core import log_files
 from pipeline.core.failures import from_system
 from pipeline.stages import STAGES
 
@@ -123,3 +125,17 @@ def wait_for(path: Path, seconds: float = 60) -> None:
     while not path.exists():
         assert time.monotonic() < until, f"{path} never came"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "params", "--schema"], ["params", "--schema", "--debug"]])
+def test_debug_is_taken_before_and_after_the_command(arguments, monkeypatch, capsys):
+    monkeypatch.setenv(log_files.DEBUG, "")
+    assert main(arguments) == 0
+    assert log_files.debug()
+    assert "--debug" not in capsys.readouterr().err
+
+
+def test_debug_after_two_dashes_is_an_argument(monkeypatch):
+    monkeypatch.setenv(log_files.DEBUG, "")
+    assert main(["preset", "--", "--debug"]) == 2
+    assert not log_files.debug()

@@ -7,13 +7,13 @@ results have equal hashes.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from pipeline.core import scratch
 from pipeline.core.errors import InputError, Refused
 from pipeline.core.untrusted import json_file
 from pipeline.core.untrusted.regular_file import read_text
@@ -102,11 +102,7 @@ class Contents(BaseModel):
 
     def remove_scratch(self) -> None:
         """Delete ``scratch``. Call only once the artifact is complete and in its final location."""
-        for path in self.scratch:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        scratch.delete(self.scratch)
 
 
 class Card(Contents):

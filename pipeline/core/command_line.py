@@ -5,6 +5,7 @@ the fields of a pydantic model into options, so that each is declared once.
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Annotated, Any, get_args, get_origin
@@ -22,8 +23,9 @@ PLAIN: Mapping[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 110},
 }
 """Keyword arguments of `typer.Typer` for plain-text output."""
+_DEBUG = "--debug"
 DEBUG_OPTION = typer.Option(
-    "--debug", help="Print tracebacks and the tools' output here, not to .logs/.", callback=set_debug, is_eager=True
+    _DEBUG, help="Print tracebacks and the tools' output here, not to .logs/.", callback=set_debug, is_eager=True
 )
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
@@ -126,8 +128,13 @@ def run(app: typer.Typer, arguments: Sequence[str] | None, program: str) -> int:
     Returns:
         The exit code of the command, or `BAD_INPUT` for invalid arguments.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = words[: words.index("--")] if "--" in words else words
+    if _DEBUG in options:  # accepted after a command's name as well as before it
+        set_debug(True)
+        words = [word for word in options if word != _DEBUG] + words[len(options) :]
     try:
-        code = app(args=None if arguments is None else list(arguments), prog_name=program, standalone_mode=False)
+        code = app(args=words, prog_name=program, standalone_mode=False)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         if type(error).__name__ == "NoArgsIsHelpError":

@@ -1,11 +1,24 @@
 """The files of DVC: dvc.yaml as the stages declare it, and what dvc.lock records."""
 
+import fcntl
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pipeline.core import atomic
 from pipeline.core.artifact import METRICS
+from pipeline.core.progress import notice
 from pipeline.core.stage import DVC_LOCK, Stage
+
+_REPOSITORY_LOCK = Path(".dvc/tmp/lock")
+"""Held by each DVC command while it reads or writes its files, but not while a stage runs."""
+_HEAD = "schema: '2.0'\nstages:\n"
+"""Text before the first entry of dvc.lock."""
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def dvc_yaml(stages: tuple[Stage, ...]) -> str:
@@ -39,3 +52,56 @@ def has_cached_result(target: str) -> bool:
         return any("hash" in out or "md5" in out for out in entry.get("outs", []))
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError):  # DVC reports a broken file
         return False
+
+
+@contextmanager
+def repository_lock() -> Iterator[None]:
+    """Hold DVC's repository lock, in the same way as DVC's zc.lockfile; waits until it is free."""
+    _REPOSITORY_LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with _REPOSITORY_LOCK.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def repair_lock() -> None:
+    """Remove the unfinished last entry from a dvc.lock whose writer was killed.
+
+    DVC does not write the file atomically, and refuses to start with an incomplete one. The entries that are lost come
+    back from its run cache. Files that are broken otherwise are left alone.
+    """
+    if not DVC_LOCK.is_file() or not Path(".dvc").is_dir():
+        return
+    with repository_lock():
+        try:
+            text = DVC_LOCK.read_text()
+        except UnicodeDecodeError:
+            return
+        complete = complete_part(text)
+        if complete is None or complete == text:
+            return
+        with atomic.replacing(DVC_LOCK) as draft:
+            draft.write_text(complete)
+    notice(f"{DVC_LOCK} was cut off when its writer was killed: DVC's run cache completes it.")
+
+
+def complete_part(text: str) -> str | None:
+    """The complete entries of dvc.lock: all of ``text``, or all but the last if it is cut off.
+
+    Returns:
+        The entries' text; None if ``text`` is broken otherwise.
+    """
+    if _is_yaml(text) and (text.endswith("\n") or not text):
+        return text
+    head, *entries = re.split(r"^(?=  \S)", text, flags=re.MULTILINE)
+    if not _HEAD.startswith(head.rstrip(" ")):
+        return None
+    complete = head + "".join(entries[:-1]) if len(entries) > 1 else ""
+    return complete if _is_yaml(complete) else None
+
+
+def _is_yaml(text: str) -> bool:
+    try:
+        yaml.load(text, _LOADER)
+    except (yaml.YAMLError, RecursionError):
+        return False
+    return True

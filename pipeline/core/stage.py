@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
-from pipeline.core import code
+from pipeline.core import code, scratch
 from pipeline.core.artifact import CARD, REFUSAL, Card, Contents, Refusal, write_json
 from pipeline.core.config import Config, find, section
 from pipeline.core.errors import InputError, Refused
@@ -182,13 +182,15 @@ class Stage:
         out, draft = self.path(keys), DRAFTS / self.target(keys)
         with _only_writer(self.target(keys)):
             parents = self.parents(keys)
+            for name in parents:  # DVC starts a stage only when it has cached its inputs
+                scratch.discard(scratch_record(name.replace("/", "@", 1).replace("/", "-")))
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
             try:
                 contents = self._fill(draft, config, keys, log)
                 card = Card.seal(draft, contents, parents)
                 _replace(draft, out)
-                contents.remove_scratch()
+                scratch.release(scratch_record(self.target(keys)), contents.scratch)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         return card
@@ -221,8 +223,8 @@ class Stage:
         if self._inherited_refusal(keys):
             return
         inputs = {dep.name: dep.path(keys) for dep in self.deps}
-        with TemporaryDirectory() as scratch:
-            self.function(config, **inputs, **keys, out=Path(scratch), log=log)
+        with TemporaryDirectory() as directory:
+            self.function(config, **inputs, **keys, out=Path(directory), log=log)
 
     def sources(self, keys: Keys) -> list[str]:
         """Files and whole folders of code that decide one repetition's result."""
@@ -243,6 +245,11 @@ class Stage:
 
     def _section(self, keys: Keys) -> str:
         return (self.section or self.name).format(**keys)
+
+
+def scratch_record(target: str) -> Path:
+    """File that notes the scratch files of a finished repetition, until DVC has cached its artifact."""
+    return DRAFTS / f"{target}.scratch"
 
 
 def listed(params: Mapping[str, Any], key: str) -> list[str]:

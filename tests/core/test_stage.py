@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.core.artifact import Card, Contents, digest
 from pipeline.core.config import Config
-from pipeline.core.dvc_files import dvc_yaml, has_cached_result
+from pipeline.core.dvc_files import complete_part, dvc_yaml, has_cached_result, repair_lock
 from pipeline.core.errors import InputError, Refused
 from pipeline.core.log import Log, silent
 from pipeline.core.stage import DRAFTS, Stage, listed
@@ -149,6 +149,26 @@ def test_what_a_run_could_go_on_with_goes_only_when_the_artifact_is_in_its_place
     assert not Path("state").exists()
 
 
+def test_under_dvc_what_a_run_could_go_on_with_goes_when_a_later_stage_starts(monkeypatch):
+    monkeypatch.setenv("DVC_STAGE", "make")
+    for _ in range(2):  # DVC was killed before it cached the artifact, so that the stage runs again
+        Path("state.pt").write_text("weights")
+        run(MAKE)
+        assert Path("state.pt").exists()
+    run(USE, {"student": "a"})
+    assert not Path("state.pt").exists()
+    assert [path.name for path in DRAFTS.iterdir() if path.suffix != ".lock"] == []
+
+
+def test_a_note_of_scratch_files_that_was_cut_off_is_not_followed(monkeypatch):
+    monkeypatch.setenv("DVC_STAGE", "make")
+    run(MAKE)
+    (DRAFTS / "make.scratch").write_text('["state.p')
+    Path("state.pt").write_text("weights")
+    run(USE, {"student": "a"})
+    assert Path("state.pt").exists()
+
+
 def test_a_second_writer_is_told_who_the_first_is():
     DRAFTS.mkdir(parents=True)
     with (DRAFTS / "make.lock").open("w") as stream:
@@ -194,3 +214,32 @@ def test_only_what_dvc_lock_holds_can_be_brought_back():
     Path("dvc.lock").write_text("stages: {make: {outs: [{path: artifacts/make, md5: 1.dir}]}, use@a: {cmd: x}}")
     assert has_cached_result("make")
     assert not has_cached_result("use@a")
+
+
+ENTRIES = [f"  {name}:\n    cmd: python\n    outs:\n    - path: {name}\n      md5: 0.dir\n" for name in ("make", "use")]
+WHOLE = "schema: '2.0'\nstages:\n" + "".join(ENTRIES)
+
+
+def test_a_lock_file_that_was_cut_off_anywhere_keeps_its_complete_entries():
+    assert complete_part(WHOLE) == WHOLE
+    assert complete_part("") == ""
+    first = len(WHOLE) - len(ENTRIES[1])
+    for length in range(1, len(WHOLE)):
+        text = WHOLE[:length]
+        expected = {text} if text.endswith("\n") else set()
+        assert complete_part(text) in expected | {"" if length < first + 3 else WHOLE[:first]}
+
+
+@pytest.mark.parametrize("text", ["<<<<<<< HEAD\nschema: '2.0'\n=======\n: : [\n", "[" * 3000, "hello"])
+def test_a_lock_file_that_is_broken_otherwise_has_no_complete_part(text):
+    assert complete_part(text) is None
+
+
+def test_a_lock_file_that_was_cut_off_is_repaired_and_said(capsys):
+    Path(".dvc").mkdir()
+    Path("dvc.lock").write_text(WHOLE[:-3])
+    repair_lock()
+    assert Path("dvc.lock").read_text() == WHOLE[: -len(ENTRIES[1])]
+    assert "dvc.lock was cut off when its writer was killed" in capsys.readouterr().err
+    repair_lock()
+    assert capsys.readouterr().err == ""

@@ -27,6 +27,7 @@ from flows.outcome import ReleaseFailedError
 from flows.promote import main as promote_main
 from flows.release import WITH_REFUSALS, chosen, main, release
 from pipeline import promote
+from pipeline.core import dvc_files
 from pipeline.core.artifact import digest as artifact_digest
 from pipeline.core.errors import GateError, InputError
 from pipeline.stages import STAGES
@@ -322,7 +323,7 @@ def test_dvc_lock_is_put_in_order_only_while_dvc_keeps_out(built, monkeypatch):
     thread.join(60)
     assert list(dvc._entries()) == list(entries)
     # And while we have it, DVC waits.
-    with dvc._repository():
+    with dvc_files.repository_lock():
         assert "Unable to acquire lock" in built.dvc("status").stderr
     assert built.dvc("status").returncode == 0
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows.console import LINES
 
@@ -27,6 +28,7 @@ def in_one_line(world, **environment):
     assert code == 2, lines
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
+    assert "resumes it" not in lines[0]  # nothing was started
     assert time.monotonic() - start < 60  # most of it imports
     assert not (world.root / "artifacts").exists()
     return lines[0]
@@ -54,6 +56,25 @@ def test_a_broken_file_of_the_checkout_is_one_line(world, name, make, says):
 
     make(world.root / name)
     assert re.search(says, in_one_line(world))
+
+
+def test_a_lock_file_that_was_cut_off_by_a_kill_is_repaired(built):
+    lock = built.root / "dvc.lock"
+    whole = lock.read_text()
+    lock.write_text(whole[: whole.rindex("md5:") + 2])
+    assert built.dvc("status").stderr.startswith("'./dvc.lock' is invalid")
+    code, lines = outcome(built)
+    assert code == 0, lines
+    assert "dvc.lock was cut off when its writer was killed" in "".join(lines)
+    assert yaml.safe_load(lock.read_text()) == yaml.safe_load(whole)
+
+
+@pytest.mark.parametrize("arguments", [("--students", "nobody"), ("--students", "nobody", "--debug")])
+def test_a_release_that_cannot_start_says_nothing_of_resuming(world, arguments):
+    code, lines = outcome(world, *arguments)
+    assert code == 2
+    assert [line for line in lines if line.startswith("error: unknown student 'nobody'")]
+    assert "resumes it" not in "".join(lines)
 
 
 @pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "PREFECT_API_URL"])

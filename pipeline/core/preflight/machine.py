@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from pipeline.core.checkout import checkout_above
+from pipeline.core.dvc_files import repair_lock
 from pipeline.core.errors import InputError
 from pipeline.core.stage import DVC_LOCK
 
@@ -113,7 +114,7 @@ def _without_scm() -> bool:
 
 
 def check_lock_file() -> None:
-    """Check that dvc.lock, if there is one, can be parsed.
+    """Check that dvc.lock, if there is one, can be parsed. One that a killed process left incomplete is repaired.
 
     Raises:
         InputError: It cannot.
@@ -125,6 +126,7 @@ def check_lock_file() -> None:
         raise InputError(f"{DVC_LOCK.absolute()} is not a file: {remedy}")
     if DVC_LOCK.stat().st_size > _LARGEST_LOCK:
         raise InputError(f"{DVC_LOCK.absolute()} is larger than {_LARGEST_LOCK >> 20} MiB: {remedy}")
+    repair_lock()
     try:
         content = yaml.load(DVC_LOCK.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

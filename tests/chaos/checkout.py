@@ -1,0 +1,110 @@
+"""Checkouts with a small release, and what an undisturbed one leaves."""
+
+import random
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tests.chaos.processes import Command
+from tests.chaos.soundness import Progress, Result, faults, unfinished
+from tests.end_to_end.small_release import clone, tiny
+
+RELEASES = (("dvc", "repro"), ("flows.release",))
+"""The commands that make a release."""
+
+
+class DamageError(Exception):
+    """Something is broken or lost after a disturbance."""
+
+
+def small(params):
+    """The end-to-end tests' release, with several files of embeddings and several checkpoints."""
+    params = tiny(params)
+    params["prepare"]["shard_images"] = 4
+    for stage in ("distill", "align"):
+        params[stage]["efficientvit_sam_nano"]["optimizer"] |= {"steps": 8, "checkpoint_every": 2}
+    params["promote"] |= {"min_box_miou_retained": 0.0, "min_click_miou_retained": 0.0, "allow_below_trivial": True}
+    return params
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An undisturbed release."""
+
+    root: Path
+    result: Result
+    seconds: float
+
+    @classmethod
+    def make(cls, directory: Path) -> "Reference":
+        """Run the release without disturbance."""
+        root = clone(directory / "reference", small)
+        start = time.monotonic()
+        finish(root, RELEASES[0])
+        result = Result.of(root)
+        return cls(root, result, time.monotonic() - start)
+
+    def fresh(self, name: str) -> Path:
+        """A checkout in which nothing has run."""
+        return clone(self.root.parent / name, small)
+
+    def forgetful(self, name: str, generator: random.Random, stages: int) -> Path:
+        """A copy whose last ``stages`` stages before the comparison have to run again."""
+        root = self.root.parent / name
+        ignored = shutil.ignore_patterns("runs", "tmp", "__pycache__", ".prefect")
+        shutil.copytree(self.root, root, symlinks=True, ignore=ignored)
+        lock = yaml.safe_load((root / "dvc.lock").read_text())
+        last = [target for target in lock["stages"] if target.startswith(("quantize", "build_engine", "evaluate@"))]
+        for target in ["compare", *generator.sample(last, stages)]:
+            for out in lock["stages"].pop(target)["outs"]:
+                shutil.rmtree(root / out["path"])
+        (root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+        return root
+
+    def check(self, root: Path) -> None:
+        """Check a finished release against this one.
+
+        Raises:
+            DamageError: The results differ, or MLflow lacks a run.
+        """
+        found = self.result.differences(root) + unfinished(root, set(self.result.lock))
+        if found:
+            raise DamageError("after the rerun: " + "; ".join(found[:5]))
+
+
+def finish(root: Path, arguments: tuple[str, ...], **environment: str) -> None:
+    """Run a command that must succeed.
+
+    Raises:
+        DamageError: It has failed.
+        HangError: It did not end.
+    """
+    command = Command(root, arguments, **environment)
+    if code := command.wait():
+        raise DamageError(f"the rerun ended with {code}: {command.output()[-1500:]}")
+
+
+def check_sound(root: Path, before: Progress | None = None) -> Progress:
+    """Check a disturbed checkout; returns its progress.
+
+    Args:
+        root: The checkout.
+        before: Its progress at an earlier time, none of which may be lost.
+
+    Raises:
+        DamageError: A file is broken, or work is lost.
+    """
+    if found := faults(root):
+        raise DamageError("; ".join(found[:5]))
+    progress = Progress.of(root)
+    if before is not None and (lost := before.losses(progress)):
+        raise DamageError("work is lost: " + "; ".join(lost[:5]))
+    return progress
+
+
+def remove(root: Path) -> None:
+    """Delete a checkout that is no longer needed."""
+    shutil.rmtree(root, ignore_errors=True)
