@@ -18,7 +18,7 @@ from pipeline.bench.settings import Settings, SubjectName
 from pipeline.cli.stage_commands import command_of, help_of
 from pipeline.core import preflight
 from pipeline.core.bundled import directory_of
-from pipeline.core.command_line import DEBUG_OPTION, PLAIN, Json, with_options_of
+from pipeline.core.command_line import DEBUG_OPTION, PLAIN, Json, Numbers, numbers, with_options_of
 from pipeline.core.config import read_params
 from pipeline.core.dvc_files import dvc_yaml
 from pipeline.core.failures import guarded
@@ -330,6 +330,30 @@ def doctor(as_json: Json = False) -> str:
     from pipeline.doctor import doctor as examine
 
     return examine(as_json=as_json)
+
+
+@command
+def plan(
+    preset: Annotated[
+        str | None, Option(metavar="NAME", help="A file of presets/, without .yaml. [default: params.yaml]")
+    ] = None,
+    gpus: Annotated[Numbers, numbers("Numbers of GPUs, a column each.")] = Numbers((1, 8)),  # noqa: B008
+    cores: Annotated[int | None, Option(min=1, help="Processor cores. [default: 12 per GPU]")] = None,
+    images: Annotated[
+        int | None, Option(min=1, help="Images. [default: one tar, 1 % and 100 % of SA-1B, or the source's own]")
+    ] = None,
+    as_json: Json = False,
+) -> str:
+    """Estimate time and disk of each stage, and say what this machine's disks lack.
+
+    Disk follows from the files' formats; time from the parameters and a table of rates, of which each says whether it
+    was measured, published by others, or is an estimate.
+
+    Example: python -m pipeline plan --preset tinysam_sa1b --gpus 1,8
+    """
+    from pipeline.plan import plan as estimate
+
+    return estimate(preset=preset, gpus=gpus, cores=cores, images=images, as_json=as_json)
 
 
 @command
