@@ -342,6 +342,7 @@ def plan(
     images: Annotated[
         int | None, Option(min=1, help="Images. [default: one tar, 1 % and 100 % of SA-1B, or the source's own]")
     ] = None,
+    fit: Annotated[bool, Option("--fit", help="List all presets, and what each lacks on this machine.")] = False,
     as_json: Json = False,
 ) -> str:
     """Estimate time and disk of each stage, and say what this machine's disks lack.
@@ -353,7 +354,7 @@ def plan(
     """
     from pipeline.plan import plan as estimate
 
-    return estimate(preset=preset, gpus=gpus, cores=cores, images=images, as_json=as_json)
+    return estimate(preset=preset, gpus=gpus, cores=cores, images=images, fit=fit, as_json=as_json)
 
 
 @command

@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 from pipeline.core.errors import GateError
 from pipeline.core.preflight.services import TIMEOUT_S
-from pipeline.doctor import gpu, machine, packages, services
+from pipeline.doctor import gpu, machine, packages, presets, services
 from pipeline.doctor.check import Check, Run, run_all
 
 __all__ = ["Check", "doctor", "examine"]
@@ -62,7 +62,7 @@ def examine() -> list[Check]:
     rest = run_all(
         packages.checks(has_gpu) | {name: (run, 2 * TIMEOUT_S + _MACHINE_S) for name, run in outside.items()}
     )
-    return [*first, *gpus, *rest]
+    return [*first, *gpus, *rest, *run_all({"presets": (presets.presets, presets.TIMEOUT_S + 5)})]
 
 
 def _json(checks: Sequence[Check]) -> str:

@@ -16,9 +16,10 @@ from pipeline.core.checkout import store_path
 from pipeline.core.config import PARAMS, read_params
 from pipeline.core.errors import InputError
 from pipeline.core.presets import folder
+from pipeline.plan import fit as fitting
 from pipeline.plan.disk import bytes_of, existing
 from pipeline.plan.rates import Used, table
-from pipeline.plan.report import report, size
+from pipeline.plan.report import as_text, size
 from pipeline.plan.time import Clock, Machine
 from pipeline.plan.workload import Scale, Workload, read
 
@@ -37,15 +38,19 @@ class Plan:
     machines: Sequence[Machine]
     bytes: Mapping[str, Mapping[str, int]]
     """By scale and stage."""
-    seconds: Mapping[str, Sequence[Mapping[str, float]]]
-    """By scale, machine and stage."""
+    seconds: Mapping[str, Sequence[Mapping[str, float | None]]]
+    """By scale, machine and stage; None for a stage that cannot run at this scale."""
+    refusals: Sequence[str]
+    """Why not."""
     rates: Sequence[str]
     """Names of the rates used."""
     missing: Mapping[str, Sequence[str]]
     """By scale: what this machine's disks lack, in words; empty if all fits."""
 
 
-def plan(*, preset: str | None, gpus: Sequence[int], cores: int | None, images: int | None, as_json: bool) -> str:
+def plan(
+    *, preset: str | None, gpus: Sequence[int], cores: int | None, images: int | None, fit: bool, as_json: bool
+) -> str:
     """Estimate time and disk of each stage.
 
     Args:
@@ -53,13 +58,16 @@ def plan(*, preset: str | None, gpus: Sequence[int], cores: int | None, images: 
         gpus: Numbers of GPUs, each of which is a column.
         cores: Processor cores; None for `CORES_PER_GPU` per GPU, or this machine's without a GPU.
         images: Number of images; None for one tar, 1 % and 100 % of SA-1B, or the source's own number.
+        fit: List all presets instead, and what each lacks on this machine.
         as_json: Return JSON instead of a table.
 
     Raises:
         InputError: There is no such preset, or it is not valid.
     """
+    if fit:
+        return fitting.text(fitting.fits(), as_json=as_json)
     result = estimate(preset, gpus=gpus, cores=cores, images=images)
-    return json.dumps(_plain(result), indent=1) if as_json else report(result, table())
+    return json.dumps(_plain(result), indent=1) if as_json else as_text(result, table())
 
 
 def estimate(preset: str | None, *, gpus: Sequence[int], cores: int | None, images: int | None) -> Plan:
@@ -75,13 +83,16 @@ def estimate(preset: str | None, *, gpus: Sequence[int], cores: int | None, imag
     counts = gpus if work.uses_gpu else (0,)
     machines = [Machine(count, cores or (CORES_PER_GPU * count or os.cpu_count() or 1)) for count in counts]
     used = Used()
+    clocks = [Clock(work, machine, used) for machine in machines]
     sizes = {scale.name: bytes_of(work, scale) for scale in scales}
+    seconds = {scale.name: [clock.seconds(scale) for clock in clocks] for scale in scales}
     return Plan(
         preset=preset or str(PARAMS),
         scales=scales,
         machines=machines,
         bytes=sizes,
-        seconds={s.name: [Clock(work, machine, used).seconds(s) for machine in machines] for s in scales},
+        seconds=seconds,
+        refusals=list(dict.fromkeys(refusal for clock in clocks for refusal in clock.refusals)),
         rates=used.names,
         missing={scale.name: _missing(work, sizes[scale.name]) for scale in scales},
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.data.encoding import FEATURES, TENSOR
 from pipeline.plan.workload import Scale, Workload, feature_shapes, model_size
 
 _FP32, _FP16 = 4, 2
@@ -58,17 +59,24 @@ def embedding_bytes(work: Workload, scale: Scale) -> int:
     """Exact bytes of the store of embeddings, without the small json beside each file."""
     if work.embed is None:
         return 0
-    teacher, layers = work.teacher, sorted(set(work.embed.feature_layers))
-    size = model_size(teacher.name, teacher.options)
-    shapes: dict[str, tuple[int, ...]] = {"embeddings": size.embedding_shape}
-    if layers:
-        features = feature_shapes(teacher.name, teacher.options, layers)
-        shapes |= {f"block_{layer}": shape for layer, shape in features.items()}
-    per_shard, total = work.prepare.shard_images, 0
+    shapes, per_shard, total = _shapes(work), work.prepare.shard_images, 0
     for images in (work.train_images(scale), work.calibration_images):
         full, rest = divmod(images, per_shard)
         total += full * safetensors_bytes(shapes, per_shard) + (safetensors_bytes(shapes, rest) if rest else 0)
     return total
+
+
+def shard_bytes(work: Workload) -> int:
+    """Bytes of one file of the store, which `embed` holds in memory before it writes it."""
+    return 0 if work.embed is None else safetensors_bytes(_shapes(work), work.prepare.shard_images)
+
+
+def _shapes(work: Workload) -> dict[str, tuple[int, ...]]:
+    """Shapes of one image's embedding and features by their names in the store."""
+    teacher, layers = work.teacher, sorted(set(work.embed.feature_layers if work.embed else ()))
+    shapes: dict[str, tuple[int, ...]] = {TENSOR: model_size(teacher.name, teacher.options).embedding_shape}
+    features = feature_shapes(teacher.name, teacher.options, layers) if layers else {}
+    return shapes | {FEATURES.format(layer): shape for layer, shape in features.items()}
 
 
 def safetensors_bytes(shapes: Mapping[str, Sequence[int]], count: int) -> int:

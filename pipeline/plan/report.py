@@ -1,6 +1,7 @@
 """A plan as text: a Markdown table, the rates it rests on, and what this machine's disks lack."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.plan.rates import Rate, Table
@@ -12,7 +13,7 @@ _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _PERIODS = ((2 * 86400, 86400, "d"), (5400, 3600, "h"), (90, 60, "min"))
 
 
-def report(plan: "Plan", table: Table) -> str:
+def as_text(plan: "Plan", table: Table) -> str:
     """The table, the rates and the missing disk."""
     kinds = {name: table.rates[name] for name in plan.rates}
     return "\n\n".join([_head(plan), markdown(plan), _rates(kinds), _disks(plan)])
@@ -27,16 +28,16 @@ def markdown(plan: "Plan") -> str:
     rows = [_row(plan, stage) for stage in stages]
     total = ["**all**", *(size(sum(plan.bytes[s.name].values())) for s in plan.scales)]
     for index in range(len(plan.machines)):
-        total += [duration(sum(plan.seconds[scale.name][index].values())) for scale in plan.scales]
+        total += [duration(math.fsum(filter(None, plan.seconds[scale.name][index].values()))) for scale in plan.scales]
     return _aligned([titles, *rows, total])
 
 
-def size(count: float) -> str:
+def size(count: int) -> str:
     """Bytes with three digits."""
     for unit, name in _UNITS:
         if count >= unit:
             return f"{count / unit:.{max(0, 2 - len(str(int(count / unit))) + 1)}f} {name}"
-    return f"{count:.0f} B" if count else "0"
+    return f"{count} B" if count else "0"
 
 
 def duration(seconds: float) -> str:
@@ -49,9 +50,16 @@ def duration(seconds: float) -> str:
 
 
 def _row(plan: "Plan", stage: str) -> list[str]:
-    times = [plan.seconds[s.name][index].get(stage) for index in range(len(plan.machines)) for s in plan.scales]
     sizes = [size(plan.bytes[scale.name][stage]) for scale in plan.scales]
-    return [stage, *sizes, *("" if time is None else duration(time) for time in times)]
+    columns = [plan.seconds[scale.name][index] for index in range(len(plan.machines)) for scale in plan.scales]
+    return [stage, *sizes, *(_time(seconds, stage) for seconds in columns)]
+
+
+def _time(seconds: Mapping[str, float | None], stage: str) -> str:
+    if stage not in seconds:
+        return ""
+    value = seconds[stage]
+    return "-" if value is None else duration(value)
 
 
 def _head(plan: "Plan") -> str:
@@ -78,7 +86,7 @@ def _disks(plan: "Plan") -> str:
     for scale in plan.scales:
         missing = plan.missing[scale.name]
         lines.append(f"{scale.name}: {'; '.join(missing) if missing else fits}.")
-    return "\n".join(lines)
+    return "\n".join([*plan.refusals, *lines])
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

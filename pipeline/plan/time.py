@@ -1,10 +1,12 @@
 """Seconds that each stage takes, from what its parameters ask for and the table of rates."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-
-from pydantic import JsonValue
+from typing import Any
 
 from pipeline.align import AlignConfig
+from pipeline.core.errors import InputError
 from pipeline.distill import DistillConfig
 from pipeline.distill.config import FullStageRecipe, PromptInTheLoopRecipe
 from pipeline.plan.rates import Used, table
@@ -38,20 +40,34 @@ class Clock:
 
     def __init__(self, work: Workload, machine: Machine, used: Used) -> None:
         self.work, self.machine, self.rate = work, machine, used
+        self.refusals = list[str]()
+        """Why a stage cannot run at a scale."""
 
-    def seconds(self, scale: Scale) -> dict[str, float]:
-        """Seconds by stage."""
+    def seconds(self, scale: Scale) -> dict[str, float | None]:
+        """Seconds by stage; None for one that cannot run on so few images."""
         work, students = self.work, self.work.students
+        aligned = {student: config for student in students if (config := work.align[student])}
         return {
             "prepare": self._prepare(scale),
             "embed": self._embed(scale),
-            "distill": sum(self._distill(s, work.distill[s], scale) for s in students),
-            "align": sum(self._align(s, config, scale) for s in students if (config := work.align[s])),
+            "distill": self._unless_refused(
+                "distill", scale, lambda: math.fsum(self._distill(s, work.distill[s], scale) for s in students)
+            ),
+            "align": self._unless_refused(
+                "align", scale, lambda: math.fsum(self._align(s, config, scale) for s, config in aligned.items())
+            ),
             "export": len(students) * self.rate("cpu.export"),
-            "quantize": sum(self._quantize(student) for student in students),
+            "quantize": math.fsum(self._quantize(student) for student in students),
             "build_engine": len(students) * len(work.precisions) * self._build(),
             "evaluate": self._evaluate(),
         }
+
+    def _unless_refused(self, stage: str, scale: Scale, seconds: Callable[[], float]) -> float | None:
+        try:
+            return seconds()
+        except InputError as error:
+            self.refusals.append(f"{scale.name}: {stage} cannot run: {error}")
+            return None
 
     def _on_gpu(self, device: str) -> bool:
         return self.machine.gpus > 0 and device.startswith(("cuda", "auto"))
@@ -59,7 +75,7 @@ class Clock:
     def _gpus(self, stage: str) -> int:
         return self.machine.gpus if stage in DISTRIBUTED else 1
 
-    def _encode(self, name: str, options: dict[str, JsonValue], *, gpu: bool) -> float:
+    def _encode(self, name: str, options: dict[str, Any], *, gpu: bool) -> float:
         """Seconds of one image's encoding on one GPU, or on all cores."""
         own = f"{'gpu' if gpu else 'cpu'}.encoder.{name}"
         if own in table().rates:
@@ -70,7 +86,7 @@ class Clock:
             )
         return 1 / images_per_s / (1 if gpu else self.machine.cores)
 
-    def _decode(self, name: str, options: dict[str, JsonValue], *, gpu: bool) -> float:
+    def _decode(self, name: str, options: dict[str, Any], *, gpu: bool) -> float:
         """Seconds of one prompt's decoding on one GPU, or on all cores."""
         gmacs = model_size(name, options).decoder_gmacs
         return gmacs / self.rate(f"{'gpu' if gpu else 'cpu'}.decoder_gmacs") / (1 if gpu else self.machine.cores)
@@ -145,7 +161,7 @@ class Clock:
             seconds += len(self.work.precisions) * one
         return seconds
 
-    def _evaluate_one(self, name: str, options: dict[str, JsonValue], *, gpu: bool) -> float:
+    def _evaluate_one(self, name: str, options: dict[str, Any], *, gpu: bool) -> float:
         images, instances = self.work.validation
         encode, decode = self._encode(name, options, gpu=gpu), self._decode(name, options, gpu=gpu)
         host = instances * self.rate("cpu.evaluate.instance") / self.machine.cores

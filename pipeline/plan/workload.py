@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import JsonValue
 
 from pipeline.align import AlignConfig
 from pipeline.build_engine import BuildEngineConfig
@@ -167,7 +166,7 @@ class ModelSize:
     """Of one image's embedding."""
 
 
-def model_size(name: str, options: Mapping[str, JsonValue]) -> ModelSize:
+def model_size(name: str, options: Mapping[str, Any]) -> ModelSize:
     """Count a model that is built without memory for its weights.
 
     Args:
@@ -177,7 +176,7 @@ def model_size(name: str, options: Mapping[str, JsonValue]) -> ModelSize:
     return _model_size(name, json.dumps(options, sort_keys=True))
 
 
-def feature_shapes(name: str, options: Mapping[str, JsonValue], layers: Sequence[int]) -> dict[int, tuple[int, ...]]:
+def feature_shapes(name: str, options: Mapping[str, Any], layers: Sequence[int]) -> dict[int, tuple[int, ...]]:
     """Shapes of one image's features by block."""
     sam = _on_meta(name, json.dumps(options, sort_keys=True))
     with torch.inference_mode(), captured_features(sam.image_encoder, layers) as features:
