@@ -61,10 +61,11 @@ class Workload:
 
     @property
     def uses_gpu(self) -> bool:
-        """Whether a stage is told to use a GPU."""
-        sections = (self.embed, *self.distill.values(), *self.align.values(), self.evaluate)
-        devices = [str(getattr(config, "device", "cpu")) for config in sections if config]
-        return self.build_engine.engine == "tensorrt" or any(d.startswith(("cuda", "auto")) for d in devices)
+        """Whether it is meant for GPUs: it names one, or ``auto`` has the work of a full-size teacher."""
+        sections = (self.embed, *self.distill.values(), *self.align.values())
+        devices = {config.device.partition(":")[0] for config in sections if config}
+        full_size = "auto" in devices and self.teacher.name.startswith("vit_")
+        return full_size or "cuda" in devices or self.build_engine.engine == "tensorrt"
 
     def train_images(self, scale: Scale) -> int:
         """Images of the train split."""
