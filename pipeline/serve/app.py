@@ -18,7 +18,7 @@ from pipeline.serve import images, metrics
 from pipeline.serve.everything import Everything
 from pipeline.serve.limits import Limits
 from pipeline.serve.page import page
-from pipeline.serve.problems import Problem, invalid
+from pipeline.serve.problems import Problem, failed, invalid
 from pipeline.serve.schemas import (
     EmbedRequest,
     EmbedResponse,
@@ -68,6 +68,7 @@ def build(service: Service, key: str | None = None, hosts: tuple[str, ...] = ())
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _fault)
     return Limits(app, service.settings, service.metrics, key, hosts)
 
 
@@ -168,6 +169,11 @@ async def _problem(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    """Starlette raises the error again, and `Limits` logs it."""
+    return await _problem(request, failed())
 
 
 async def _validation(request: Request, error: Exception) -> Response:

@@ -3,7 +3,6 @@
 import asyncio
 import hmac
 import logging
-import secrets
 from collections.abc import Collection
 from time import perf_counter
 from typing import Any
@@ -12,7 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.serve.metrics import Metrics
-from pipeline.serve.problems import Problem, busy, timed_out, too_large
+from pipeline.serve.problems import Problem, busy, failed, timed_out, too_large
 from pipeline.serve.settings import ServeSettings
 
 _LOG = logging.getLogger("pipeline.serve")
@@ -64,11 +63,8 @@ class Limits:
         except Problem as problem:
             await answered.fail(scope, receive, problem)
         except Exception:  # noqa: BLE001 - the log has it
-            reference = secrets.token_hex(4)
-            _LOG.exception("request %s failed", reference)
-            await answered.fail(
-                scope, receive, Problem(500, f"the server failed; its log has the reason ({reference}).")
-            )
+            _LOG.exception("a request of %s failed", route)
+            await answered.fail(scope, receive, failed())
         finally:
             self._metrics.requests.labels(route, str(answered.status or 499)).inc()
             self._metrics.seconds.labels(route).observe(perf_counter() - start)

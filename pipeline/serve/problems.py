@@ -38,3 +38,8 @@ def busy(detail: str) -> Problem:
 def timed_out(seconds: float) -> Problem:
     """503: the answer took too long."""
     return Problem(503, f"the request took longer than {seconds:g} s.", {"Retry-After": "1"})
+
+
+def failed() -> Problem:
+    """500: a fault of the server, which only its log describes."""
+    return Problem(500, "the server failed; its log has the reason.")
