@@ -26,7 +26,7 @@ from pipeline.core.log import Log
 from pipeline.data.instances import Instances, instances_of
 from pipeline.data.prompts import Prompts, drawn_prompts
 from pipeline.data.shards import Sample, Shards
-from pipeline.models.decoder import decode
+from pipeline.models.decoder import decode, freeze_omitted
 from pipeline.models.sam import Sam
 from pipeline.ops.geometry import to_input
 from pipeline.training import Draw, Step, autocast, cut, epoch_indices, fit, losses
@@ -86,6 +86,7 @@ def align_masks(
     if config.train == "all":
         module = nn.ModuleDict({"encoder": sam.image_encoder, "decoder": sam.mask_decoder})
     module.requires_grad_(True)
+    freeze_omitted(sam.mask_decoder)
     labelled = [i for i, count in enumerate(images.instances) if count]
     draw = _draw_function(sam, images, labelled, config, device, teacher)
     step = partial(_step, sam, config, device, teacher)
@@ -103,7 +104,8 @@ def align_masks(
     )
     if not current().first:
         return {}
-    parts = current().world_size * config.optimizer.accumulate  # batches no larger than in training, to fit in memory
+    processes = current().world_size  # batches no larger than in training, to fit in memory
+    parts = processes * config.optimizer.parts(config.batch, processes)
     terms = _final_terms(draw, step, config, len(labelled), parts=parts)
     sam.to("cpu").requires_grad_(True)
     return {f"train_{name}": value for name, value in terms.items()}

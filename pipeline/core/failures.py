@@ -100,7 +100,7 @@ def from_system(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or _says(error, (errno.ENOMEM,), _SAY_NO_MEMORY):
         return (
             "memory ran out. Lower batch, masks, prompts or calibration_images in the stage's section of params.yaml; "
-            "in a training, optimizer.accumulate cuts a batch into parts."
+            "in a training, optimizer.micro_batch or optimizer.accumulate cuts a batch into parts."
         )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}may not be written or read ({os.strerror(number)}). Change its permissions, or move it."

@@ -19,7 +19,7 @@ from pipeline.data.instances import instances_of
 from pipeline.data.prompts import Prompts, first_prompts, hard_clicks
 from pipeline.distill.config import FullStageRecipe
 from pipeline.distill.task import Batch, Task
-from pipeline.models.decoder import decode, decode_with_tokens
+from pipeline.models.decoder import decode, decode_with_tokens, freeze_omitted
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
 from pipeline.training import losses
@@ -45,6 +45,7 @@ def distill_full_stage(task: Task, recipe: FullStageRecipe) -> None:
     trained = {"encoder": sam.image_encoder} | ({"decoder": sam.mask_decoder} if recipe.train == "all" else {})
     for part in {sam.prompt_encoder, sam.mask_decoder} - {*trained.values()}:
         part.requires_grad_(False)
+    freeze_omitted(sam.mask_decoder)
 
     def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _Prompted:
         batch = task.batch(indices)

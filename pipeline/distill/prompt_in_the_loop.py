@@ -23,7 +23,7 @@ from pipeline.data.instances import instances_of
 from pipeline.data.prompts import Prompts, disagreement_clicks, first_prompts
 from pipeline.distill.config import PromptInTheLoopRecipe
 from pipeline.distill.task import Batch, Task
-from pipeline.models.decoder import decode
+from pipeline.models.decoder import decode, freeze_omitted
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
 from pipeline.training import losses
@@ -50,6 +50,8 @@ def distill_prompt_in_the_loop(task: Task, recipe: PromptInTheLoopRecipe) -> Non
     trained = {"encoder": sam.image_encoder} | ({"decoder": sam.mask_decoder} if recipe.train == "all" else {})
     for part in {sam.prompt_encoder, sam.mask_decoder} - {*trained.values()}:
         part.requires_grad_(False)
+    freeze_omitted(sam.mask_decoder)
+    sam.mask_decoder.iou_prediction_head.requires_grad_(False)  # no loss depends on it
 
     def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _Prompted:
         batch = task.batch(indices)

@@ -30,6 +30,13 @@ from pipeline.models.sam import Sam
 from pipeline.ops.point_labels import LABELS
 
 
+def freeze_omitted(decoder: nn.Module) -> None:
+    """Exclude the key biases that `decode` omits from training, since no output depends on them."""
+    for name, parameter in decoder.named_parameters():
+        if name.endswith("attn_token_to_image.k_proj.bias"):
+            parameter.requires_grad_(False)
+
+
 def decode(
     sam: Sam,
     image_embeddings: Float[Tensor, "b c g g"],

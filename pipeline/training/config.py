@@ -28,8 +28,11 @@ class OptimizerConfig(Config):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9998
     """Of the averaged weights that are kept in the end; 0 keeps the last weights."""
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Images that a process computes at once, for batches that its memory does not hold: its share of a batch is cut
+    into as many parts as that takes. The same value serves any number of GPUs. Null: the whole share at once."""
     accumulate: Annotated[int, Field(ge=1)] = 1
-    """Parts a process computes its share of a batch in, one after the other: for batches that memory does not hold."""
+    """A fixed number of such parts, instead of ``micro_batch``."""
     autocast: Literal["none", "bf16", "fp16"] = "bf16"
     """Forward passes in mixed precision, where the device has instructions for it."""
     compile: bool = False
@@ -44,7 +47,15 @@ class OptimizerConfig(Config):
             raise ValueError("set exactly one of steps and epochs; null unsets a key")
         if self.schedule == "cosine" and self.cooldown_steps:
             raise ValueError("a cosine falls all the way: set cooldown_steps to 0")
+        if self.micro_batch is not None and self.accumulate != 1:
+            raise ValueError("micro_batch decides the number of parts: remove accumulate")
         return self
+
+    def parts(self, batch: int, world_size: int) -> int:
+        """Number of parts in which each of ``world_size`` processes computes its share of a batch."""
+        if self.micro_batch is None:
+            return self.accumulate
+        return math.ceil(math.ceil(batch / world_size) / self.micro_batch)
 
     def total_steps(self, images: int, batch: int) -> int:
         """Return the number of steps of a run on ``images`` images in batches of ``batch``.

@@ -61,6 +61,7 @@ def fit(
     device: torch.device,
     checkpoint: Path | None = None,
     lr_shares: Mapping[str, float] = MappingProxyType({}),
+    find_unused_parameters: bool = False,
 ) -> None:
     """Train ``module``'s parameters that require gradients, and leave the averaged weights in it.
 
@@ -77,6 +78,8 @@ def fit(
         checkpoint: File to resume from if it exists, updated every ``checkpoint_every`` steps. The caller deletes it
             once the artifact is complete (`Contents.scratch`), so that a full disk at the end loses no training.
         lr_shares: Learning rate multipliers by parameter name prefix, for pre-trained parts that should learn slower.
+        find_unused_parameters: Whether a step's loss may not depend on a trained parameter, which costs several
+            processes a search in every step; see `DistributedDataParallel`.
 
     Raises:
         FloatingPointError: A loss is not finite.
@@ -85,9 +88,9 @@ def fit(
     """
     ranks = current()
     drawn = pinned(draw) if device.type == "cuda" else draw
-    samples = Samples(drawn, count, batch, config.accumulate, config.seed, ranks)
+    samples = Samples(drawn, count, batch, config.parts(batch, ranks.world_size), config.seed, ranks)
     steps = _total_steps(config, count, batch, log, name, ranks)
-    optimizer = _optimizer(module, config, lr_shares)
+    optimizer = _optimizer(module, config, lr_shares, device)
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(device, config.autocast) == "fp16")
     state: dict[str, Stateful] = {"module": module, "optimizer": optimizer, "average": average, "scaler": scaler}
@@ -99,7 +102,7 @@ def fit(
         compiled(module, config.compile),
         closing(pace.timed(samples.ahead(start, steps, drawing_threads(device)))) as batches,
     ):
-        forward = _forward(module, step, ranks)
+        forward = _forward(module, step, ranks, find_unused_parameters)
         bar = progress(range(start, steps), name, "step", total=steps, done=start, hidden=not ranks.first)
         for number in bar:
             for group in optimizer.param_groups:
@@ -168,12 +171,16 @@ class _Losses(nn.Module):
         return {name: value if name == "loss" else value.detach() for name, value in terms.items()}
 
 
-def _forward(module: nn.Module, step: Step[Any], ranks: Ranks) -> nn.Module:
+def _forward(module: nn.Module, step: Step[Any], ranks: Ranks, find_unused_parameters: bool) -> nn.Module:
     losses = _Losses(module, step)
     if ranks.world_size == 1:
         return losses
-    # Not every step uses every parameter, for example heads of the mask decoder.
-    return DistributedDataParallel(losses, find_unused_parameters=True, forward_sync_buffers=False)
+    return DistributedDataParallel(
+        losses,
+        find_unused_parameters=find_unused_parameters,
+        gradient_as_bucket_view=True,
+        forward_sync_buffers=False,
+    )
 
 
 def _gradients(
@@ -211,7 +218,9 @@ def _positive(weight: Tensor) -> Tensor:
     return torch.where(weight > 0, weight, 1)
 
 
-def _optimizer(module: nn.Module, config: OptimizerConfig, lr_shares: Mapping[str, float]) -> torch.optim.Optimizer:
+def _optimizer(
+    module: nn.Module, config: OptimizerConfig, lr_shares: Mapping[str, float], device: torch.device
+) -> torch.optim.Optimizer:
     groups = dict[tuple[float, float], list[nn.Parameter]]()
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -224,4 +233,5 @@ def _optimizer(module: nn.Module, config: OptimizerConfig, lr_shares: Mapping[st
         [{"params": own, "weight_decay": decay, "share": share} for (decay, share), own in ordered],
         lr=config.lr,
         betas=(0.9, 0.999),
+        fused=device.type == "cuda" or None,  # on a CPU torch's own choice, so that results stay as they are
     )

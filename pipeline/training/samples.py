@@ -62,7 +62,7 @@ class Samples(Generic[BatchT]):
         draw: Makes a batch.
         count: Size of the dataset.
         batch: Global batch size, over all processes.
-        accumulate: Gradient accumulation steps in each process.
+        accumulate: Parts of each process's share, whose gradients are accumulated.
         seed: Seed of order and randomness.
         ranks: The processes that share the work.
 
@@ -84,7 +84,8 @@ class Samples(Generic[BatchT]):
         if self.batch < parts:
             raise InputError(
                 f"a batch of {self.batch} cannot be cut into {parts} parts ({self.ranks.world_size} processes, "
-                f"accumulate {self.accumulate}): raise batch, or lower accumulate or --nproc-per-node."
+                f"accumulate {self.accumulate}): raise batch, or lower accumulate or --nproc-per-node; with "
+                "micro_batch, make batch a multiple of the number of processes."
             )
 
     def positions(self) -> list[range]:

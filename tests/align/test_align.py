@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pipeline import training
 from pipeline.align import AlignConfig, align
@@ -262,3 +263,19 @@ def test_mirrored_images_have_mirrored_masks_and_boxes():
 def test_settings_that_contradict_each_other_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         recipe(changes=changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"train": "all"}, {"iou_weight": 0.0}, {"mask_loss": "bce_points"}])
+def test_every_step_uses_every_trained_parameter(run, changes):
+    # With several processes nothing searches for unused ones.
+    unused = []
+
+    def look(optimizer, arguments, keywords):
+        unused.extend(p for group in optimizer.param_groups for p in group["params"] if p.grad is None)
+
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        run(config=recipe(4, keep=False, changes=changes))
+    finally:
+        hook.remove()
+    assert unused == []

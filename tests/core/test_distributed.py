@@ -20,15 +20,13 @@ EXACT = {"rtol": 1e-9, "atol": 1e-12}
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """What both of two processes came to, by whether the network has batch norms."""
-    out = tmp_path_factory.mktemp("shared") / "found"
+def work(task, out):
+    """What each of two processes came to in a task of `tests.training.work`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.training.work", "share", str(out)]
+    command = [sys.executable, "-m", "tests.training.work", task, str(out)]
     processes = [
         subprocess.Popen(command, cwd=ROOT, env=os.environ | world | {"RANK": str(rank)}, stderr=subprocess.PIPE)
         for rank in range(2)
@@ -37,6 +35,12 @@ def shared(tmp_path_factory):
         _, said = process.communicate(timeout=600)
         assert process.returncode == 0, said.decode()
     return [torch.load(out.with_suffix(f".{rank}.pt")) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """What both of two processes came to, by whether the network has batch norms."""
+    return work("share", tmp_path_factory.mktemp("shared") / "found")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,12 @@ def test_gradients_weights_and_reported_losses_are_those_of_one_process(shared, 
         torch.testing.assert_close(yours[key], one[key], **EXACT)
     torch.testing.assert_close(mine["losses"], one["losses"], **EXACT)
     assert yours["losses"] == []
+
+
+@pytest.mark.slow
+def test_two_processes_that_compile_learn_what_they_do_without(tmp_path):
+    for found in work("compile", tmp_path / "found"):
+        torch.testing.assert_close(found[True], found[False], rtol=1e-6, atol=1e-9)
 
 
 def test_what_diverges_in_one_process_stops_all_at_the_step_that_one_process_would_name(shared, alone):

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pipeline import training
 from pipeline.core.artifact import Card, Contents, digest
@@ -11,7 +12,7 @@ from pipeline.core.log import silent
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.prompts import Prompts
 from pipeline.data.shards import Shards
-from pipeline.distill import DistillConfig, Task, distill, full_stage, student_of
+from pipeline.distill import DistillConfig, Task, distill, full_stage, learn, student_of
 from pipeline.distill.embedding import held_out_error
 from pipeline.distill.full_stage import decoder_terms, embedding_terms, harden, weigh
 from pipeline.distill.layer_wise import layer_terms
@@ -427,3 +428,32 @@ def test_a_block_that_is_not_cached_says_what_to_set(run):
 def test_recipes_are_strict(kind):
     with pytest.raises(ValueError, match="recipe"):
         recipe(kind=kind)
+
+
+KINDS = {
+    "embedding": EMBEDDING,
+    "full_stage": {"kind": "full_stage", "prompts": 2, "rounds": 1},
+    "full_stage without weights": {"kind": "full_stage", "prompts": 2, "beta": 0.0, "gamma": 0.0, "task_weight": 0.0},
+    "layer_wise": {"kind": "layer_wise", "feature_layers": [[1, 1], [4, 3]], "ramp_steps": 2},
+    "prompt_in_the_loop": {"kind": "prompt_in_the_loop", "prompts": 2},
+    "prompt_in_the_loop, encoder": {"kind": "prompt_in_the_loop", "prompts": 2, "train": "encoder"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step_uses_every_trained_parameter(inputs, kind):
+    # With several processes nothing searches for unused ones.
+    unused = []
+
+    def look(optimizer, arguments, keywords):
+        unused.extend(p for group in optimizer.param_groups for p in group["params"] if p.grad is None)
+
+    student = "sam_lightening_nano" if kind == "layer_wise" else STUDENT
+    images, embeddings = Shards(inputs["prepare"], "train"), Embeddings(inputs["embed"])
+    sam = student_of(inputs["teacher"], student, seed=0, options={})
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        learn(task(sam, inputs, images, embeddings, recipe(kind=KINDS[kind], warmup_steps=1)))
+    finally:
+        hook.remove()
+    assert unused == []

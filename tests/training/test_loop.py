@@ -216,7 +216,7 @@ def test_a_compiled_module_is_called_through_its_compiled_forward_and_keeps_its_
 
     module = nn.ModuleDict({"encoder": network(), "heads": nn.ModuleList([Whole()])})
     keys = list(module.state_dict())
-    with compiled(module, wanted=True):
+    with compiled(module, enabled=True):
         parts = [module["encoder"], module["heads"][0].decoder]
         assert all(part._compiled_call_impl is not None for part in parts)
         assert list(module.state_dict()) == keys

@@ -68,7 +68,7 @@ def learn(module, config, *, batch=8, count=20, checkpoint=None, log=silent, on_
     try:
         fit(
             module, draw, step, config, count=count, batch=batch, log=log, name="learn", device=CPU,
-            checkpoint=checkpoint,
+            checkpoint=checkpoint, find_unused_parameters=True,
         )  # fmt: skip
     finally:
         hook.remove()
@@ -97,6 +97,17 @@ def _share(out):
         torch.save({flag: results(flag) for flag in (True, False)}, out.with_suffix(f".{ranks.rank}.pt"))
 
 
+def _compile(out):
+    """Gradients and weights of two processes that share batches, eager and compiled."""
+    with joined() as ranks:
+        found = {}
+        for flag in (False, True):
+            module = Network(nn.BatchNorm2d(4)).double()
+            gradients = learn(module, recipe(steps=3, compile=flag, clip_norm=1e9))
+            found[flag] = {"gradients": gradients, "weights": module.state_dict()}
+        torch.save(found, out.with_suffix(f".{ranks.rank}.pt"))
+
+
 def _die(out):
     """A run that ends itself as nothing can be caught, in the middle of its tenth step."""
 
@@ -108,4 +119,4 @@ def _die(out):
 
 
 if __name__ == "__main__":
-    {"share": _share, "die": _die}[sys.argv[1]](Path(sys.argv[2]))
+    {"share": _share, "compile": _compile, "die": _die}[sys.argv[1]](Path(sys.argv[2]))
