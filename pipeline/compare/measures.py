@@ -107,7 +107,7 @@ def sections(rows: Sequence[Row], baselines: Sequence[Row], everything_images: i
 
     Args:
         rows: The models.
-        baselines: Trivial masks; they are in every table of mIoUs.
+        baselines: Trivial masks; they are in every table of mIoUs and of a detector's boxes.
         everything_images: Images evaluated in everything mode; None if unknown.
     """
     available = [
@@ -115,7 +115,7 @@ def sections(rows: Sequence[Row], baselines: Sequence[Row], everything_images: i
         _sizes([*rows, *baselines]),
         _clicks([*rows, *baselines]),
         _trust(rows),
-        _detectors(rows),
+        _detectors([*rows, *baselines]),
         _everything(rows, everything_images),
     ]
     return [section for section in available if section is not None]

@@ -26,10 +26,7 @@ from pydantic import Field
 
 from pipeline.core import code
 from pipeline.core.artifact import (
-    BASELINES,
-    CARD,
     DATASETS,
-    METRICS,
     PHOTOGRAPHS,
     Card,
     Contents,
@@ -42,8 +39,8 @@ from pipeline.core.distributed import Ranks, joined
 from pipeline.core.errors import InputError
 from pipeline.core.log import Log
 from pipeline.data.coco import Photograph
-from pipeline.evaluate import baselines
 from pipeline.evaluate.accuracy import Scores, evaluate_accuracy, read_teacher_masks
+from pipeline.evaluate.cost import cost, size_mib
 from pipeline.evaluate.detections import (
     DetectionsConfig,
     SginwConfig,
@@ -58,20 +55,15 @@ from pipeline.evaluate.everything import EverythingConfig, evaluate_everything
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.latency import LatencyConfig, measure_latency
 from pipeline.evaluate.memory import measuring_memory
+from pipeline.evaluate.outputs import MASKS, write_baselines, write_set
 from pipeline.evaluate.photographs import photographs as photographs_of
 from pipeline.evaluate.validation import Protocol, ValidationSet, validation_sets
-from pipeline.models import build
-from pipeline.models.cost import count_parameters, macs
 from pipeline.models.students import module_of
 from pipeline.ops import cpu, masks
 from pipeline.runtime import Predictor, Segmenter, load
-from pipeline.runtime.self_check import SELF_CHECK
 from pipeline.training.checkpoint import checkpoint_of
 
 __all__ = ["DetectionsConfig", "EvaluateConfig", "LatencyConfig", "SginwConfig", "evaluate", "evaluate_teacher"]
-
-_MIB = 1 << 20
-MASKS = "masks.json"
 
 
 class EvaluateConfig(Config):
@@ -212,7 +204,7 @@ def _evaluate(
             return contents
         for (validation, _), values in zip(sets, scores, strict=True):
             metrics |= {validation.prefix + name: value for name, value in values.metrics().items()}
-        metrics |= _cost(card) | {"size_mib": _size_mib(source)}
+        metrics |= cost(card) | {"size_mib": size_mib(source)}
         log(metrics)
         if timed:
             cost_metrics |= memory()
@@ -223,7 +215,9 @@ def _evaluate(
     if config.photographs:
         write_json(out / PHOTOGRAPHS, photographs_of(Predictor(segmenter), config.everything))
     for (validation, images), values in zip(sets, scores, strict=True):
-        _write_set(out, validation, images, values, subject, config.pictures)
+        write_set(out, validation, images, values, config.pictures, keep_all=subject.role == "teacher")
+    if subject.role == "teacher":
+        write_baselines(config.detections, out, sets)
     described = {validation.prefix: validation.describe(images, config.protocol) for validation, images in sets}
     write_json(out / DATASETS, described | {f"{name}_": describe(boxes) for name, boxes in config.detections.items()})
     description = {"precision": card.precision or "fp32", "runtime": str(card.load.get("engine", "torch"))}
@@ -278,48 +272,6 @@ def _everything(
     metrics, pictures = evaluate_everything(*arguments, timed=config.latency.runs > 0)
     write_json(out / "everything.json", pictures)
     return metrics
-
-
-def _write_set(
-    out: Path,
-    validation: ValidationSet,
-    photographs: list[Photograph],
-    scores: Scores,
-    subject: _Subject,
-    pictures: int,
-) -> None:
-    """Write the results of one set: of the first one beside the metrics, of another in a folder of its name."""
-    directory = out / validation.name
-    directory.mkdir(exist_ok=True)
-    shown = {p.id for p in [p for p in photographs if p.instances][:pictures]}
-    write_json(directory / "instances.json", scores.instances)
-    write_json(directory / "calibration.json", scores.calibration())
-    write_json(directory / "predictions.json", [p for p in scores.predictions if p["image_id"] in shown])
-    if subject.role == "teacher":
-        write_json(directory / MASKS, scores.predictions)
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            write_json(directory / BASELINES, baselines.trivial_masks(photographs, pool))
-
-
-def _cost(card: Card) -> dict[str, float]:
-    """Parameters and multiply-accumulates of an artifact's model."""
-    if card.model is None:
-        raise InputError("this artifact's card names no model: rebuild it with `dvc repro`.")
-    with torch.device("meta"):  # only shapes matter, and a ViT-H would fill 2.4 GB
-        sam = build(card.model, card.options)
-    cost = macs(sam)
-    return {
-        "parameters": float(count_parameters(sam)),
-        "encoder_macs": float(cost["encoder"]),
-        "decoder_macs_per_prompt": float(cost["decoder_per_prompt"]),
-    }
-
-
-def _size_mib(source: Path) -> float:
-    """Size of the deployed files: the artifact without its metadata."""
-    metadata = (CARD, METRICS, SELF_CHECK)
-    files = [path for path in source.rglob("*") if path.is_file() and path.name not in metadata]
-    return sum(path.stat().st_size for path in files) / _MIB
 
 
 def _measure_latency(

@@ -5,8 +5,9 @@ image's longer side, is optimized on the evaluated instances, so it is an upper 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -58,6 +59,11 @@ def ellipse(box: tuple[float, float, float, float], size: tuple[int, int]) -> Bo
     across = (np.arange(size[1]) + 0.5 - (x1 + x2) / 2) / max((x2 - x1) / 2, _THIN)
     down = (np.arange(size[0]) + 0.5 - (y1 + y2) / 2) / max((y2 - y1) / 2, _THIN)
     return across[None] ** 2 + down[:, None] ** 2 <= 1
+
+
+TrivialMask = Callable[[tuple[float, float, float, float], tuple[int, int]], np.ndarray]
+"""Maps a box xyxy and a size (H, W) to a mask."""
+TRIVIAL: Mapping[str, TrivialMask] = MappingProxyType({"filled_box": filled, "ellipse": ellipse})
 
 
 def disc_ious(

@@ -8,6 +8,7 @@ format comes with the data (ViTDet, YOLOv8, Grounding-DINO ...).
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ from pipeline.evaluate.average_precision import (
     read_detections,
     read_truth,
 )
+from pipeline.evaluate.baselines import TRIVIAL, TrivialMask
 from pipeline.evaluate.images import Result, Run, read_rgb
 from pipeline.ops import masks
 
@@ -189,11 +191,43 @@ def _average_precision(run: Run, name: str, config: DetectionsConfig) -> dict[st
     results = run.each_image(f"boxes {name}", images, read, work)
     if not run.ranks.first:
         return None
+    return _precision(truth, images, [result["segmentations"] for result in results])
+
+
+def trivial_detections(config: DetectionsConfig, name: str, pool: Executor) -> dict[str, dict[str, float]]:
+    """What `evaluate_detections` gives for trivial masks of the same boxes.
+
+    Args:
+        config: Paths of the boxes and their dataset.
+        name: Name of these boxes in params.yaml, the prefix of the metrics.
+        pool: Executor that encodes masks in parallel.
+
+    Returns:
+        The metrics by predictor, ``filled_box`` and ``ellipse``.
+    """
+    truth = read_truth(Path(config.truth), iou_type="segm", lvis=config.lvis)
+    images = _prompted_images(config, truth)
+    scores = {}
+    for predictor, draw in TRIVIAL.items():
+
+        def segment(image: _PromptedImage, draw: TrivialMask = draw) -> list[masks.Rle]:
+            corners = (_corners(detection).tolist() for detection in image.detections)
+            return [masks.encode(draw((x1, y1, x2, y2), image.size)) for x1, y1, x2, y2 in corners]
+
+        values = _precision(truth, images, list(pool.map(segment, images)))
+        scores[predictor] = {f"{name}_{FIGURES[key]}": value for key, value in values.items() if key in FIGURES}
+    return scores
+
+
+def _precision(
+    truth: Truth, images: Sequence[_PromptedImage], segmentations: Sequence[Sequence[masks.Rle]]
+) -> dict[str, float]:
+    """`average_precision` of the masks of each image's detections, without groups that have no instance."""
     records = [
         {"image_id": image.id, "category_id": detection.category_id, "score": detection.score, "iscrowd": 0}
         | {"segmentation": rle, "area": float(masks.area(rle))}
-        for image, result in zip(images, results, strict=True)
-        for detection, rle in zip(image.detections, result["segmentations"], strict=True)
+        for image, rles in zip(images, segmentations, strict=True)
+        for detection, rle in zip(image.detections, rles, strict=True)
     ]
     numbered = [record | {"id": number} for number, record in enumerate(records, start=1)]
     return {key: value for key, value in average_precision(truth, numbered).items() if value >= 0}

@@ -19,6 +19,7 @@ from pipeline.evaluate.detections import (
     SginwConfig,
     evaluate_detections,
     evaluate_sginw,
+    trivial_detections,
 )
 from pipeline.evaluate.images import Done, Run
 from pipeline.ops import masks
@@ -88,6 +89,13 @@ def test_boxes_that_are_right_give_masks_that_are(run, tmp_path):
     assert figures["vitdet_ar100"] == pytest.approx(1)
     assert set(figures) == {f"vitdet_{n}" for n in ("ap", "ap50", "ap75", "ap_small", "ar1", "ar10", "ar100")}
     assert run.predictor.segmenter.encoded == 2
+
+
+def test_trivial_masks_are_scored_for_the_same_boxes(run, tmp_path):
+    figures = trivial_detections(_write(tmp_path, *_world(tmp_path)), "vitdet", run.pool)
+    assert figures["filled_box"] == evaluate_detections(run, "vitdet", _write(tmp_path, *_world(tmp_path)))
+    # The ellipse of a rectangle has pi / 4 of its area: right at six of ten thresholds, 0.5 to 0.75, on a raster about.
+    assert figures["ellipse"]["vitdet_ap"] == pytest.approx(0.6, abs=0.05)
 
 
 def test_an_empty_results_file_scores_zero_and_encodes_nothing(run, tmp_path):

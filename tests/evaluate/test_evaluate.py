@@ -13,8 +13,9 @@ from pipeline.core.artifact import Card, Contents, digest, write_json
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import InputError
 from pipeline.core.log import silent
-from pipeline.evaluate import EvaluateConfig, _cost, evaluate, evaluate_teacher, memory
+from pipeline.evaluate import EvaluateConfig, evaluate, evaluate_teacher, memory
 from pipeline.evaluate.accuracy import evaluate_accuracy, read_teacher_masks
+from pipeline.evaluate.cost import cost
 from pipeline.evaluate.detections import DetectionsConfig, require_tracked
 from pipeline.evaluate.images import Done, Run
 from pipeline.evaluate.memory import measuring_memory
@@ -340,7 +341,7 @@ def test_cost_and_size_are_the_models(dataset, checkpoint, tmp_path):
 def test_cost_is_that_of_the_options_on_the_card():
     dense = {"attention": [[[256, 1]]] * 4}
     cards = [Card(kind="engine", model="sam_lightening_nano", options=o, digest="", parents={}) for o in ({}, dense)]
-    assert _cost(cards[0])["encoder_macs"] < _cost(cards[1])["encoder_macs"]
+    assert cost(cards[0])["encoder_macs"] < cost(cards[1])["encoder_macs"]
 
 
 def test_a_timed_evaluation_writes_all_parts(dataset, checkpoint, tmp_path):
