@@ -69,7 +69,9 @@ def align(
     inputs = (Card.read(artifact).digest for artifact in used)
     digest = code.digest(__name__, *modules)
     precision = precision_of(device, config.optimizer.autocast)
-    checkpoint = checkpoint_of(f"align-{student}", config.model_dump_json(), precision, digest, *inputs)
+    checkpoint = checkpoint_of(
+        f"align-{student}", config.model_dump_json(exclude={"optimizer": {"num_workers"}}), precision, digest, *inputs
+    )
     contents = Contents(kind="checkpoint", model=student, options=card.options, precision="fp32", scratch=(checkpoint,))
     with joined(device) as ranks:
         metrics = align_masks(sam, images, config, device=device, log=log, checkpoint=checkpoint, teacher=targets)

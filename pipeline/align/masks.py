@@ -11,49 +11,28 @@ neither paper has.
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float16
 from torch import Tensor, nn
 
 from pipeline.align.config import AlignConfig
+from pipeline.align.drawing import Batch, Draw, stacked
 from pipeline.align.teacher import Teacher
 from pipeline.core.distributed import current
 from pipeline.core.log import Log
-from pipeline.data.instances import Instances, instances_of
-from pipeline.data.prompts import Prompts, drawn_prompts
-from pipeline.data.shards import Sample, Shards
+from pipeline.data.prompts import Prompts
+from pipeline.data.shards import Shards
 from pipeline.models.decoder import decode, freeze_omitted
 from pipeline.models.sam import Sam
-from pipeline.ops.geometry import to_input
-from pipeline.training import Draw, Step, autocast, cut, epoch_indices, fit, losses
+from pipeline.ops.geometry import normalised
+from pipeline.training import Request, Step, autocast, cut, epoch_indices, fit, load, loading_of, losses
 
-
-@dataclass(frozen=True)
-class _Example:
-    """Input of the trained module, and the instances of the image."""
-
-    input: Tensor
-    """Embedding ``(256, g, g)`` in half precision, or pixels ``(3, S, S)`` if the encoder is trained."""
-    instances: Instances
-    teacher: Tensor | None
-    """The teacher's embedding ``(256, g, g)``, if its masks are targets."""
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Inputs, and their prompts grouped by number of points."""
-
-    input: Tensor
-    groups: list[tuple[list[int], Prompts]]
-    """Indices of images in the batch, and the prompts of these images."""
-    chance: Tensor
-    """Uniform random points ``(B, P, Q, 2)`` for `losses.bce_points`; Q is 0 for other losses."""
-    teacher: Tensor | None
-    """The teacher's embeddings ``(B, 256, g, g)``, if its masks are targets."""
+_MOST_FINAL_BATCHES = 250
 
 
 def align_masks(
@@ -79,7 +58,7 @@ def align_masks(
 
     Returns:
         Mean loss terms of the final weights, ``train_<name>``; empty except in the first process. They are computed
-        after training on newly drawn prompts, for a tenth of the steps, so that an interruption does not change them.
+        after training on newly drawn prompts, so that an interruption does not change them.
     """
     sam.to(device).eval().requires_grad_(False)
     module: nn.Module = sam.mask_decoder
@@ -88,8 +67,16 @@ def align_masks(
     module.requires_grad_(True)
     freeze_omitted(sam.mask_decoder)
     labelled = [i for i, count in enumerate(images.instances) if count]
-    draw = _draw_function(sam, images, labelled, config, device, teacher)
-    step = partial(_step, sam, config, device, teacher)
+    draw = Draw(
+        images,
+        labelled,
+        config,
+        teacher.embeddings if teacher else None,
+        sam.image_size,
+        sam.input_size,
+        sam.embedding_size,
+    )
+    step = partial(_step, sam, _Encoded(sam, images, config), config, teacher, device)
     fit(
         module,
         draw,
@@ -106,23 +93,27 @@ def align_masks(
         return {}
     processes = current().world_size  # batches no larger than in training, to fit in memory
     parts = processes * config.optimizer.parts(config.batch, processes)
-    terms = _final_terms(draw, step, config, len(labelled), parts=parts)
+    terms = _final_terms(draw, step, config, len(labelled), parts=parts, device=device)
     sam.to("cpu").requires_grad_(True)
     return {f"train_{name}": value for name, value in terms.items()}
 
 
 @torch.inference_mode()
 def _final_terms(
-    draw: Draw[_Batch], step: Step[_Batch], config: AlignConfig, count: int, *, parts: int
+    draw: Draw, step: Step[Batch], config: AlignConfig, count: int, *, parts: int, device: torch.device
 ) -> dict[str, float]:
-    """Compute loss terms as means over all prompts."""
-    sums, total, seed = defaultdict[str, float](float), 0.0, config.optimizer.seed
-    for number in range(-(-config.optimizer.total_steps(count, config.batch) // 10)):
-        indices = epoch_indices(count, config.batch, number, seed)
-        for rows in cut(config.batch, parts):
-            rngs = [np.random.default_rng((seed, number, 2, row)) for row in rows]
-            batch = draw([indices[row] for row in rows], number, rngs)
-            terms = dict(step(batch, number, np.random.default_rng((seed, number, 4))))
+    """Compute loss terms as means over all prompts of `final_batches`."""
+    seed = config.optimizer.seed
+    requests = [
+        Request([indices[row] for row in rows], number, [(seed, number, 2, row) for row in rows])
+        for number in range(final_batches(config.optimizer.total_steps(count, config.batch)))
+        for indices in [epoch_indices(count, config.batch, number, seed)]
+        for rows in cut(config.batch, parts)
+    ]
+    sums, total = defaultdict[str, float](float), 0.0
+    with closing(load(draw, requests, loading_of(draw, config.optimizer.num_workers, device))) as batches:
+        for request, batch in zip(requests, batches, strict=True):
+            terms = dict(step(batch, request.number, np.random.default_rng((seed, request.number, 4))))
             weight = float(terms.pop("weight"))
             total += weight
             for name, value in terms.items():
@@ -130,74 +121,75 @@ def _final_terms(
     return {name: value / total for name, value in sums.items()}
 
 
-def _draw_function(
-    sam: Sam,
-    images: Shards,
-    labelled: list[int],
-    config: AlignConfig,
-    device: torch.device,
-    teacher: Teacher | None,
-) -> Draw[_Batch]:
-    cache: dict[int, _Example] = {}
+def final_batches(steps: int) -> int:
+    """Batches of the measurement after training of ``steps`` steps: a fiftieth, at most `_MOST_FINAL_BATCHES`.
 
-    def read(index: int, rng: np.random.Generator) -> _Example:
-        if index in cache:
-            return cache[index]
-        mirror = config.flip and rng.random() < 0.5
-        sample = images[index]
-        example = _example(sam, sample, device, frozen=config.train == "decoder", mirror=mirror)
-        if teacher:
-            example = replace(example, teacher=teacher.embeddings.get(sample.key))
-        if config.keep_embeddings:
-            cache[index] = example
-        return example
+    A batch takes less time than a step, which also has a backward pass, so the measurement takes less than 2 % of the
+    training's time.
+    """
+    return max(1, min(steps // 50, _MOST_FINAL_BATCHES))
 
-    def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _Batch:
-        examples = [read(labelled[index], rng) for index, rng in zip(indices, rngs, strict=True)]
-        groups = drawn_prompts(
-            rngs,
-            [example.instances.coverages.astype(np.float32) / 255 for example in examples],
-            [example.instances.boxes for example in examples],
-            config.masks,
-            sam.image_size,
-            clicks=(config.clicks[0], config.clicks[1]),
-            box_jitter=config.box_jitter,
-        )
-        points = losses.candidates_of(4 * sam.embedding_size) if config.mask_loss == "bce_points" else 0
-        chance = np.stack([rng.random((config.masks, points, 2), np.float32) for rng in rngs])
-        targets = [example.teacher for example in examples if example.teacher is not None]
-        return _Batch(
-            torch.stack([example.input for example in examples]),
-            groups,
-            torch.from_numpy(chance),
-            torch.stack(targets) if targets else None,
-        )
 
-    return draw
+class _Encoded:
+    """Embeddings of a batch: of an encoder that is trained, or of a frozen one whose embeddings may be cached.
+
+    Args:
+        sam: The student, on its device.
+        images: Read where an embedding is not cached yet.
+        config: Section ``align.<student>`` of params.yaml.
+    """
+
+    def __init__(self, sam: Sam, images: Shards, config: AlignConfig) -> None:
+        self._sam, self._images, self._config = sam, images, config
+        self._cache = dict[int, Tensor]()
+
+    def __call__(self, batch: Batch, device: torch.device) -> Float[Tensor, "b 256 g g"]:
+        if batch.pixels is None:
+            for index in batch.indices:
+                if index not in self._cache:
+                    self._cache[index] = self._kept(index, device)
+            cached = torch.stack([self._cache[index] for index in batch.indices])
+            return cached.to(device, non_blocking=True).float()
+        pixels = normalised(batch.pixels.rgb, batch.pixels.sizes)
+        if self._config.train == "decoder":
+            return self._frozen(pixels).float()
+        with autocast(device, self._config.optimizer.autocast):
+            embeddings: Tensor = self._sam.image_encoder(pixels)
+        return embeddings.float()
+
+    def _kept(self, index: int, device: torch.device) -> Float16[Tensor, "256 g g"]:
+        image = self._images.resized(index, self._sam.input_size, annotated=False)
+        pixels = stacked([image.pixels], self._sam.input_size, [False])
+        return self._frozen(normalised(pixels.rgb.to(device), pixels.sizes.to(device)))[0].cpu()
+
+    @torch.no_grad()
+    def _frozen(self, pixels: Float[Tensor, "b 3 s s"]) -> Float16[Tensor, "b 256 g g"]:
+        # One by one on a CPU, where it costs nothing, so that an embedding does not depend on the rest of its batch.
+        parts = pixels.split(1) if pixels.device.type == "cpu" else [pixels]
+        return torch.cat([self._sam.image_encoder(part).half() for part in parts])
 
 
 def _step(
     sam: Sam,
+    encoded: _Encoded,
     config: AlignConfig,
-    device: torch.device,
     teacher: Teacher | None,
-    batch: _Batch,
+    device: torch.device,
+    batch: Batch,
     number: int,
     rng: np.random.Generator,
 ) -> Mapping[str, Tensor]:
     # Train the single mask or the three multimasks, as in EfficientViT-SAM.
     outputs = slice(0, 1) if rng.random() < config.single_mask_share else slice(1, 4)
-    x = batch.input.to(device)
-    with autocast(device, config.optimizer.autocast):
-        embeddings = sam.image_encoder(x).float() if config.train == "all" else x.float()
+    batch = batch.to(device)
+    embeddings = encoded(batch, device)
     sums, count = dict[str, Tensor](), torch.zeros((), device=device)
-    for rows, cpu_prompts in batch.groups:
-        prompts = cpu_prompts.to(device)
+    for rows, prompts in batch.groups:
         with autocast(device, config.optimizer.autocast):
             logits, iou = decode(sam, embeddings[rows], prompts.coords, prompts.labels)
         mask_loss: losses.MaskLoss = losses.focal_dice
         if config.mask_loss == "bce_points":
-            mask_loss = partial(losses.bce_points, candidates=batch.chance[rows].to(device))
+            mask_loss = partial(losses.bce_points, candidates=batch.chance[rows])
         terms = losses.best_mask(
             logits[:, :, outputs].float(),
             iou[:, :, outputs].float(),
@@ -223,13 +215,4 @@ def _teacher_masks(
 ) -> Tensor:
     """Compute the teacher's mask logits ``(B, P, 4, m, m)``."""
     with autocast(device, config.optimizer.autocast):
-        return decode(teacher.sam, embeddings.to(device).float(), prompts.coords, prompts.labels)[0]
-
-
-@torch.inference_mode()
-def _example(sam: Sam, sample: Sample, device: torch.device, *, frozen: bool, mirror: bool) -> _Example:
-    image = sample.image[:, ::-1] if mirror else sample.image
-    x = to_input(image, sam.input_size)
-    if frozen:
-        x = sam.image_encoder(x[None].to(device))[0].half().cpu().clone()
-    return _Example(x, instances_of(sample, sam.image_size, 4 * sam.embedding_size, mirror=mirror), None)
+        return decode(teacher.sam, embeddings, prompts.coords, prompts.labels)[0]

@@ -2,10 +2,14 @@
 
 import ctypes
 import gc
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
@@ -47,6 +51,28 @@ def die_with_parent() -> None:
     """Request SIGTERM when the parent dies (Linux only), so that a killed `dvc` leaves no stage running."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextmanager
+def sigint_blocked() -> Iterator[None]:
+    """Block SIGINT in processes started within the context: the parent handles Ctrl-C, also while they import."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def exit_with_parent() -> None:
+    """Exit a process of `multiprocessing` when its parent exits, for whatever reason."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+def _follow(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def raise_on_signals() -> None:

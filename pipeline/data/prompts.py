@@ -12,14 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from pipeline.ops.masks import center
+from pipeline.data.instances import Lazy
+from pipeline.ops.masks import bounds, center
 from pipeline.ops.point_labels import BACKGROUND, BOX_CORNERS, FOREGROUND, PADDING
 
 BOX_JITTER, BOX_JITTER_CAP = 0.1, 20 / 1024
 """SAM's standard deviation as a fraction of the box's side, and largest move as a fraction of the frame's side."""
+
+Masks = Float[np.ndarray, "_ m m"] | UInt8[np.ndarray, "_ m m"] | Lazy
+Boxes = Float[np.ndarray, "_ 4"] | Lazy
 
 
 @dataclass(frozen=True)
@@ -29,20 +33,23 @@ class Prompts:
     coords: Float[Tensor, "b p n 2"]
     """x and y in the prompt frame."""
     labels: Float[Tensor, "b p n"]
-    targets: Float[Tensor, "b p m m"]
-    """Coverage of each prompt's target mask, in [0, 1]."""
+    targets: Float[Tensor, "b p m m"] | UInt8[Tensor, "b p m m"]
+    """Coverage of each prompt's target mask, in [0, 1], or in bytes of which 255 is fully covered."""
     present: Bool[Tensor, "b p"]
     """False for the prompts of an image without instances."""
 
     def to(self, device: torch.device) -> "Prompts":
-        """Move to ``device``."""
-        return Prompts(*(part.to(device) for part in (self.coords, self.labels, self.targets, self.present)))
+        """Move to ``device``, where targets in bytes become floats in [0, 1]."""
+        coords, labels, targets, present = (
+            part.to(device, non_blocking=True) for part in (self.coords, self.labels, self.targets, self.present)
+        )
+        return Prompts(coords, labels, targets if targets.is_floating_point() else targets.float() / 255, present)
 
 
 def first_prompts(
     rngs: Sequence[np.random.Generator],
-    masks: Sequence[Float[np.ndarray, "_ m m"]],
-    boxes: Sequence[Float[np.ndarray, "_ 4"]],
+    masks: Sequence[Masks],
+    boxes: Sequence[Boxes],
     count: int,
     side: int,
     *,
@@ -53,7 +60,8 @@ def first_prompts(
 
     Args:
         rngs: Random generator of each image.
-        masks: Per image, coverages of its instances on the low-resolution raster, in [0, 1].
+        masks: Per image, coverages of its instances on the low-resolution raster, in [0, 1] or in bytes. Of
+            `Lazy` ones only those of the sampled instances are computed.
         boxes: Per image, its instances' boxes xyxy in the prompt frame.
         count: P. Images with fewer instances repeat some.
         side: Side of the prompt frame, in pixels.
@@ -66,8 +74,8 @@ def first_prompts(
 
 def drawn_prompts(
     rngs: Sequence[np.random.Generator],
-    masks: Sequence[Float[np.ndarray, "_ m m"]],
-    boxes: Sequence[Float[np.ndarray, "_ 4"]],
+    masks: Sequence[Masks],
+    boxes: Sequence[Boxes],
     count: int,
     side: int,
     *,
@@ -97,8 +105,8 @@ def drawn_prompts(
 
 def _drawn(
     rngs: Sequence[np.random.Generator],
-    masks: Sequence[Float[np.ndarray, "_ m m"]],
-    boxes: Sequence[Float[np.ndarray, "_ 4"]],
+    masks: Sequence[Masks],
+    boxes: Sequence[Boxes],
     count: int,
     side: int,
     clicks: Sequence[int],
@@ -111,20 +119,20 @@ def _drawn(
     grid = next(m.shape[-1] for m in masks)
     coords = np.zeros((len(masks), count, points, 2), np.float32)
     labels = np.full((len(masks), count, points), PADDING, np.float32)
-    targets = np.zeros((len(masks), count, grid, grid), np.float32)
+    targets = np.zeros((len(masks), count, grid, grid), masks[0].dtype)
     present = np.zeros((len(masks), count), bool)
     for i, (rng, instances, corners, n) in enumerate(zip(rngs, masks, boxes, clicks, strict=True)):
         if not len(instances):
             continue
         present[i] = True
-        for j, k in enumerate(_pick(rng, len(instances), count)):
+        for j, k in enumerate(_pick(rng, len(instances), count).tolist()):
             targets[i, j] = instances[k]
             exact = exact_share > 0 and rng.random() < exact_share
             if n == 0 or (n == 1 and rng.random() < 0.5):
                 box = corners[k] if exact else noisy_box(rng, corners[k], side, box_jitter)
                 coords[i, j], labels[i, j] = box.reshape(2, 2), BOX_CORNERS
             else:
-                points_of_mask = [click(rng, instances[k], side) for _ in range(n)]
+                points_of_mask = clicks_in(rng, instances[k], side, n)
                 if exact:
                     points_of_mask[0] = central_click(instances[k], side)
                 coords[i, j, :n], labels[i, j, :n] = points_of_mask, FOREGROUND
@@ -155,23 +163,39 @@ def noisy_box(
     return np.sort(moved, axis=0).reshape(4).astype(np.float32)
 
 
-def click(rng: np.random.Generator, coverage: Float[np.ndarray, "m m"], side: int) -> Float[np.ndarray, "2"]:
+def click(
+    rng: np.random.Generator, coverage: Float[np.ndarray, "m m"] | UInt8[np.ndarray, "m m"], side: int
+) -> Float[np.ndarray, "2"]:
     """Sample a point (x, y) of a mask, in the prompt frame.
 
     A cell is drawn with a probability proportional to its coverage, so that the pixels of a mask are equally likely.
     Cells with less than half of the largest coverage are left out, since a point in them is likely off the mask.
     """
-    weights = np.where(coverage >= coverage.max() / 2, coverage, 0).ravel().cumsum(dtype=np.float64)
-    pick = int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))
-    row, column = divmod(pick, coverage.shape[-1])
+    return clicks_in(rng, coverage, side, 1)[0]
+
+
+def clicks_in(
+    rng: np.random.Generator, coverage: Float[np.ndarray, "m m"] | UInt8[np.ndarray, "m m"], side: int, count: int
+) -> Float[np.ndarray, "n 2"]:
+    """Sample ``count`` points as `click` does, one after the other."""
+    rows, columns = bounds(coverage > 0)
+    inner = coverage[rows, columns].astype(np.float32)
+    if coverage.dtype == np.uint8:
+        inner /= 255
+    weights = np.where(inner >= inner.max() / 2, inner, 0).ravel().cumsum(dtype=np.float64)
     cell = side / coverage.shape[-1]
-    point = (np.array([column, row]) + rng.uniform(0.25, 0.75, 2)) * cell
-    return point.astype(np.float32)
+    points = np.empty((count, 2), np.float32)
+    for point in points:
+        pick = int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))
+        row, column = divmod(pick, inner.shape[-1])
+        point[:] = (np.array([column + columns.start, row + rows.start]) + rng.uniform(0.25, 0.75, 2)) * cell
+    return points
 
 
-def central_click(coverage: Float[np.ndarray, "m m"], side: int) -> Float[np.ndarray, "2"]:
+def central_click(coverage: Float[np.ndarray, "m m"] | UInt8[np.ndarray, "m m"], side: int) -> Float[np.ndarray, "2"]:
     """The point (x, y) of a mask farthest from its border, in the prompt frame."""
-    inside = coverage >= min(0.5, float(coverage.max()))
+    full = 255 if coverage.dtype == np.uint8 else 1
+    inside = coverage >= min(0.5 * full, float(coverage.max()))
     cell = side / coverage.shape[-1]
     return ((np.array(center(inside)) + 0.5) * cell).astype(np.float32)
 

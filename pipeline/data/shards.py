@@ -10,6 +10,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.core.artifact import file_sha256
 from pipeline.core.errors import InputError
 from pipeline.core.untrusted.regular_file import read_bytes
-from pipeline.ops.geometry import Size
+from pipeline.ops.geometry import Size, resized
 
 MANIFEST = "manifest.json"
 _LARGEST = 1 << 30
@@ -40,6 +41,19 @@ class Sample:
     """RGB, in the original frame."""
     annotations: list[dict[str, Any]]
     """SA-1B's records; ``segmentation`` is a compressed RLE."""
+
+
+@dataclass(frozen=True)
+class Resized:
+    """One image at the size that an encoder needs, with its masks."""
+
+    key: str
+    size: Size
+    """Height and width of the original."""
+    pixels: UInt8[np.ndarray, "h w 3"]
+    """RGB; the longest side is the one asked for."""
+    annotations: list[dict[str, Any]]
+    """See `Sample`; empty if they were not asked for."""
 
 
 _Offset = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -146,18 +160,60 @@ class Shards:
             IndexError: There are fewer samples.
             InputError: The shard does not match the manifest.
         """
+        entry = self._entries[index][1]
+        with self._read(index, annotated=True) as (image, annotations):
+            return Sample(entry.key, np.asarray(image.convert("RGB")), annotations)
+
+    def resized(self, index: int, side: int, *, annotated: bool) -> Resized:
+        """Read one sample with its image's longest side scaled to ``side``.
+
+        Where an image is at least twice as large, its JPEG is decoded at a half, a quarter or an eighth of its size,
+        which takes a fraction of the time, and then resized as `pipeline.ops.geometry.resize_image` does.
+
+        Args:
+            index: Of the sample.
+            side: The longest side, in pixels.
+            annotated: Whether to read the annotations too.
+
+        Raises:
+            IndexError: There are fewer samples.
+            InputError: The shard does not match the manifest.
+        """
+        entry = self._entries[index][1]
+        with self._read(index, annotated=annotated) as (image, annotations):
+            size = image.height, image.width
+            height, width = resized(size, side)
+            scaled = image.draft("RGB", (width, height))
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            if rgb.size != (width, height):
+                rgb = rgb.resize((width, height), Image.Resampling.BILINEAR, box=scaled[1] if scaled else None)
+            return Resized(entry.key, size, np.asarray(rgb), annotations)
+
+    def annotated(self, index: int) -> tuple[str, Size, list[dict[str, Any]]]:
+        """Read one sample's key, its image's height and width, and its annotations, without the image.
+
+        Raises:
+            IndexError: There are fewer samples.
+            InputError: The shard does not match the manifest.
+        """
+        entry = self._entries[index][1]
+        with self._read(index, annotated=True) as (_, annotations):
+            return entry.key, (entry.height, entry.width), annotations
+
+    @contextmanager
+    def _read(self, index: int, *, annotated: bool) -> Iterator[tuple[Image.Image, list[dict[str, Any]]]]:
+        """Open a sample's image, which is decoded on use, and parse its annotations."""
         file, entry = self._entries[index]
         path = self.directory / file
         try:
             with path.open("rb") as stream:
                 pixels = _read(stream, entry.image_offset, entry.image_bytes)
-                record = json.loads(_read(stream, entry.json_offset, entry.json_bytes))
+                text = _read(stream, entry.json_offset, entry.json_bytes) if annotated else None
+            annotations = [] if text is None else list(json.loads(text)["annotations"])
             with Image.open(io.BytesIO(pixels), formats=("JPEG",)) as image:
-                array = np.asarray(image.convert("RGB"))
-            annotations = list(record["annotations"])
+                yield image, annotations
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged at sample {entry.key!r} ({error}). {REMEDY}") from None
-        return Sample(entry.key, array, annotations)
 
     def verify(self) -> None:
         """Verify the hash of every shard.

@@ -2,16 +2,14 @@
 
 import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from multiprocessing.process import BaseProcess
 from typing import TypeVar
+
+from pipeline.core.process import exit_with_parent, sigint_blocked
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -41,11 +39,11 @@ def in_processes(
         return
     # Spawned, because a fork would copy locks that threads of the caller (MLflow, Prefect, torch) may hold.
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_enter)
+    executor = ProcessPoolExecutor(processes, mp_context=context, initializer=exit_with_parent)
     chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
     work = partial(_apply, function)
     try:
-        with _sigint_blocked():
+        with sigint_blocked():
             pending: deque[Future[list[ResultT]]] = deque(
                 executor.submit(work, chunk) for chunk in islice(chunks, 4 * processes)
             )
@@ -56,30 +54,8 @@ def in_processes(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-@contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Block SIGINT in processes started within the context: the parent handles Ctrl-C, also while they import."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _apply(function: Callable[[ItemT], ResultT], chunk: Sequence[ItemT]) -> list[ResultT]:
     return [function(item) for item in chunk]
-
-
-def _enter() -> None:
-    """Exit when the parent exits, for whatever reason."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-
-
-def _follow(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def _cores() -> int:

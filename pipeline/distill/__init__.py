@@ -73,7 +73,9 @@ def distill(
     digest = code.digest(__name__, module_of(student), module_of(source.model or ""))
     inputs = (Card.read(artifact).digest for artifact in (prepare, teacher, embed))
     precision = precision_of(device, config.training.autocast)
-    checkpoint = checkpoint_of(f"distill-{student}", config.model_dump_json(), precision, digest, *inputs)
+    checkpoint = checkpoint_of(
+        f"distill-{student}", config.model_dump_json(exclude={"optimizer": {"num_workers"}}), precision, digest, *inputs
+    )
     task = Task(
         sam=student_of(teacher, student, config.training.seed, config.options, config.init),
         teacher=teacher,

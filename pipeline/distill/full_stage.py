@@ -8,32 +8,22 @@ single-mask token, which TinySAM drops, is distilled like the other three.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data.instances import instances_of
-from pipeline.data.prompts import Prompts, first_prompts, hard_clicks
+from pipeline.data.prompts import Prompts, hard_clicks
 from pipeline.distill.config import FullStageRecipe
-from pipeline.distill.task import Batch, Task
+from pipeline.distill.drawing import DrawPrompted, Prompted
+from pipeline.distill.task import Task
 from pipeline.models.decoder import decode, decode_with_tokens, freeze_omitted
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
 from pipeline.training import losses
 
 MULTIMASK = slice(1, 4)
-
-
-@dataclass(frozen=True)
-class _Prompted:
-    """A batch, its prompts, and random numbers ``(B, rounds, P)`` in [0, 1) that choose the moved clicks."""
-
-    images: Batch
-    prompts: Prompts
-    chance: Tensor
 
 
 def distill_full_stage(task: Task, recipe: FullStageRecipe) -> None:
@@ -47,25 +37,19 @@ def distill_full_stage(task: Task, recipe: FullStageRecipe) -> None:
         part.requires_grad_(False)
     freeze_omitted(sam.mask_decoder)
 
-    def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _Prompted:
-        batch = task.batch(indices)
-        instances = [instances_of(sample, sam.image_size, 4 * sam.embedding_size) for sample in batch.samples]
-        coverages = [image.coverages.astype(np.float32) / 255 for image in instances]
-        boxes = [image.boxes for image in instances]
-        prompts = first_prompts(rngs, coverages, boxes, recipe.prompts, sam.image_size, box_jitter=recipe.box_jitter)
-        chance = np.stack([rng.random((recipe.rounds, recipe.prompts), np.float32) for rng in rngs])
-        return _Prompted(batch, prompts, torch.from_numpy(chance))
+    draw = DrawPrompted(task.inputs, recipe.prompts, recipe.box_jitter, recipe.rounds)
 
-    def step(batch: _Prompted, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
-        chance = batch.chance[:, : rng.integers(recipe.rounds + 1)]
-        student, target = task.encode(batch.images.pixels), batch.images.embeddings.to(device)
-        prompts = batch.prompts.to(device)
+    def step(batch: Prompted, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
+        rounds = int(rng.integers(recipe.rounds + 1))
+        batch = batch.to(device)
+        images, prompts, chance = batch.images, batch.prompts, batch.chance[:, :rounds]
+        student, target = task.encode(images), images.embeddings
         with task.autocast():
-            coords = harden(sam, student.detach(), prompts, chance.to(device))
+            coords = harden(sam, student.detach(), prompts, chance)
             predicted = decode_with_tokens(sam, student, coords, prompts.labels)
             with torch.no_grad():
                 expected = decode_with_tokens(teacher, target, coords, prompts.labels)
-        errors = embedding_terms(student, target, batch.images.valid.to(device))
+        errors = embedding_terms(student, target, images.valid)
         return weigh(recipe, errors | decoder_terms(recipe, predicted, expected, prompts))
 
     task.fit(nn.ModuleDict(trained), draw, step, {"decoder.": recipe.decoder_lr_share})

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.distill.config import LayerWiseRecipe
+from pipeline.distill.drawing import Batch, Inputs
 from pipeline.distill.schedule import layer_weights
-from pipeline.distill.task import Batch, Task
+from pipeline.distill.task import Task
 from pipeline.models.feature_layers import captured_features, widths
 from pipeline.training import losses
 
@@ -27,6 +28,22 @@ class _FeatureBatch:
 
     images: Batch
     features: list[Tensor]
+    """In half precision."""
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Draws batches with the features of the teacher's blocks ``layers``."""
+
+    inputs: Inputs
+    layers: tuple[int, ...]
+
+    def __call__(self, indices: list[int], number: int, rngs: list[np.random.Generator]) -> _FeatureBatch:
+        batch = self.inputs.batch(self.inputs.read(indices, annotated=False))
+        stored = self.inputs.embeddings
+        return _FeatureBatch(
+            batch, [torch.stack([stored.features(key, layer) for key in batch.keys]) for layer in self.layers]
+        )
 
 
 def distill_layer_wise(task: Task, recipe: LayerWiseRecipe) -> None:
@@ -41,28 +58,21 @@ def distill_layer_wise(task: Task, recipe: LayerWiseRecipe) -> None:
     channels = widths(encoder, student_layers, task.sam.input_size)
     projections = _projections([channels[layer] for layer in student_layers], teacher_widths, task.config.training.seed)
     projections.to(task.device)
-
-    def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _FeatureBatch:
-        batch = task.batch(indices)
-        keys = [sample.key for sample in batch.samples]
-        return _FeatureBatch(
-            batch,
-            [torch.stack([task.embeddings.features(key, layer).float() for key in keys]) for layer in teacher_layers],
-        )
+    draw = _Draw(task.inputs, teacher_layers)
 
     def step(batch: _FeatureBatch, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
-        embeddings, valid = batch.images.embeddings.to(task.device), batch.images.valid.to(task.device)
+        images = batch.images.to(task.device)
         with captured_features(encoder, student_layers) as features:
-            predicted = task.encode(batch.images.pixels)
-        targets = [layer_features.to(task.device) for layer_features in batch.features]
+            predicted = task.encode(images)
+        targets = [layer_features.to(task.device, non_blocking=True).float() for layer_features in batch.features]
         with task.autocast():
             projected = [
                 projection(_on_grid(features[layer], target.shape[-1]))
                 for layer, projection, target in zip(student_layers, projections, targets, strict=True)
             ]
-        embedding = losses.embedding_error(predicted, embeddings, valid, "mse").mean()
+        embedding = losses.embedding_error(predicted, images.embeddings, images.valid, "mse").mean()
         weights = layer_weights(number, layers=len(student_layers), focus=recipe.focus, ramp_steps=recipe.ramp_steps)
-        layers = layer_terms([output.float() for output in projected], targets, valid, weights)
+        layers = layer_terms([output.float() for output in projected], targets, images.valid, weights)
         return {"loss": embedding + recipe.layer_weight * layers.pop("layers"), "embedding": embedding, **layers}
 
     task.fit(nn.ModuleDict({"encoder": encoder, "projections": projections}), draw, step)
@@ -81,7 +91,8 @@ def layer_terms(
     """
     pairs = zip(student, teacher, strict=True)
     errors = torch.stack([losses.feature_error(predicted, target, valid).mean() for predicted, target in pairs])
-    shares = errors.new_tensor(weights)
+    # Filled in on the device: the copy of a list would be waited for.
+    shares = torch.stack([errors.new_full((), weight) for weight in weights])
     terms = {"layers": (shares * errors).sum() / shares.sum()}
     for layer, (error, share) in enumerate(zip(errors, shares, strict=True)):
         terms |= {f"layer_{layer}": error, f"layer_{layer}_weight": share}

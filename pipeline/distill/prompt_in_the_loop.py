@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data.instances import instances_of
-from pipeline.data.prompts import Prompts, disagreement_clicks, first_prompts
+from pipeline.data.prompts import Prompts, disagreement_clicks
 from pipeline.distill.config import PromptInTheLoopRecipe
-from pipeline.distill.task import Batch, Task
+from pipeline.distill.drawing import DrawPrompted, Prompted
+from pipeline.distill.task import Task
 from pipeline.models.decoder import decode, freeze_omitted
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint
@@ -30,15 +30,6 @@ from pipeline.training import losses
 
 _OUTSIDE = -1e4
 """Logit of padding: no loss and no gradient."""
-
-
-@dataclass(frozen=True)
-class _Prompted:
-    """A batch, its first prompts, and random numbers ``(B, loops - 1, P)`` in [0, 1) that choose the clicks."""
-
-    images: Batch
-    prompts: Prompts
-    chance: Tensor
 
 
 def distill_prompt_in_the_loop(task: Task, recipe: PromptInTheLoopRecipe) -> None:
@@ -53,24 +44,15 @@ def distill_prompt_in_the_loop(task: Task, recipe: PromptInTheLoopRecipe) -> Non
     freeze_omitted(sam.mask_decoder)
     sam.mask_decoder.iou_prediction_head.requires_grad_(False)  # no loss depends on it
 
-    def draw(indices: list[int], number: int, rngs: list[np.random.Generator]) -> _Prompted:
-        batch = task.batch(indices)
-        instances = [instances_of(sample, sam.image_size, 4 * sam.embedding_size) for sample in batch.samples]
-        coverages = [image.coverages.astype(np.float32) / 255 for image in instances]
-        boxes = [image.boxes for image in instances]
-        prompts = first_prompts(rngs, coverages, boxes, recipe.prompts, sam.image_size, box_jitter=recipe.box_jitter)
-        chance = np.stack([rng.random((recipe.loops - 1, recipe.prompts), np.float32) for rng in rngs])
-        return _Prompted(batch, prompts, torch.from_numpy(chance))
+    draw = DrawPrompted(task.inputs, recipe.prompts, recipe.box_jitter, recipe.loops - 1)
 
-    def step(batch: _Prompted, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
+    def step(batch: Prompted, number: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
         mask_prompts = rng.random(recipe.loops - 1) < recipe.mask_prompt_probability
-        student, target = task.encode(batch.images.pixels), batch.images.embeddings.to(device)
-        valid = batch.images.valid.to(device)
+        batch = batch.to(device)
+        student, target, valid = task.encode(batch.images), batch.images.embeddings, batch.images.valid
         with task.autocast():
-            decoded = decode_in_loop(
-                sam, teacher, student, target, batch.prompts.to(device), valid, batch.chance.to(device), mask_prompts
-            )
-        terms = mask_terms(decoded, batch.prompts.present.to(device), valid)
+            decoded = decode_in_loop(sam, teacher, student, target, batch.prompts, valid, batch.chance, mask_prompts)
+        terms = mask_terms(decoded, batch.prompts.present, valid)
         if recipe.embedding_weight:
             terms["embedding"] = losses.embedding_error(student, target, valid, "mse").mean()
         return weigh(recipe, terms)

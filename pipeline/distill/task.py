@@ -4,34 +4,24 @@ The teacher's encoder does not run in training. Its embeddings come from the cac
 serve a 512-pixel student.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.core.log import Log
 from pipeline.data.embeddings import Embeddings
-from pipeline.data.shards import Sample, Shards
+from pipeline.data.shards import Shards
 from pipeline.distill.config import DistillConfig
+from pipeline.distill.drawing import Batch, Inputs
 from pipeline.models.sam import Sam
-from pipeline.ops.geometry import to_input, valid_cells
+from pipeline.ops.geometry import normalised
 from pipeline.training import Draw, Step, autocast, fit
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Preprocessed images and the teacher's embeddings."""
-
-    samples: list[Sample]
-    pixels: Float[Tensor, "b 3 s s"]
-    embeddings: Float[Tensor, "b 256 g g"]
-    valid: Bool[Tensor, "b g g"]
-    """True for cells that cover part of the image, False for padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +39,21 @@ class Task:
     log: Log
     checkpoint: Path | None
 
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """Load the images at these indices, on the CPU."""
-        grid = self.sam.embedding_size
-        samples = [self.images[index] for index in indices]
-        valid = torch.zeros(len(samples), grid, grid, dtype=torch.bool)
-        for row, sample in enumerate(samples):
-            height, width = valid_cells(sample.image.shape[:2], grid)
-            valid[row, :height, :width] = True
-        pixels = torch.stack([to_input(sample.image, self.sam.input_size) for sample in samples])
-        embeddings = torch.stack([self.embeddings.get(sample.key).float() for sample in samples])
-        return Batch(samples, pixels.contiguous(memory_format=torch.channels_last), embeddings, valid)
+    @property
+    def inputs(self) -> Inputs:
+        """Reads batches of the student's sizes."""
+        sam = self.sam
+        return Inputs(self.images, self.embeddings, sam.image_size, sam.input_size, sam.embedding_size)
 
-    def encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 256 g g"]:
-        """Compute the student's embeddings, in fp32."""
+    def encode(self, images: Batch) -> Float[Tensor, "b 256 g g"]:
+        """Compute the student's embeddings, in fp32.
+
+        Args:
+            images: A batch on ``device``.
+        """
+        pixels = normalised(images.pixels, images.sizes)
         with self.autocast():
-            embeddings: Tensor = self.sam.image_encoder(pixels.to(self.device))
+            embeddings: Tensor = self.sam.image_encoder(pixels)
         return embeddings.float()
 
     def autocast(self) -> torch.autocast:

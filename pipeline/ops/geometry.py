@@ -6,9 +6,11 @@ padded. *input frame*: the encoder's input, the same square at the encoder's own
 Conventions and rounding are segment-anything's (``utils/transforms.py``, ``modeling/sam.py``).
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,6 +47,33 @@ def to_input(image: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Tensor, "3 s
     mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1)
     pixels = (pixels - mean) / std
     return F.pad(pixels, (0, side - pixels.shape[2], 0, side - pixels.shape[1]))
+
+
+def padded(pixels: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:
+    """Pad a resized RGB image with zeros at the right and bottom."""
+    result = np.zeros((side, side, 3), np.uint8)
+    result[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return result
+
+
+def normalised(pixels: UInt8[Tensor, "b side side 3"], sizes: Int[Tensor, "b 2"]) -> Float[Tensor, "b 3 side side"]:
+    """Finish on the device what `to_input` does, for `padded` images; the result is in channels-last memory format.
+
+    Args:
+        pixels: RGB.
+        sizes: Height and width of each image without its padding.
+    """
+    mean, std = _statistics(pixels.device)
+    side = torch.arange(pixels.shape[1], device=pixels.device)
+    inside = side < sizes[:, :, None]
+    valid = inside[:, 0, :, None, None] & inside[:, 1, None, :, None]
+    return ((pixels.float() - mean) / std).masked_fill_(~valid, 0.0).permute(0, 3, 1, 2)
+
+
+@lru_cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, copied to a device once: each copy would wait for it."""
+    return torch.tensor(PIXEL_MEAN, device=device), torch.tensor(PIXEL_STD, device=device)
 
 
 def points_to_frame(points_original: Float[np.ndarray, "*n 2"], size: Size, side: int) -> Float[np.ndarray, "*n 2"]:

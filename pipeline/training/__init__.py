@@ -3,14 +3,16 @@
 from pipeline.training.checkpoint import CHECKPOINTS, checkpoint_of
 from pipeline.training.config import OptimizerConfig, rate
 from pipeline.training.device import autocast, has_bf16, precision_of
+from pipeline.training.loading import Draw, Request, load, loading_of
 from pipeline.training.loop import LOG_EVERY, Step, fit
-from pipeline.training.samples import Draw, cut, epoch_indices
+from pipeline.training.samples import cut, epoch_indices
 
 __all__ = [
     "CHECKPOINTS",
     "LOG_EVERY",
     "Draw",
     "OptimizerConfig",
+    "Request",
     "Step",
     "autocast",
     "checkpoint_of",
@@ -18,6 +20,8 @@ __all__ = [
     "epoch_indices",
     "fit",
     "has_bf16",
+    "load",
+    "loading_of",
     "precision_of",
     "rate",
 ]

@@ -40,6 +40,9 @@ class OptimizerConfig(Config):
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
     """Steps after which the state is kept on the disk, so that an interrupted run can go on from there."""
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    num_workers: Annotated[int, Field(ge=0, le=128)] | Literal["auto"] = "auto"
+    """Processes that read and prepare batches, beside each training process; results do not depend on it. 0 takes
+    threads; ``auto`` is 0 on a CPU and up to 16 with a GPU, one per core but one."""
 
     @model_validator(mode="after")
     def _schedule_is_whole(self) -> "OptimizerConfig":

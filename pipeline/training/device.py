@@ -1,12 +1,6 @@
-"""The precision a training runs in, and what feeds its device."""
-
-import os
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
+"""The precision a training runs in."""
 
 import torch
-from torch import Tensor
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,31 +25,3 @@ def autocast(device: torch.device, name: str) -> torch.autocast:
     """Autocast context for a forward pass in `precision_of` ``name``: none, bf16 or fp16."""
     dtype = _DTYPES.get(precision_of(device, name))
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
-
-
-def drawing_threads(device: torch.device) -> int:
-    """Number of prefetching threads.
-
-    One on a CPU, since the step itself uses all cores; with a GPU, the cores divided among this machine's processes.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if device.type == "cpu" else min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
-def pinned(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``draw`` to return batches in pinned memory, from which copies to a GPU are several times faster."""
-
-    def drawn(*arguments: Any) -> Any:
-        return _pin(draw(*arguments))
-
-    return drawn
-
-
-def _pin(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return batch if batch.is_cuda else batch.pin_memory()
-    if isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
-        return type(batch)(_pin(part) for part in batch)
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{field.name: _pin(getattr(batch, field.name)) for field in fields(batch)})
-    return batch

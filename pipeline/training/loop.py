@@ -28,8 +28,9 @@ from pipeline.training.batch_norm import synchronised
 from pipeline.training.checkpoint import Stateful, restore, save, warn_of_others
 from pipeline.training.compiling import compiled
 from pipeline.training.config import OptimizerConfig, rate
-from pipeline.training.device import drawing_threads, pinned, precision_of
-from pipeline.training.samples import Draw, Samples, step_generator
+from pipeline.training.device import precision_of
+from pipeline.training.loading import Draw, loading_of
+from pipeline.training.samples import Samples, step_generator
 from pipeline.training.watch import Pace, Watch
 
 BatchT = TypeVar("BatchT")
@@ -87,8 +88,7 @@ def fit(
             ``epochs`` are too few for warm-up and cool-down.
     """
     ranks = current()
-    drawn = pinned(draw) if device.type == "cuda" else draw
-    samples = Samples(drawn, count, batch, config.parts(batch, ranks.world_size), config.seed, ranks)
+    samples = Samples(draw, count, batch, config.parts(batch, ranks.world_size), config.seed, ranks)
     steps = _total_steps(config, count, batch, log, name, ranks)
     optimizer = _optimizer(module, config, lr_shares, device)
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
@@ -96,11 +96,12 @@ def fit(
     state: dict[str, Stateful] = {"module": module, "optimizer": optimizer, "average": average, "scaler": scaler}
     start = _begin(checkpoint, state, ranks)
     watch, pace = Watch(checkpoint, start), Pace(batch)
+    loading = loading_of(draw, config.num_workers, device)
     module.train()
     with (
         synchronised(module, ranks),
         compiled(module, config.compile),
-        closing(pace.timed(samples.ahead(start, steps, drawing_threads(device)))) as batches,
+        closing(pace.timed(samples.ahead(start, steps, loading))) as batches,
     ):
         forward = _forward(module, step, ranks, find_unused_parameters)
         bar = progress(range(start, steps), name, "step", total=steps, done=start, hidden=not ranks.first)
@@ -199,7 +200,7 @@ def _gradients(
         with nullcontext() if last or ranks.world_size == 1 else forward.no_sync():  # type: ignore[operator]
             terms = forward(next(batches), number, step_generator(samples.seed, number))
             loss = terms["loss"]
-            weight = torch.as_tensor(terms.pop("weight", size)).detach().to(loss.device, torch.float64)
+            weight = _weight(terms.pop("weight", size), loss.device)
             if index == 0:
                 estimate = _positive(ranks.total(weight) * len(sizes))
             scaler.scale(loss * (weight * ranks.world_size / estimate)).backward()
@@ -211,6 +212,13 @@ def _gradients(
             if parameter.grad is not None:
                 parameter.grad *= (estimate / _positive(total)).to(parameter.grad)
     return {name: value / _positive(total) for name, value in zip(terms, means, strict=True)}
+
+
+def _weight(weight: Tensor | int, device: torch.device) -> Tensor:
+    """A part's weight on its device, in double precision; a number is filled in there, since a copy is waited for."""
+    if isinstance(weight, Tensor):
+        return weight.detach().to(device, torch.float64, non_blocking=True)
+    return torch.full((), weight, dtype=torch.float64, device=device)
 
 
 def _positive(weight: Tensor) -> Tensor:

@@ -4,26 +4,19 @@ Everything is stateless: order and randomness follow from the seed, the step num
 batch. A resumed run therefore continues in the same order, and processes that share its batches agree on it.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import InputError
+from pipeline.training.loading import Draw, Loading, Request, load
 
 BatchT = TypeVar("BatchT")
-
-Draw = Callable[[list[int], int, list[np.random.Generator]], BatchT]
-"""``draw(indices, number, generators)`` makes a batch of these samples for a step, with one generator per sample.
-
-It is called from background threads during earlier steps, so it must be thread-safe.
-"""
 
 _STEP, _SAMPLE = 1, 3
 
@@ -31,11 +24,6 @@ _STEP, _SAMPLE = 1, 3
 def step_generator(seed: int, number: int) -> np.random.Generator:
     """Generator of a whole step, the same for all its parts in every process."""
     return np.random.default_rng((seed, number, _STEP))
-
-
-def sample_generator(seed: int, number: int, position: int) -> np.random.Generator:
-    """Generator of one sample of a step; ``position`` is its index in the whole batch."""
-    return np.random.default_rng((seed, number, _SAMPLE, position))
 
 
 def epoch_indices(count: int, batch: int, number: int, seed: int) -> list[int]:
@@ -97,21 +85,13 @@ class Samples(Generic[BatchT]):
         """Number of samples in each of this process's parts."""
         return [len(part) for part in self.positions()]
 
-    def part(self, number: int, positions: range) -> BatchT:
-        """Draw a part of a step."""
+    def request(self, number: int, positions: range) -> Request:
+        """A part of a step; a sample's generator is that of its position in the whole batch."""
         indices = epoch_indices(self.count, self.batch, number, self.seed)
-        generators = [sample_generator(self.seed, number, position) for position in positions]
-        return self.draw([indices[position] for position in positions], number, generators)
+        seeds = [(self.seed, number, _SAMPLE, position) for position in positions]
+        return Request([indices[position] for position in positions], number, seeds)
 
-    def ahead(self, start: int, end: int, threads: int) -> Iterator[BatchT]:
-        """Yield this process's parts of steps ``start`` to ``end`` in order, prefetching one per thread."""
-        parts = ((number, positions) for number in range(start, end) for positions in self.positions())
-        with ThreadPoolExecutor(threads, "draw") as pool:
-            pending: deque[Future[BatchT]] = deque(pool.submit(self.part, *part) for part in islice(parts, threads))
-            try:
-                while pending:
-                    batch = pending.popleft().result()
-                    pending.extend(pool.submit(self.part, *part) for part in islice(parts, 1))
-                    yield batch
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+    def ahead(self, start: int, end: int, loading: Loading) -> Generator[BatchT, None, None]:
+        """Yield this process's parts of steps ``start`` to ``end`` in order, drawn ahead."""
+        parts = (self.request(number, part) for number in range(start, end) for part in self.positions())
+        return load(self.draw, parts, loading)

@@ -7,13 +7,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pipeline import training
 from pipeline.align import AlignConfig, align
-from pipeline.align.masks import _example
+from pipeline.align.drawing import stacked
 from pipeline.core.artifact import Card, Contents, digest
 from pipeline.core.errors import InputError
 from pipeline.core.log import silent
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.instances import instances_of
-from pipeline.data.shards import Sample, Shards
+from pipeline.data.shards import Shards
 from pipeline.embed import EmbedConfig, embed
 from pipeline.models import build
 from pipeline.models.decoder import decode
@@ -114,7 +114,8 @@ def masks_error(directory, inputs):
     distances = []
     with torch.no_grad():
         for sample in images:
-            boxes = torch.from_numpy(instances_of(sample, 256, 64).boxes).reshape(1, -1, 2, 2)
+            instances = instances_of(sample.annotations, sample.image.shape[:2], 256, 64)
+            boxes = torch.from_numpy(instances.boxes.all()).reshape(1, -1, 2, 2)
             labels = torch.tensor([2.0, 3.0]).expand(1, boxes.shape[1], 2)
             own = student.image_encoder(to_input(sample.image, student.input_size)[None])
             expected, _ = decode(teacher, embeddings.get(sample.key)[None].float(), boxes, labels)
@@ -197,11 +198,10 @@ def test_a_speck_that_leaves_nothing_on_the_raster_is_no_instance():
     speck[700, 700] = True
     disk[300:900, 200:800] = True
     records = [{"segmentation": masks.encode(mask)} for mask in (speck, disk)]
-    image = np.zeros((2000, 1500, 3), np.uint8)
-    instances = instances_of(Sample("x", image, records), 256, 64)
+    instances = instances_of(records, (2000, 1500), 256, 64)
     assert instances.coverages.shape == (1, 64, 64)
-    assert instances.coverages.max() == 255
-    assert instances.boxes.tolist() == [pytest.approx([25.6, 38.4, 102.4, 115.2], abs=0.2)]
+    assert instances.coverages[0].max() == 255
+    assert instances.boxes.all().tolist() == [pytest.approx([25.6, 38.4, 102.4, 115.2], abs=0.2)]
 
 
 def test_end_to_end_trains_encoder_and_decoder(run, inputs):
@@ -229,26 +229,22 @@ def test_what_was_reached_is_measured_in_parts_no_larger_than_those_of_training(
     assert parted == pytest.approx(whole, rel=1e-4)
 
 
-def test_an_image_is_mirrored_with_its_masks():
-    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    mask = np.zeros((64, 64), bool)
-    mask[5:30, 8:24] = True
-    sample = Sample("x", image, [{"segmentation": masks.encode(mask)}])
-    sam = build(STUDENT, seed=1)
-    plain, mirrored = (_example(sam, sample, CPU, frozen=False, mirror=mirror) for mirror in (False, True))
-    assert torch.equal(mirrored.input, plain.input.flip(2))
-    assert not torch.equal(mirrored.input, plain.input)
-    assert np.array_equal(mirrored.instances.coverages, plain.instances.coverages[:, :, ::-1])
+def test_an_image_is_mirrored_within_its_padding():
+    image = np.random.default_rng(0).integers(1, 255, (40, 64, 3), np.uint8)
+    plain, mirrored = (stacked([image], 64, [mirror]) for mirror in (False, True))
+    assert plain.sizes.tolist() == [[40, 64]]
+    assert torch.equal(mirrored.rgb[:, :40], plain.rgb[:, :40].flip(2))
+    assert not mirrored.rgb[:, 40:].any()
 
 
 def test_mirrored_images_have_mirrored_masks_and_boxes():
     mask = np.zeros((40, 80), bool)
     mask[5:30, 8:24] = True
-    sample = Sample("x", np.zeros((40, 80, 3), np.uint8), [{"segmentation": masks.encode(mask)}])
-    plain, mirrored = (instances_of(sample, 80, 20, mirror=mirror) for mirror in (False, True))
-    assert np.array_equal(mirrored.coverages, plain.coverages[:, :, ::-1])
-    assert plain.boxes.tolist() == [[8, 5, 24, 30]]
-    assert mirrored.boxes.tolist() == [[56, 5, 72, 30]]
+    records = [{"segmentation": masks.encode(mask)}]
+    plain, mirrored = (instances_of(records, (40, 80), 80, 20, mirror=mirror) for mirror in (False, True))
+    assert np.array_equal(mirrored.coverages[0], plain.coverages[0][:, ::-1])
+    assert plain.boxes.all().tolist() == [[8, 5, 24, 30]]
+    assert mirrored.boxes.all().tolist() == [[56, 5, 72, 30]]
 
 
 @pytest.mark.parametrize(

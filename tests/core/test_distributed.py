@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import InputError
+from pipeline.training.loading import Loading
 from pipeline.training.samples import Samples, epoch_indices
 from tests.training.work import BATCHES, results
 
@@ -103,7 +104,7 @@ def test_every_sample_is_seen_once_in_an_epoch_whoever_sees_it_and_with_the_same
 
     def seen(ranks, accumulate):
         shares = [Samples(draw, count, batch, accumulate, seed, Ranks(rank, ranks)) for rank in range(ranks)]
-        parts = [[*share.ahead(0, steps, threads=2)] for share in shares]
+        parts = [[*share.ahead(0, steps, Loading(threads=2))] for share in shares]
         each = [part for n in range(steps) for own in parts for part in own[n * accumulate : (n + 1) * accumulate]]
         return [sample for part in each for sample in part]
 
@@ -134,7 +135,7 @@ def test_an_error_of_a_drawing_thread_comes_out_where_its_batch_is_due():
             raise InputError("a damaged sample")
         return number
 
-    batches = Samples(draw, 10, 2, 1, 0, Ranks()).ahead(0, 8, threads=3)
+    batches = Samples(draw, 10, 2, 1, 0, Ranks()).ahead(0, 8, Loading(threads=3))
     assert [next(batches) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(InputError, match="a damaged sample"):
         next(batches)
