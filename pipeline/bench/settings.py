@@ -12,7 +12,7 @@ CUDA = ("cuda", "cuda_compile", "cuda_graph")
 RUNTIMES = ("torch", "onnxruntime", "openvino", *CUDA)
 """All but `CUDA` run on the processor."""
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-SubjectName = Literal["attention", "encoder", "decoder", "training", "evaluate", "everything"]
+SubjectName = Literal["attention", "encoder", "decoder", "training", "loading", "evaluate", "everything"]
 
 Combination = tuple[str, str]
 """Runtime and precision."""

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 from tqdm import tqdm
 
-from pipeline.bench import attention, decoder, encoder, evaluate, everything, training
+from pipeline.bench import attention, decoder, encoder, evaluate, everything, loading, training
 from pipeline.bench.candidate import Candidate, Subject
 from pipeline.bench.interleaved import measure_interleaved
 from pipeline.bench.settings import PRECISIONS, RUNTIMES, Combination, Settings
@@ -27,6 +27,7 @@ SUBJECTS: Mapping[str, Subject] = {
     "encoder": encoder.SUBJECT,
     "decoder": decoder.SUBJECT,
     "training": training.SUBJECT,
+    "loading": loading.SUBJECT,
     "evaluate": evaluate.SUBJECT,
     "everything": everything.SUBJECT,
 }

@@ -62,7 +62,7 @@ def _build(
         gmacs = macs(sam)["encoder"] / 1e9
         if images is None:
             images = scenes(directory / "images", "train", _IMAGES, sam.image_size)
-            embeddings_directory = _embeddings(directory, images, sam.embedding_size)
+            embeddings_directory = random_embeddings(directory, images, sam.embedding_size)
         device = torch.device("cpu" if runtime == "torch" else "cuda")
         config = _config(settings, precision, compiled=runtime == "cuda_compile")
         bare = Bare(sam, settings.images, config.training, device)
@@ -108,7 +108,7 @@ def _config(settings: Settings, precision: str, *, compiled: bool) -> DistillCon
     return DistillConfig(recipe=EmbeddingRecipe(kind="embedding"), batch=settings.images, optimizer=loop)
 
 
-def _embeddings(directory: Path, images: Shards, grid: int) -> Path:
+def random_embeddings(directory: Path, images: Shards, grid: int) -> Path:
     """Write an artifact of random embeddings for all ``images``."""
     generator = torch.Generator().manual_seed(0)
     target = locate(directory / "store", "train", {})

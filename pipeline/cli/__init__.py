@@ -226,9 +226,9 @@ def bench(
     """Time models side by side: runtimes, precisions and students in one run.
 
     attention: dense and dilated, by segment and interval. encoder: latency of one image. decoder: milliseconds per
-    prompt, segment_anything's and ours. training: one step of distillation beside a bare loop. evaluate: milliseconds
-    per instance, the published evaluation and ours. everything: all masks of one image, segment_anything's generator
-    and ours.
+    prompt, segment_anything's and ours. training: one step of distillation beside a bare loop. loading: images per
+    second that one core prepares for each recipe. evaluate: milliseconds per instance, the published evaluation and
+    ours. everything: all masks of one image, segment_anything's generator and ours.
 
     The first row is the baseline of the column speedup. Rows are measured in turns, after warm-up, while the machine is
     quiet; docs/benchmarks.md explains the columns.

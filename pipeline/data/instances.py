@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -14,7 +14,7 @@ from pipeline.ops.coverage import Runs
 from pipeline.ops.geometry import Size, boxes_to_frame
 
 
-class Lazy(Sequence[np.ndarray]):
+class Lazy:
     """An array whose elements along the first axis are computed when first used, and then kept.
 
     Args:
@@ -30,22 +30,14 @@ class Lazy(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return self.shape[0]
 
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
-
-    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        index = range(len(self))[index]
+    def __getitem__(self, index: int) -> np.ndarray:
         if index not in self._computed:
-            self._computed[index] = self._element(index)
+            self._computed[index] = self._element(range(len(self))[index])
         return self._computed[index]
 
     def all(self) -> np.ndarray:
         """All elements, stacked."""
-        return np.array(self[:], self.dtype).reshape(self.shape)
+        return np.array([self[index] for index in range(len(self))], self.dtype).reshape(self.shape)
 
 
 @dataclass(frozen=True)

@@ -207,8 +207,8 @@ class Shards:
         path = self.directory / file
         try:
             with path.open("rb") as stream:
-                pixels = _read(stream, entry.image_offset, entry.image_bytes)
-                text = _read(stream, entry.json_offset, entry.json_bytes) if annotated else None
+                pixels = _bytes(stream, entry.image_offset, entry.image_bytes)
+                text = _bytes(stream, entry.json_offset, entry.json_bytes) if annotated else None
             annotations = [] if text is None else list(json.loads(text)["annotations"])
             with Image.open(io.BytesIO(pixels), formats=("JPEG",)) as image:
                 yield image, annotations
@@ -227,7 +227,7 @@ class Shards:
                 raise InputError(f"{path} has changed since it was prepared. {REMEDY}")
 
 
-def _read(stream: BinaryIO, offset: int, length: int) -> bytes:
+def _bytes(stream: BinaryIO, offset: int, length: int) -> bytes:
     stream.seek(offset)
     data = stream.read(length)
     if len(data) != length:

@@ -7,7 +7,7 @@ on the number of runs, not on the size of the image.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ class Raster:
     columns: Float[np.ndarray, "w n"]
     """Weights of image columns in columns of the raster."""
 
-    @property
+    @cached_property
     def shows_every_pixel(self) -> bool:
         """Whether a single pixel, wherever it is, leaves a coverage of at least 1 / 255 after rounding."""
         rows = np.diff(self.rows, axis=0).max(axis=1).min()

@@ -4,6 +4,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -13,6 +14,7 @@ from pipeline.core.artifact import write_json
 from pipeline.core.errors import InputError
 from pipeline.data.photograph import encode_jpeg
 from pipeline.data.shards import MANIFEST, Entry, Manifest, Packed, Shards, write_split
+from pipeline.ops.geometry import normalised, padded, resize_image, to_input
 
 
 def packed(key, height=8, width=12, shade=0, annotations=()):
@@ -117,3 +119,35 @@ def test_an_entry_out_of_bounds_is_refused_before_anything_is_read(field, value)
     Entry.model_validate(entry)
     with pytest.raises(ValidationError):
         Entry.model_validate(entry | {field: value})
+
+
+def photograph_like(size, seed=0):
+    """Edges, gradients and texture."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 255, (size[0] // 16, size[1] // 16, 3), np.uint8)
+    large = Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(large) + rng.normal(0, 4, (*size, 3)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("size", "reduced"), [((200, 300), True), ((301, 203), True), ((100, 130), False)])
+def test_an_image_is_decoded_at_a_reduced_scale_close_to_the_resized_whole(tmp_path, size, reduced):
+    jpeg = encode_jpeg(Image.fromarray(photograph_like(size)), 92)
+    record = {"image": {"image_id": 1, "height": size[0], "width": size[1]}, "annotations": []}
+    dataset(tmp_path, [Packed("a", jpeg, record)])
+    shards = Shards(tmp_path, "train")
+    found, expected = shards.resized(0, 96, annotated=False), resize_image(shards[0].image, 96)
+    assert found.size == size
+    assert found.pixels.shape == expected.shape
+    error = found.pixels.astype(int) - expected
+    assert (np.abs(error).max() > 0) == reduced
+    assert np.sqrt((error**2).mean()) < 3
+    assert abs(error.mean()) < 0.1
+
+
+def test_images_in_bytes_are_finished_on_the_device_as_the_encoders_input():
+    images = [photograph_like(size) for size in ((40, 64), (64, 20), (64, 64))]
+    pixels = torch.from_numpy(np.stack([padded(image, 64) for image in images]))
+    sizes = torch.tensor([image.shape[:2] for image in images])
+    found = normalised(pixels, sizes)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, torch.stack([to_input(image, 64) for image in images]))
