@@ -452,18 +452,58 @@ def register() -> str:
 
 
 @command
-def promote() -> str:
-    """Make the challenger champion if the rules in params.yaml hold; exit with 1 if one does not."""
+def promote(
+    dry_run: Annotated[bool, Option("--dry-run", help="Only judge: change and record nothing.")] = False,
+    force: Annotated[
+        str | None, Option(metavar="REASON", help="Promote even if rules do not hold; the reason is recorded.")
+    ] = None,
+    target: Annotated[Literal["cpu", "gpu"] | None, Option(help="Of which target; default: the latest.")] = None,
+) -> str:
+    """Make the challenger champion if the rules in params.yaml hold; exit with 1 if one does not.
+
+    The rules are limits, trivial masks, fp32 of the same student, and the champion of the same target on the same
+    instances.
+
+    Example: python -m pipeline promote --force "the old validation set had wrong labels"
+    """
     preflight.check_registry()
     from pipeline import promote
+    from pipeline.core.errors import GateError
+    from pipeline.promote import verdict
 
-    return promote.promote()
+    decision = promote.decide(dry_run=dry_run, force=force, target=target)
+    table = "" if decision.verdict is None else verdict.text(decision.verdict)
+    if decision.refused:
+        typer.echo(table)
+        raise GateError(decision.line)
+    return "\n".join(filter(None, [table, decision.line]))
 
 
 @command
-def rollback() -> str:
+def rollback(
+    reason: Annotated[str, Option(help="Recorded.")] = "",
+    target: Annotated[
+        Literal["cpu", "gpu"] | None, Option(help="Of which target; default: that of the alias champion.")
+    ] = None,
+) -> str:
     """Make the previous champion champion again."""
     preflight.check_registry()
     from pipeline import promote
 
-    return promote.rollback()
+    return promote.rollback(target=target, reason=reason)
+
+
+@command
+def history(as_json: Json = False) -> str:
+    """Print promotions and rollbacks, the latest first, with their outcomes and reasons."""
+    preflight.check_registry()
+    from pipeline import promote
+
+    entries = promote.history()
+    if as_json:
+        return json.dumps(entries, indent=1)
+    columns = ("time", "action", "version", "replaced", "target", "outcome", "by", "reason")
+    lines = [columns, *(tuple(entry[name] for name in columns) for entry in entries)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return "\n".join(text) if entries else "there is no promotion: run `python -m pipeline promote`"

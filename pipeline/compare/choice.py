@@ -14,6 +14,7 @@ _PREFERRED = {
     "click_miou": "the highest click mIoU",
 }
 _PROMPTS = {"box": "boxes", "click": "one click"}
+_COSTS = {"latency_ms": ("latency", "ms"), "size_mib": ("size", "MiB"), "memory_mib": ("memory", "MiB")}
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,16 @@ def _reason(config: PromoteConfig, rows: Sequence[Row], teacher: Row, rules: Seq
 def _words(rule: Rule) -> str:
     """A rule's value and limit, for readers of the report."""
     prompt = _PROMPTS.get(rule.name.partition("_")[0], "")
+    cost, unit = _COSTS.get(rule.name, ("", ""))
     if rule.limit is None:
         return f"{prompt}: no trivial mask was measured"
     if rule.value is None:
-        return f"{prompt or 'latency'}: not measured"
+        return f"{prompt or cost}: not measured"
     if rule.name.endswith("_retained"):
         return f"{prompt}: {table.share(rule.value)} of the teacher's mIoU, at least {table.share(rule.limit)}"
     if rule.name.endswith("_above_trivial"):
         return f"{prompt}: mIoU {table.score(rule.value)}, must exceed a trivial mask's {table.score(rule.limit)}"
-    return f"latency: {table.amount(rule.value)} ms, at most {table.amount(rule.limit)} ms"
+    return f"{cost}: {table.amount(rule.value)} {unit}, at most {table.amount(rule.limit)} {unit}"
 
 
 def headline(row: Row | None, teacher: Row) -> Mapping[str, float]:

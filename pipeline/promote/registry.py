@@ -2,6 +2,7 @@
 
 import base64
 import importlib.metadata
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -86,6 +87,24 @@ def as_default(uri: str) -> Iterator[None]:
 
 
 @contextmanager
+def silenced() -> Iterator[None]:
+    """Suppress MLflow's warnings about type hints and pickles, and its progress bars."""
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    progress_bar = os.environ.get("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR")
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if progress_bar is None:
+            del os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"]
+        else:
+            os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = progress_bar
+
+
+@contextmanager
 def exclusive(uri: str, name: str) -> Iterator[None]:
     """Lock a registered model against other processes of this machine.
 
@@ -112,10 +131,15 @@ def version_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | No
         # For a missing alias MLflow's stores return the generic INVALID_PARAMETER_VALUE, so list all aliases instead.
         version = client.get_registered_model(name).aliases.get(alias)
     except MlflowException as error:
-        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+        if is_missing(error):
             return None
         raise
     return None if version is None else client.get_model_version(name, str(version))
+
+
+def is_missing(error: MlflowException) -> bool:
+    """Whether the store reports that what was asked for does not exist."""
+    return bool(error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST))
 
 
 def move(client: MlflowClient, name: str, alias: str, old: str | None, new: str) -> None:
@@ -136,12 +160,17 @@ def move(client: MlflowClient, name: str, alias: str, old: str | None, new: str)
         InputError: Another process moved the alias meanwhile.
         MlflowException: The store cannot be reached, or rejects the request.
     """
-    _expect(client, name, alias, old)
+    expect(client, name, alias, old)
     client.set_registered_model_alias(name, alias, new)
-    _expect(client, name, alias, new)
+    expect(client, name, alias, new)
 
 
-def _expect(client: MlflowClient, name: str, alias: str, expected: str | None) -> None:
+def expect(client: MlflowClient, name: str, alias: str, expected: str | None) -> None:
+    """Check that ``alias`` is at a version.
+
+    Raises:
+        InputError: It is at another, since another process moved it.
+    """
     current = version_of(client, name, alias)
     version = str(current.version) if current else None
     if version != expected:

@@ -18,12 +18,14 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import StateType
+from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.exceptions import ParameterTypeError
 from prefect.testing.utilities import prefect_test_harness
 from prefect.utilities.callables import parameter_schema
 
 from flows import dvc
 from flows.outcome import ReleaseFailedError
+from flows.promote import EVENT
 from flows.promote import main as promote_main
 from flows.release import WITH_REFUSALS, chosen, main, release
 from pipeline import promote
@@ -373,6 +375,20 @@ def test_a_stopped_stage_of_a_flow_leaves_the_earlier_result_and_no_process(buil
     assert [run.info.status for run in built.runs("distill@small")] == ["KILLED", "FINISHED"]
 
 
+def event_of(version):
+    """The event after which a version is champion, once Prefect's server has stored it."""
+    wanted = EventFilter(event=EventNameFilter(name=[EVENT])).model_dump(mode="json")
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with get_client(sync_client=True) as client:
+            events = client.request("POST", "/events/filter", json={"filter": wanted}).json()["events"]
+        for event in events:
+            if event["payload"]["new"] == version:
+                return event
+        time.sleep(0.5)
+    raise AssertionError(f"no event of version {version}")
+
+
 @pytest.mark.usefixtures("_prefect")
 def test_the_gate_moves_the_champion_and_rollback_moves_it_back(built, monkeypatch, capfd):
     monkeypatch.chdir(built.root)
@@ -385,12 +401,13 @@ def test_the_gate_moves_the_champion_and_rollback_moves_it_back(built, monkeypat
     promote.register()
     with pytest.raises(InputError, match="has no champion"):
         promote.rollback()
-    assert promote_main() == 0
-    assert capfd.readouterr().out == "tiny version 1 is champion (" + (
-        "box_miou_retained 0.9444 passes 0.9; click_miou_retained 0.9375 passes 0.9; "
-        "box_miou_above_trivial 0.85 passes 0.6; click_miou_above_trivial 0.75 passes 0.4; "
-        "latency_ms 10 passes 20)\n"
-    )
+    assert promote_main([]) == 0
+    *table, line = capfd.readouterr().out.splitlines()
+    assert line == "tiny version 1 is champion"
+    assert [row.split()[0] for row in table] == [
+        "rule", table[1].split()[0], "box_miou_retained", "click_miou_retained", "box_miou_above_trivial",
+        "click_miou_above_trivial", "latency_ms",
+    ]  # fmt: skip
     assert "already" in promote.promote()
 
     board = built.root / promote.LEADERBOARD
@@ -401,26 +418,42 @@ def test_the_gate_moves_the_champion_and_rollback_moves_it_back(built, monkeypat
     (second / "card.json").write_text(card.replace(built.digest("distill/small"), digest))
     text = board.read_text().replace(built.digest("distill/small"), digest)
     board.write_text(text.replace("artifacts/distill/small", "artifacts/distill/second").replace("10.0", "25.0"))
+    evaluation = built.root / "artifacts/evaluate/small/fp32"
+    with pytest.raises(InputError, match="evaluate/small/fp32 is not the evaluation of the registered engine"):
+        promote.register()
+    card = evaluation / "card.json"
+    card.write_text(card.read_text().replace(built.digest("distill/small"), digest))
+    instances = json.loads((evaluation / "instances.json").read_text())
+    better = [row | {"box_iou": row["box_iou"] + 0.02} for row in instances]
+    (evaluation / "instances.json").write_text(json.dumps(better))
     promote.register()
     capfd.readouterr()
-    assert promote_main() == 1
+    assert promote_main([]) == 1
     told = capfd.readouterr().err
     assert re.search(r"^error: .* version 2 .*latency_ms 25 misses 20 by 5; version 1 stays champion\.$", told, re.M)
     assert told.count("\n") == 2, told  # the log file and the reason, nothing of Prefect's
+    shown = json.loads(Artifact.get("gate").data)
+    assert next(row for row in shown if row["rule"] == "latency_ms")["passed"] == "no"
+    assert promote_main(["--dry-run"]) == 1
     with pytest.raises(GateError, match="misses 20 by 5"):
         promote.promote()
     champion = lambda: built.client.get_model_version_by_alias("tiny", "champion").version  # noqa: E731
     assert champion() == "1" or champion() == 1
 
     built.edit("max_latency_ms: 20.0", "max_latency_ms: 30.0")
-    assert "version 2 is champion" in promote.promote()
+    assert promote_main([]) == 0
+    assert capfd.readouterr().out.endswith("tiny version 2 is champion, replacing version 1\n")
+    event = event_of("2")
+    assert event["resource"]["prefect.resource.id"] == "sam-distillery.model.tiny"
+    assert (event["payload"]["old"], event["payload"]["action"]) == ("1", "promote")
     assert int(built.client.get_model_version_by_alias("tiny", "previous").version) == 1
-    assert promote.rollback() == "tiny version 1 is champion again, replacing version 2"
+    assert promote_main(["--rollback"]) == 0
+    assert "tiny version 1 is champion again, replacing version 2\n" in capfd.readouterr().out
     assert int(champion()) == 1
     with pytest.raises(InputError, match="first champion"):
         promote.rollback()
     board.unlink()
-    assert promote_main() == 2
+    assert promote_main([]) == 2
     assert "error: artifacts/compare/leaderboard.json does not exist: run `dvc repro`.\n" in capfd.readouterr().err
 
 

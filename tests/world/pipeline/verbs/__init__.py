@@ -70,6 +70,10 @@ def evaluate_teacher(config: EvaluateConfig, *, prepare: Path, out: Path, log: L
 
 def evaluate(config: EvaluateConfig, *, distill: Path, student: str, precision: str, out: Path, log: Log) -> Contents:
     log({"box_miou": 0.85})
+    ious = [{"box_iou": 0.8 + 0.01 * (i % 11), "click_iou": 0.7 + 0.01 * (i % 11)} for i in range(33)]
+    rows = [{"image_id": i % 12, "annotation_id": i, "area": 2000.0 + i} | own for i, own in enumerate(ious)]
+    write_json(out / "instances.json", rows)
+    write_json(out / "datasets.json", {"": {"name": "validation", "digest": "0" * 64, "protocol": "published"}})
     write_metrics(out, {"box_miou": 0.85, "click_miou": 0.75, "latency_ms": 10.0})
     return Contents(kind="evaluation", model=student, precision=precision)
 
