@@ -19,7 +19,7 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 # Containers often forbid Python to keep what it compiled; then each of a pipeline's many processes starts 6 s later.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-smallest test test-slow test-gpu test-browser fuzz chaos check docs setup lock schema dvc.yaml clean
+.PHONY: help demo demo-smallest test test-slow test-gpu test-browser fuzz chaos check docs setup setup-gpu lock schema dvc.yaml clean
 
 help:  ## Show this
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,7 +42,7 @@ test: setup  ## The default test suite
 test-slow: setup  ## The tests that take minutes
 	python -m pytest -m slow
 
-test-gpu: setup  ## The tests that need a GPU, TensorRT among them (docs/how-to/gpu-workers.md says what to install)
+test-gpu: setup-gpu  ## The tests that need a GPU, TensorRT among them
 	python -m pytest -m gpu
 
 test-browser: setup  ## The report in a real browser: needs chromium and chromium-driver (Debian's names)
@@ -70,20 +70,43 @@ check: setup  ## Lint, format, types, import rules, dvc.yaml, the site
 docs: setup  ## The documentation as a site, in site/
 	mkdocs build --strict
 
-setup: $(VENV)/.ready  ## Make or renew .venv from requirements.lock
+setup: $(VENV)/.ready  ## Make or renew .venv from requirements.lock; removes nothing
 
+# `uv pip sync` would remove TensorRT and flash-attn at every change of the lock.
 $(VENV)/.ready: requirements.lock Makefile
 	@test -x $(BIN)/uv || '$(PYTHON)' -c $(SUPPORTED) 2>/dev/null || \
 	  { echo "error: $(if $(PYTHON),$(PYTHON) is not,there is no) Python 3.11 to 3.14 with venv (Debian's python3-venv);" \
 	  "name one with \`make PYTHON=python3.13 $(MAKECMDGOALS)\`" >&2; exit 2; }
 	@test -x $(BIN)/uv || \
 	  { '$(PYTHON)' -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'; }
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.lock
 	@touch $@
 
-lock:  ## Renew requirements.lock from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-annotate --no-header --upgrade --quiet --output-file requirements.lock
+# Names with versions from the second lock; their hashes are checked by --constraint.
+GPU_PACKAGES = $(shell sed -nE 's/^((tensorrt[^=]*|einops|ninja|wheel)==[^ ]+).*/\1/p' requirements-gpu.lock)
+FLASH_ATTN = $(shell sed -nE 's/^(flash-attn==[^ ]+).*/\1/p' requirements-gpu.lock)
+INSTALL_GPU = $(BIN)/uv pip install --python $(BIN)/python --require-hashes --no-deps --constraint requirements-gpu.lock
+MAX_JOBS ?= 4
+export MAX_JOBS
+
+setup-gpu: $(VENV)/.ready-gpu  ## Add TensorRT and flash-attn to .venv from requirements-gpu.lock; MAX_JOBS=4 compilers
+
+# flash-attn is built against the torch of .venv, so no cached build of another torch may be taken.
+$(VENV)/.ready-gpu: requirements-gpu.lock $(VENV)/.ready
+	$(INSTALL_GPU) $(GPU_PACKAGES)
+	@if command -v nvcc >/dev/null; then \
+	  echo "building $(FLASH_ATTN) with $(MAX_JOBS) compilers: minutes to hours; each takes about 8 GiB of memory"; \
+	  $(INSTALL_GPU) --no-build-isolation --no-cache --reinstall-package flash-attn $(FLASH_ATTN); \
+	else \
+	  echo "flash-attn is not built, since nvcc is not on PATH: attention uses PyTorch's kernels" >&2; \
+	fi
+	@touch $@
+
+COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-annotate --no-header --upgrade --quiet
+lock:  ## Renew requirements.lock and requirements-gpu.lock from pyproject.toml
+	$(COMPILE) --extra dev --output-file requirements.lock
+	$(COMPILE) --extra gpu --extra flash-attn --constraint requirements.lock --output-file requirements-gpu.lock
 	python -m pipeline versions > deps/.versions.yaml.part && mv deps/.versions.yaml.part deps/versions.yaml
 
 schema:  ## Write presets/schema.json, by which editors check params.yaml
