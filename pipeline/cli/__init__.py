@@ -358,6 +358,30 @@ def plan(
 
 
 @command
+def export_triton(
+    model: Annotated[
+        Path, Argument(metavar="MODEL", help="An ONNX artifact, or an engine for ONNX Runtime or TensorRT.")
+    ],
+    out: Annotated[Path, Argument(metavar="REPOSITORY", help="Folder of Triton's models; created if it is new.")],
+    name: Annotated[str | None, Option(help="Name of the ensemble. [default: STUDENT_PRECISION]")] = None,
+    max_batch: Annotated[int, Option(min=1, help="Images that the encoder takes at once.")] = 8,
+    max_queue_delay_us: Annotated[int, Option(min=0, help="Microseconds that an image waits for others.")] = 2000,
+    instances: Annotated[int, Option(min=1, help="Copies of each part on each GPU.")] = 1,
+) -> str:
+    """Add a model to a repository of NVIDIA's Triton Inference Server: encoder, decoder and their ensemble.
+
+    Example: python -m pipeline export_triton artifacts/quantize/tinysam_nano/int8 triton
+    """
+    from pipeline.export_triton import RepositoryOptions
+    from pipeline.export_triton import export_triton as export
+
+    options = RepositoryOptions(
+        name=name, max_batch=max_batch, max_queue_delay_us=max_queue_delay_us, instances=instances
+    )
+    return "\n".join(map(str, export(model, out, options)))
+
+
+@command
 def predict(
     model: Annotated[
         str,
