@@ -35,7 +35,8 @@ class AlignConfig(Config):
     keep_embeddings: bool = False
     """Encode each image once and cache its embedding in memory: 2 MiB per image at SAM's size, 128 KiB for nano,
     and as much again for the teacher's with ``teacher_weight``."""
-    device: str = "cpu"
+    device: str = "auto"
+    """Torch device: ``cpu``, ``cuda``; ``auto`` is a GPU if there is one."""
     optimizer: OptimizerConfig
 
     @model_validator(mode="after")

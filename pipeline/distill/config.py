@@ -126,7 +126,8 @@ class DistillConfig(Config):
     weights, and copies the teacher's prompt encoder and mask decoder."""
     batch: Annotated[int, Field(ge=1)] = 16
     """Images per step, summed over all processes."""
-    device: str = "cpu"
+    device: str = "auto"
+    """Torch device: ``cpu``, ``cuda``; ``auto`` is a GPU if there is one."""
     optimizer: OptimizerConfig | None = None
     """Null only for ``pretrained``."""
 

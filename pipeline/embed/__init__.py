@@ -32,8 +32,8 @@ class EmbedConfig(Config):
     store: str = ".store/embeddings"
     """Directory outside DVC, relative to ``SAM_DISTILLERY_STORE`` or the checkout; checkouts can share it."""
     batch: Annotated[int, Field(ge=1)] = 8
-    device: str = "cpu"
-    """Torch device: ``cpu``, ``cuda``."""
+    device: str = "auto"
+    """Torch device: ``cpu``, ``cuda``; ``auto`` is a GPU if there is one."""
     feature_layers: list[Annotated[int, Field(ge=0)]] = []
     """Indices of teacher blocks whose features are also stored, for ``layer_wise`` distillation."""
 

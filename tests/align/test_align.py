@@ -3,11 +3,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pipeline import training
 from pipeline.align import AlignConfig, align
 from pipeline.align.drawing import stacked
+from pipeline.align.masks import final_batches
 from pipeline.core.artifact import Card, Contents, digest
 from pipeline.core.errors import InputError
 from pipeline.core.log import silent
@@ -227,6 +230,12 @@ def test_what_was_reached_is_measured_in_parts_no_larger_than_those_of_training(
     assert sizes == [2, 2, 2, 2]
     whole, parted = (metrics(run(str(parts), recipe(1, lr=1e-12, accumulate=parts))) for parts in (1, 2))
     assert parted == pytest.approx(whole, rel=1e-4)
+
+
+@given(st.integers(1, 10**7))
+def test_the_final_measurement_is_at_most_a_fiftieth_of_the_training_and_bounded(steps):
+    batches = final_batches(steps)
+    assert 1 <= batches <= min(max(1, steps / 50), 250)
 
 
 def test_an_image_is_mirrored_within_its_padding():

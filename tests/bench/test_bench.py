@@ -11,6 +11,7 @@ from typing import get_args
 import pytest
 import typer
 
+from pipeline.bench import loading
 from pipeline.bench.attention import PAIRS
 from pipeline.bench.decoder import macs_per_prompt, ours, published
 from pipeline.bench.interleaved import measure_interleaved
@@ -237,6 +238,20 @@ def test_training_is_measured_in_bf16_where_the_processor_has_instructions_for_i
         with pytest.raises(InputError, match="training"):
             _bench(capsys, "training", *asked)
         assert "torch: this processor has no instructions for bf16; take fp32" in capsys.readouterr().err
+
+
+def test_loading_is_measured_by_recipe_with_the_share_of_each_step(capsys, monkeypatch):
+    monkeypatch.setattr(loading, "SIZE", (750, 1125))
+    monkeypatch.setattr(loading, "MASKS", 70)
+    report = json.loads(_bench(capsys, "loading", "--json")[0])
+    draws = ["jpeg decoding", "embedding", "full_stage", "align"]
+    assert [row["name"] for row in report["rows"]] == [f"{name} {side} px" for side in (512, 1024) for name in draws]
+    for row in report["rows"]:
+        assert row["images_per_s"] == pytest.approx(1e3 / row["median_ms"])
+        shares = {key: value for key, value in row.items() if key.endswith("_share")}
+        assert sum(shares.values()) == pytest.approx(1, abs=0.01)
+        assert shares["jpeg_share"] > 0
+        assert (shares["masks_share"] > 0) == (shares["prompts_share"] > 0) == (row["name"][0] in "fa")
 
 
 def test_a_table_is_printed_with_the_baseline_though_only_another_precision_was_asked_for(capsys, tmp_path):
