@@ -47,7 +47,7 @@ def _build(
     candidates = list[Candidate]()
 
     def add(way: str, call: Callable[[], list[Any]], decoded: int, decoder: Decoder, size_mib: float) -> None:
-        cost = encoder + decoded * macs_per_prompt(sam, decoder, min(decoded, asked.points_per_batch))
+        cost = encoder + decoded * macs_per_prompt(sam, decoder, min(decoded, asked.points_at_once("cpu")))
         figures = {"points": float(decoded), "masks": float(len(call()))}
         candidates.append(
             Candidate(

@@ -21,7 +21,7 @@ graphs contain only slices, products and pads, without ScatterND.
 """
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from functools import cache
 from typing import Literal
 
 import torch
@@ -40,7 +40,6 @@ Pair = tuple[int, int]
 Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 """Queries, keys and values ``(b, n, heads, d)`` to results ``(b, n, heads, _)``."""
 
-_FLASH_INSTALLED = find_spec("flash_attn") is not None
 _FLASH_DTYPES = (torch.float16, torch.bfloat16)
 _FLASH_HEAD_DIM = 256
 _EMPTY_LSE = -1e30
@@ -186,6 +185,26 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     return (out.transpose(1, 2),)
 
 
+@torch.compiler.assume_constant_result
+def _flash_fault() -> str | None:
+    """Why flash-attn 2 cannot be used; None if it can."""
+    return _import_fault()
+
+
+@cache
+def _import_fault() -> str | None:
+    """See `_flash_fault`, which `torch.compile` does not trace.
+
+    That the package exists says little: flash-attn-4 has the same name without this function, and a build for another
+    torch fails when it is imported.
+    """
+    try:
+        from flash_attn import flash_attn_func  # noqa: F401
+    except (ImportError, OSError) as error:
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None
+
+
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     from flash_attn import flash_attn_func
 
@@ -211,10 +230,10 @@ def _resolve_kernel(kernel: Kernel, q: Tensor) -> Attend:
         raise InputError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}.")
     fits = q.is_cuda and q.dtype in _FLASH_DTYPES and q.shape[-1] <= _FLASH_HEAD_DIM
     if kernel == "flash_attn":
-        if not _FLASH_INSTALLED:
+        if fault := _flash_fault():
             raise InputError(
-                "the kernel flash_attn is not installed: `pip install flash-attn` on a machine with CUDA, "
-                "or choose the kernel sdpa."
+                f"the kernel flash_attn needs flash-attn 2, which cannot be imported ({fault}): install it on a "
+                "machine with CUDA (docs/how-to/gpu-workers.md), or choose the kernel sdpa."
             )
         if not fits:
             raise InputError(
@@ -222,5 +241,5 @@ def _resolve_kernel(kernel: Kernel, q: Tensor) -> Attend:
                 f"per head, not {q.dtype} on {q.device} with {q.shape[-1]}: choose the kernel sdpa."
             )
         return _flash_attn
-    plain = kernel == "sdpa" or not _FLASH_INSTALLED or not fits or torch.compiler.is_exporting()
+    plain = kernel == "sdpa" or not fits or torch.compiler.is_exporting() or _flash_fault() is not None
     return _sdpa if plain else _flash_attn

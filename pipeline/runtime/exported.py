@@ -49,13 +49,14 @@ def decoder_tensors(
 ) -> dict[str, Tensor]:
     """Inputs of the exported decoder by name; without a mask prompt, zeros and a flag to ignore them."""
     side = 4 * image_embedding.shape[-1]
-    mask = torch.zeros(1, 1, side, side) if mask_input is None else mask_input
+    device = image_embedding.device  # no copy to a GPU where the embedding is on one
+    mask = torch.zeros(1, 1, side, side, device=device) if mask_input is None else mask_input
     return {
         "image_embedding": image_embedding,
         "point_coords": point_coords,
         "point_labels": point_labels,
         "mask_input": mask,
-        "has_mask_input": torch.tensor([float(mask_input is not None)]),
+        "has_mask_input": torch.full((1,), float(mask_input is not None), device=device),
     }
 
 

@@ -21,6 +21,8 @@ from pipeline.runtime.segmenter import Segmenter
 
 PROMPTS_AT_ONCE = 16
 """Prompts decoded together: more is no faster on a CPU, and at full size each takes about 30 MB."""
+PROMPTS_AT_ONCE_ON_GPU = 64
+"""The same on a GPU, which fewer prompts leave idle; TensorRT engines take as many by default."""
 UPSCALED_AT_ONCE = 2**24
 """Values of upscaled logits in memory at once: 64 MiB, or one mask if that is larger."""
 FORMATS = ("RGB", "BGR")
@@ -230,8 +232,9 @@ class Predictor:
     def _decode(self, prompts: Prompts) -> Iterator[tuple[slice, Float[Tensor, "p 4 m m"], Float[Tensor, "p 4"]]]:
         """Decode a few prompts at a time: their slice among all prompts, logits and predicted IoUs."""
         embedding = self._require_image()
-        for start in range(0, len(prompts.point_coords), PROMPTS_AT_ONCE):
-            part = slice(start, start + PROMPTS_AT_ONCE)
+        step = PROMPTS_AT_ONCE if embedding.device.type == "cpu" else PROMPTS_AT_ONCE_ON_GPU
+        for start in range(0, len(prompts.point_coords), step):
+            part = slice(start, start + step)
             mask_input = None if prompts.mask_input is None else prompts.mask_input[part]
             yield (
                 part,

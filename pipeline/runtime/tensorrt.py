@@ -128,7 +128,11 @@ def require_match(directory: Path, here: dict[str, str], student: str, precision
 
 
 class _Engine:
-    """An engine and a pool of execution contexts, one per concurrent call."""
+    """An engine and a pool of execution contexts, each with its own stream.
+
+    On the default stream TensorRT would add synchronizations of its own. The host never waits here: events order the
+    context's stream and the caller's.
+    """
 
     def __init__(self, trt: Any, path: Path) -> None:
         self._trt, self._path = trt, path
@@ -140,19 +144,19 @@ class _Engine:
         self._inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self._outputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
         self._dtypes = {n: _torch_dtype(trt, self._engine.get_tensor_dtype(n)) for n in names}
-        self._idle: SimpleQueue[Any] = SimpleQueue()
+        self._idle: SimpleQueue[tuple[Any, Any]] = SimpleQueue()
 
     def __call__(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
         try:
-            context = self._idle.get_nowait()
+            context, stream = self._idle.get_nowait()
         except Empty:
-            context = self._engine.create_execution_context()
-        results = self._execute(context, feeds)
-        self._idle.put(context)  # a failed context may still be running and is not reused
+            context, stream = self._engine.create_execution_context(), torch.cuda.Stream()
+        results = self._execute(context, stream, feeds)
+        # Another thread may use it at once: calls of one stream run in order. A failed context is not reused.
+        self._idle.put((context, stream))
         return results
 
-    def _execute(self, context: Any, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-        # Referenced until the end of this function, because their memory must outlive the launch.
+    def _execute(self, context: Any, stream: Any, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
         inputs = {name: feeds[name].to(self._dtypes[name]).contiguous() for name in self._inputs}
         for name, tensor in inputs.items():
             if not context.set_input_shape(name, tuple(tensor.shape)):
@@ -169,13 +173,13 @@ class _Engine:
         }
         for name, tensor in results.items():
             context.set_tensor_address(name, tensor.data_ptr())
-        stream = torch.cuda.current_stream(device)
+        caller = torch.cuda.current_stream(device)
+        stream.wait_stream(caller)
         if not context.execute_async_v3(stream.cuda_stream):
             raise RuntimeError(f"TensorRT could not run {self._path}; see its log above")
         for tensor in (*inputs.values(), *results.values()):
-            tensor.record_stream(stream)
-        # Once returned, the context may serve another thread on another stream.
-        stream.synchronize()
+            tensor.record_stream(stream)  # its memory is not given to others before this stream is done with it
+        caller.wait_stream(stream)
         return results
 
 

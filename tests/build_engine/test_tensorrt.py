@@ -5,6 +5,7 @@ import gzip
 import json
 import sys
 import types
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -261,8 +262,8 @@ def test_a_damaged_sidecar_is_refused(tmp_path):
 class Context:
     """An execution context that doubles its input, on the processor."""
 
-    def __init__(self):
-        self.shapes, self.addresses, self.ran = {}, {}, 0
+    def __init__(self, calls):
+        self.shapes, self.addresses, self.ran, self.calls = {}, {}, 0, calls
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = shape
@@ -275,17 +276,28 @@ class Context:
         return (self.shapes["image"][0], 256, 2, 2)
 
     def execute_async_v3(self, stream):
+        self.calls.append(("execute", stream))
         self.ran += 1
         return True
+
+
+class Stream:
+    """A stream that writes down what it waits for; the host must not wait for it."""
+
+    def __init__(self, calls, number):
+        self.calls, self.cuda_stream = calls, number
+
+    def wait_stream(self, other):
+        self.calls.append(("wait", self.cuda_stream, other.cuda_stream))
 
 
 def test_the_runtime_names_tensors_and_keeps_contexts(monkeypatch, tmp_path):
     from pipeline.runtime.tensorrt import _Engine
 
-    made = []
+    made, calls, streams = [], [], count(1)
 
     def create():
-        made.append(Context())
+        made.append(Context(calls))
         return made[-1]
 
     kinds = types.SimpleNamespace(FLOAT=0, HALF=1, BF16=2, INT64=3, INT32=4, BOOL=5)
@@ -304,8 +316,9 @@ def test_the_runtime_names_tensors_and_keeps_contexts(monkeypatch, tmp_path):
         TensorIOMode=types.SimpleNamespace(INPUT="in", OUTPUT="out"),
         DataType=kinds,
     )
-    stream = types.SimpleNamespace(cuda_stream=7, synchronize=lambda: None)
-    monkeypatch.setattr("torch.cuda.current_stream", lambda device: stream)
+    caller = Stream(calls, 0)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: caller)
+    monkeypatch.setattr("torch.cuda.Stream", lambda: Stream(calls, next(streams)))
     monkeypatch.setattr("torch.Tensor.record_stream", lambda tensor, stream: None)
     path = tmp_path / "encoder.engine"
     path.write_bytes(b"")
@@ -320,6 +333,8 @@ def test_the_runtime_names_tensors_and_keeps_contexts(monkeypatch, tmp_path):
         assert made[0].addresses["image_embedding"] == out.data_ptr()
     assert len(made) == 1
     assert made[0].ran == 2
+    # Neither on the default stream nor waited for: its own stream waits for the inputs, the caller's for the results.
+    assert calls == 2 * [("wait", 1, 0), ("execute", 1), ("wait", 0, 1)]
     with pytest.raises(InputError, match=r"takes image of \(1, 3, 8, 8\) to \(8, 3, 8, 8\), not \(9, 3, 8, 8\)"):
         loaded({"image": torch.zeros(9, 3, 8, 8)})
 

@@ -1,6 +1,8 @@
 """Dilated attention against a softmax over plain masks, and what follows from its definition."""
 
 import math
+import shutil
+import sys
 
 import onnx
 import pytest
@@ -219,14 +221,62 @@ def test_an_unknown_kernel_is_refused_with_the_known_ones():
         unchecked("fast", torch.zeros(1, 1, 1, 1))
 
 
-def test_a_kernel_that_is_not_there_raises_and_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(attention, "_FLASH_INSTALLED", False)
-    with pytest.raises(InputError, match=r"flash_attn is not installed: `pip install flash-attn`"):
+BUILDS = {
+    "flash-attn-4": ("", "cannot import name 'flash_attn_func'"),
+    "for another torch": (
+        "raise ImportError('flash_attn_2_cuda.so: undefined symbol: _ZN3c105ErrorC2E')",
+        "undefined symbol",
+    ),
+    "without CUDA": ("raise OSError('libcudart.so.12: cannot open shared object file')", "libcudart"),
+}
+
+
+@pytest.fixture
+def flash(monkeypatch, tmp_path):
+    """Replaces the installed flash-attn by a package with this code, or by none."""
+
+    def install(code):
+        monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+        if code is None:
+            monkeypatch.setitem(sys.modules, "flash_attn", None)
+        else:
+            (tmp_path / "flash_attn").mkdir()
+            (tmp_path / "flash_attn/__init__.py").write_text(code)
+            monkeypatch.syspath_prepend(tmp_path)
+        attention._import_fault.cache_clear()
+
+    yield install
+    attention._import_fault.cache_clear()
+
+
+@pytest.mark.parametrize(("code", "says"), [(None, "halted"), *BUILDS.values()], ids=["absent", *BUILDS])
+def test_a_kernel_that_cannot_be_imported_says_why(flash, code, says):
+    flash(code)
+    with pytest.raises(InputError, match=rf"needs flash-attn 2, which cannot be imported \(.*{says}"):
         dilated_attention(*random_qkv(1, 2, 8), 4, 2, kernel="flash_attn")
 
 
+def test_what_cannot_be_imported_is_not_chosen(flash):
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    q = torch.zeros(1, 8, 2, 16, dtype=torch.bfloat16).as_subclass(OnGpu)
+    for code, _ in BUILDS.values():
+        flash(code)
+        assert attention._resolve_kernel("auto", q) is attention._sdpa
+        shutil.rmtree(sys.path.pop(0) + "/flash_attn")
+
+
+def test_the_choice_of_a_kernel_compiles_into_one_graph():
+    @torch.compile(backend="eager", fullgraph=True)
+    def fault(x):
+        return x + 1 if attention._flash_fault() else x
+
+    fault(torch.zeros(1))
+
+
 def test_a_kernel_that_cannot_take_the_tensors_raises_and_says_which_it_takes(monkeypatch):
-    monkeypatch.setattr(attention, "_FLASH_INSTALLED", True)
+    monkeypatch.setattr(attention, "_flash_fault", lambda: None)
     with pytest.raises(InputError, match=r"takes CUDA tensors in half precision .* not torch.float64 on cpu with 4"):
         dilated_attention(*random_qkv(1, 2, 8), 4, 2, kernel="flash_attn")
 

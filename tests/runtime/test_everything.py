@@ -336,3 +336,25 @@ def test_any_runtime_finds_the_same(tmp_path: Path, teacher, predictor, engine):
     for mode in ("dense", "hierarchical"):
         asked = EverythingSettings(**LAX, confident_logit=1.0)
         assert_same(everything(engine_predictor, scene(), mode, asked), everything(predictor, scene(), mode, asked))
+
+
+def test_matrices_are_copied_to_a_device_once_for_an_image(monkeypatch):
+    ours, copies = Upscaling((40, 60), Frames()), []
+    logits = torch.randn(5, 16, 16) + 1
+    real = torch.Tensor.to
+
+    def to(tensor, *arguments, **named):
+        copies.append(tensor.shape)
+        return real(tensor, *arguments, **named)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    for _ in range(3):
+        list(ours.regions(logits, 0.0))
+        ours._on(torch.device("meta"))
+    assert [shape[0] for shape in copies] == [40, 60]
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, {"cpu": 32, "cuda": 64}), (5, {"cpu": 5, "cuda": 5})])
+def test_a_gpu_decodes_more_points_at_once(chosen, expected):
+    settings = EverythingSettings(points_per_batch=chosen)
+    assert {device: settings.points_at_once(device) for device in expected} == expected

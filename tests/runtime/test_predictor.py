@@ -197,3 +197,23 @@ def test_unknown_format_and_index_are_refused(ours):
     ours.set_image(picture(2, 2))
     with pytest.raises(InputError, match="no image 1"):
         ours.select(1)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", [16, 16, 16, 16, 6]), ("meta", [64, 6])])
+def test_a_gpu_decodes_more_prompts_at_once(device, expected):
+    class Counting:
+        image_size = input_size = SIDE
+        embedding_size = GRID
+        sizes = []
+
+        def encode(self, images):
+            return torch.zeros(len(images), 256, GRID, GRID, device=device)
+
+        def decode(self, embedding, coords, labels, mask_input=None):
+            self.sizes.append(len(coords))
+            return torch.zeros(len(coords), 4, 4 * GRID, 4 * GRID), torch.zeros(len(coords), 4)
+
+    predictor = Predictor(Counting())
+    predictor.set_image(picture(20, 30))
+    predictor.predict_batch(boxes=np.tile([1.0, 2, 9, 9], (70, 1)))
+    assert Counting.sizes == expected

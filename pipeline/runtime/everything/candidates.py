@@ -84,8 +84,9 @@ def _predict_points(predictor: Predictor, points: Float[np.ndarray, "n 2"], sett
     upscaling = Upscaling(size, segmenter)
     min_iou = settings.pred_iou_thresh or -math.inf
     results = [_none(4 * segmenter.embedding_size, embedding.device)]
-    for start in range(0, len(points), settings.points_per_batch):
-        part = slice(start, start + settings.points_per_batch)
+    step = settings.points_at_once(embedding.device.type)
+    for start in range(0, len(points), step):
+        part = slice(start, start + step)
         logits, ious = segmenter.decode(embedding, prompts.point_coords[part], prompts.point_labels[part])
         prompted = torch.from_numpy(points[part]).to(ious.device).repeat_interleave(MULTIMASKS, dim=0)
         logits, ious = logits[:, -MULTIMASKS:].flatten(0, 1), ious[:, -MULTIMASKS:].flatten()

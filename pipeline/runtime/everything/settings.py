@@ -18,8 +18,9 @@ class GridSettings(BaseModel):
 
     points_per_side: Count = 32
     """Points of the grid along one side of the image, at least 1."""
-    points_per_batch: Count = 32
-    """Points decoded at once, at least 1; no mask depends on it. 64 in segment-anything: see docs/benchmarks.md."""
+    points_per_batch: Count | None = None
+    """Points decoded at once, at least 1; no mask depends on it. None: 32 on a processor (docs/benchmarks.md), and on a
+    GPU 64, as segment-anything."""
     pred_iou_thresh: Share = 0.88
     """A mask's predicted IoU must exceed it; in [0, 1], 0 lets all pass."""
     stability_score_thresh: Share = 0.95
@@ -34,6 +35,10 @@ class GridSettings(BaseModel):
     """Hierarchical only: the first round uses every `coarse_stride`-th grid point per axis; at least 1."""
     confident_logit: Annotated[FiniteFloat, Field(gt=0)] = 8.5
     """Hierarchical only: the second round skips points where a first-round logit exceeds this; above 0."""
+
+    def points_at_once(self, device: str) -> int:
+        """``points_per_batch``, or its default on a type of device: ``cpu``, ``cuda``."""
+        return self.points_per_batch or (32 if device == "cpu" else 64)
 
 
 class EverythingSettings(GridSettings):

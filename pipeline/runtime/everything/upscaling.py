@@ -6,7 +6,7 @@ most c is at most c, since interpolation weights are positive and sum to 1.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class Upscaling:
     def __init__(self, size: Size, segmenter: Segmenter) -> None:
         self.size = size
         matrices = upscaling(size, segmenter.image_size, 4 * segmenter.embedding_size)
-        self._rows, self._columns = (_axis(matrix) for matrix in matrices)
+        self._axes = {torch.device("cpu"): tuple(_axis(matrix) for matrix in matrices)}
 
     def regions(
         self, logits: Float[Tensor, "n m m"], above: float
@@ -59,6 +59,7 @@ class Upscaling:
             no mask exceeds ``above``.
         """
         step = 1 if logits.device.type == "cpu" else _TOGETHER
+        axes = self._on(logits.device)
         occupied = [(logits.amax(axis) > above).cpu().numpy() for axis in (2, 1)]
         for start in range(0, len(logits), step):
             part = slice(start, start + step)
@@ -67,12 +68,18 @@ class Upscaling:
                 yield part, slice(0, 0), slice(0, 0), logits.new_zeros(len(logits[part]), 0, 0)
                 continue
             (rows, v), (columns, u) = (
-                axis.around(int(indices[0]), int(indices[-1]) + 1)
-                for axis, indices in zip((self._rows, self._columns), inside, strict=True)
+                axis.around(int(indices[0]), int(indices[-1]) + 1) for axis, indices in zip(axes, inside, strict=True)
             )
-            across = logits[part, v, u] @ self._columns.weights[columns, u].T.to(logits.device)
-            values = self._rows.weights[rows, v].to(logits.device) @ across
-            yield part, rows, columns, values
+            across = logits[part, v, u] @ axes[1].weights[columns, u].T
+            yield part, rows, columns, axes[0].weights[rows, v] @ across
+
+    def _on(self, device: torch.device) -> tuple[_Axis, ...]:
+        """Rows and columns with their weights on ``device``, copied there once."""
+        axes = self._axes.get(device)
+        if axes is None:
+            axes = tuple(replace(axis, weights=axis.weights.to(device)) for axis in self._axes[torch.device("cpu")])
+            self._axes[device] = axes
+        return axes
 
     def masks(self, logits: Float[Tensor, "n m m"]) -> Bool[np.ndarray, "n h w"]:
         """Masks in the original frame."""
