@@ -185,7 +185,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     return (out.transpose(1, 2),)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _flash_fault() -> str | None:
     """Why flash-attn 2 cannot be used; None if it can."""
     return _import_fault()
