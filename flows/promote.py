@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
-from flows import console
+from flows import console, temporary_server
 from pipeline import promote as commands
 from pipeline.core import command_line
 from pipeline.core.command_line import DEBUG_OPTION, PLAIN
@@ -123,7 +123,8 @@ def _command(
     def run() -> int:
         check_registry()
         check_prefect()
-        with console.quiet("promote"):
+        temporary_server.end_with_this_process()
+    with console.quiet("promote"):
             state = rollback(target, return_state=True) if back else promote(dry_run, force, target, return_state=True)
         if state.name and state.name in _ENDS:
             print(f"error: {state.message}", file=sys.stderr)

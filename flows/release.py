@@ -21,7 +21,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import clone, console, dvc, outcome, remote, schedule, tasks
+from flows import clone, console, dvc, outcome, remote, schedule, tasks, temporary_server
 from flows.outcome import ReleaseFailedError
 from pipeline import promote, tracking
 from pipeline.core import command_line, preflight
@@ -216,6 +216,7 @@ def _resume() -> str:
 
 
 def _run(students: list[str] | None, at_once: int, on_gpu: Sequence[str]) -> int:
+    temporary_server.end_with_this_process()
     with console.quiet("release") as log:
         state: State[Any] = release(students, at_once, on_gpu, return_state=True)
         try:

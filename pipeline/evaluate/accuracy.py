@@ -5,7 +5,6 @@ EfficientViT-SAM's evaluation (`pipeline.evaluate.validation`). Differences: ann
 sampler pads to the number of workers, which would count some instances twice.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import json_file
 from pipeline.data.coco import Instance, Photograph
 from pipeline.evaluate.images import Result, Run
 from pipeline.evaluate.prompting import PROMPTS, SAME_PROMPTS, Answer, ask
@@ -75,12 +75,12 @@ def read_teacher_masks(path: Path) -> TeacherMasks:
     Raises:
         InputError: The file is missing or damaged.
     """
+    remedy = "Run `dvc repro --force --single-item evaluate_teacher`."
+    entries = json_file.load(path, remedy=remedy)
     try:
-        return {entry["annotation_id"]: {p: entry[p] for p in SAME_PROMPTS} for entry in json.loads(path.read_text())}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): run `dvc repro --force --single-item evaluate_teacher`."
-        ) from None
+        return {entry["annotation_id"]: {p: entry[p] for p in SAME_PROMPTS} for entry in entries}
+    except (LookupError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}). {remedy}") from None
 
 
 def evaluate_accuracy(

@@ -15,12 +15,15 @@ from jaxtyping import UInt8
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import InputError
 from pipeline.core.progress import progress
-from pipeline.core.untrusted import image_file
+from pipeline.core.untrusted import image_file, json_file
+from pipeline.core.untrusted.regular_file import read_bytes
 from pipeline.ops.geometry import Size
 from pipeline.runtime import Predictor
 
 _READ_AHEAD = 4
 """Images prefetched."""
+_LARGEST = 4 << 30
+"""Bytes of one process's finished results."""
 
 Result = dict[str, Any]
 """An evaluator's JSON result for one image; independent of other images."""
@@ -55,11 +58,11 @@ class Done:
             return
         directory.mkdir(parents=True, exist_ok=True)
         for path in sorted(directory.glob("*.jsonl")):
-            for line in path.read_text().splitlines():
+            for line in read_bytes(path, _LARGEST, remedy="Delete it.").splitlines():
                 try:
-                    entry = json.loads(line)
+                    entry = json_file.parse(line, str(path))
                     self.results[entry["key"]] = entry["result"]
-                except (ValueError, LookupError, TypeError):
+                except (InputError, LookupError, TypeError):
                     continue
 
     def add(self, key: str, result: Result) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import json_file
+from pipeline.core.untrusted.regular_file import check_regular
 
 DIRECTORY = ".partial"
 _FILE = "results.jsonl"
@@ -58,18 +60,22 @@ class Finished:
         end = 0
         for line in self._stream:
             try:
-                entry = json.loads(line) if line.endswith(b"\n") else {}
-            except ValueError:
+                entry = json_file.parse(line, _FILE) if line.endswith(b"\n") else {}
+            except InputError:
                 break
             if end == 0:
                 if entry != {"identity": identity}:
                     return 0
-            elif isinstance(entry, dict) and entry.keys() == {"name", "digest", "result"}:
+            elif isinstance(entry, dict) and entry.keys() == {"name", "digest", "result"} and _named(entry):
                 self._position[entry["name"]], self._digests[entry["name"]] = end, entry["digest"]
             else:
                 break
             end += len(line)
         return end
+
+
+def _named(entry: dict[str, Any]) -> bool:
+    return isinstance(entry["name"], str) and isinstance(entry["digest"], str) and isinstance(entry["result"], dict)
 
 
 @contextmanager
@@ -81,6 +87,8 @@ def finished(out: Path, identity: str) -> Iterator[Finished]:
     """
     directory = out / DIRECTORY
     directory.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(directory / _FILE):
+        check_regular(directory / _FILE, remedy="Delete it.")
     with (directory / _FILE).open("a+b") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import tensor_file
 from pipeline.ops.geometry import resize_image, to_input
 from pipeline.ops.point_labels import BOX_CORNERS
 from pipeline.runtime.segmenter import Segmenter
@@ -27,7 +27,19 @@ _SIDE_PX = 224
 _CELLS = 384
 _BOXES = 4
 _GATE = "gate"
-_FIELDS = ("image", "point_coords", "cells", "embedding", "token", "masks")
+_TOKENS = 4
+"""Masks per prompt."""
+_FIELDS = {
+    "image": (torch.uint8, 3),
+    "point_coords": (torch.float32, 3),
+    "cells": (torch.int64, 1),
+    "embedding": (torch.float16, 2),
+    "token": (torch.int64, 1),
+    "masks": (torch.uint8, 3),
+}
+"""Tensors of a case, their types and numbers of dimensions."""
+_NONE = torch.empty(0)
+_REMEDY = "rebuild the engine (`dvc repro`)"
 
 Case = dict[str, Tensor]
 """An image and the student's outputs for it.
@@ -119,13 +131,29 @@ def _labels(corners: Float[Tensor, "p 2 2"]) -> Float[Tensor, "p 2"]:
 def _read(path: Path) -> tuple[list[Case], tuple[float, float]]:
     if not path.is_file():
         raise InputError(f"{path} does not exist: rebuild the engine (`dvc repro`).")
-    try:
-        with safe_open(path, "pt") as stream:
-            count = len({name.partition(".")[0] for name in stream.keys()} - {_GATE})  # noqa: SIM118 - no mapping
-            cases = [{field: stream.get_tensor(f"{i}.{field}") for field in _FIELDS} for i in range(count)]
-            min_cosine, min_mask_iou = stream.get_tensor(_GATE).tolist()
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}): rebuild the engine.") from None
-    if not cases:
-        raise InputError(f"{path} holds no case: rebuild the engine.")
-    return cases, (min_cosine, min_mask_iou)
+    state = tensor_file.safetensors(path, remedy=_REMEDY, finite=False)  # NaN misses the gate
+    count = len({name.partition(".")[0] for name in state} - {_GATE})
+    if count == 0:
+        raise InputError(f"{path} holds no case: {_REMEDY}.")
+    cases = [{field: state.get(f"{i}.{field}", _NONE) for field in _FIELDS} for i in range(count)]
+    gate = state.get(_GATE, _NONE)
+    if gate.shape != (2,) or not all(map(_is_case, cases)):
+        raise InputError(f"{path} does not hold cases of a self-check: {_REMEDY}.")
+    return cases, (float(gate[0]), float(gate[1]))
+
+
+def _is_case(case: Case) -> bool:
+    """Whether types and shapes are those that `Case` states, and indices are in range."""
+    if [(case[field].dtype, case[field].ndim) for field in _FIELDS] != list(_FIELDS.values()):
+        return False
+    image, corners, cells, embedding, token, masks = (case[field] for field in _FIELDS)
+    boxes = len(corners)
+    return (
+        image.shape[2] == 3
+        and 1 <= min(image.shape) <= max(image.shape) <= _SIDE_PX
+        and corners.shape[1:] == (2, 2)
+        and embedding.shape[1] == len(cells)
+        and (len(token), len(masks)) == (boxes, boxes)
+        and bool(((token >= 0) & (token < _TOKENS)).all())
+        and bool((cells >= 0).all())
+    )

@@ -4,23 +4,39 @@ Inputs and outputs are torch tensors on the GPU, passed by address without copie
 Source of the calls: TensorRT's Python API (named tensors, ``execute_async_v3``).
 """
 
-import json
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from pipeline.core.artifact import Card
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import json_file
+from pipeline.core.untrusted.regular_file import read_bytes
 from pipeline.runtime.exported import decoder_tensors, missing_package, require_files, sizes
 
 SIDECAR = "engine.json"
 """File beside the engines: build settings, GPU, and the precision of each layer."""
 BOUND = ("tensorrt", "gpu", "compute_capability")
 """Keys of the sidecar that must match the machine that loads the engines."""
+
+_LARGEST_SIDECAR, _LARGEST_ENGINE = 64 << 20, 16 << 30
+"""Bytes of the files."""
+
+
+class _Sidecar(BaseModel):
+    """Keys of the sidecar that are read."""
+
+    model_config = ConfigDict(strict=True)
+
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+    hardware_compatibility: str
 
 
 def bindings() -> Any:
@@ -108,12 +124,11 @@ def require_match(directory: Path, here: dict[str, str], student: str, precision
     Raises:
         InputError: They were not, or the sidecar is damaged.
     """
-    try:
-        built = json.loads((directory / SIDECAR).read_text())
-        differing = [key for key in BOUND if built[key] != here[key]]
-        compatible = built["hardware_compatibility"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{directory / SIDECAR} cannot be read ({error}): rebuild the engine.") from None
+    path, remedy = directory / SIDECAR, "Rebuild the engine."
+    content = json_file.load(path, _LARGEST_SIDECAR, remedy=remedy)
+    built = json_file.validated(content, _Sidecar, str(path), remedy=remedy).model_dump()
+    differing = [key for key in BOUND if built[key] != here[key]]
+    compatible = built["hardware_compatibility"]
     if compatible == "same_compute_capability":
         differing = [key for key in differing if key != "gpu"]
     elif compatible == "ampere_plus" and int(here["compute_capability"].split(".")[0]) >= 8:
@@ -137,7 +152,7 @@ class _Engine:
     def __init__(self, trt: Any, path: Path) -> None:
         self._trt, self._path = trt, path
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(read_bytes(path, _LARGEST_ENGINE, remedy="Rebuild it."))
         if self._engine is None:
             raise InputError(f"{path} cannot be deserialized by TensorRT {trt.__version__}: rebuild it.")
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]

@@ -253,9 +253,10 @@ def test_engines_of_another_gpu_or_version_are_refused_with_the_command_that_bui
     assert "`dvc repro --force --single-item build_engine@tinysam-fp16`" in str(caught.value)
 
 
-def test_a_damaged_sidecar_is_refused(tmp_path):
-    (tmp_path / SIDECAR).write_text("{}")
-    with pytest.raises(InputError, match=r"engine\.json cannot be read"):
+@pytest.mark.parametrize("text", ["", "{}", "[" * 300, json.dumps(HERE | {"hardware_compatibility": 1})])
+def test_a_damaged_sidecar_is_refused(tmp_path, text):
+    (tmp_path / SIDECAR).write_text(text)
+    with pytest.raises(InputError, match=r"engine\.json.* Rebuild the engine\."):
         require_match(tmp_path, HERE, "tinysam", "fp16")
 
 

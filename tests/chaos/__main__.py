@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2, help="rounds of each other scenario")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=list(SCENARIOS), action="append", help="only this scenario; may be repeated")
-    parser.add_argument("--directory", type=Path, help="where to work; kept; default: a temporary directory")
+    parser.add_argument("--directory", type=Path, help="where to work; kept, to repeat with its undisturbed release")
     arguments = parser.parse_args()
     directory = arguments.directory or Path(tempfile.mkdtemp(prefix="chaos-"))
     directory.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def _run(name: str, reference: Reference, seed: int, rounds: int) -> str:
     except (DamageError, HangError) as fault:
         faults = 1
         say(f"{name}: FAULT: {fault}")
-        say(f"files: {reference.root.parent}; repeat: python -m tests.chaos --only '{name}' --seed {seed}")
+        say(f"repeat: python -m tests.chaos --only '{name}' --seed {seed} --directory {reference.root.parent}")
     return f"| {name} | {done} | {faults} | {(time.monotonic() - start) / 60:.0f} min |"
 
 

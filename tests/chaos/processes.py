@@ -13,7 +13,7 @@ import psutil
 
 LIMIT_S = 1200.0
 """Seconds after which a command counts as hung."""
-ORPHANS_S = 30.0
+ORPHANS_S = 60.0
 """Seconds that processes may outlive their command, to clean up."""
 _MARK = "SAM_DISTILLERY_CHAOS"
 """Environment variable by which the processes of a command are known, also those whose parent ended."""

@@ -13,7 +13,18 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 
 from pipeline.core.errors import InputError
-from tests.fuzz.cases import coco, images, own_files, parameters, prompts, sa1b, segmentations, served, tensors
+from tests.fuzz.cases import (
+    coco,
+    images,
+    not_files,
+    own_files,
+    parameters,
+    prompts,
+    sa1b,
+    segmentations,
+    served,
+    tensors,
+)
 
 KINDS = {
     "annotations": coco.annotations,
@@ -29,6 +40,7 @@ KINDS = {
     "tensors": tensors.tensors,
     "served model": served.requests,
     "own files": own_files.own_files,
+    "not files": not_files.not_files,
 }
 LIMIT = 10
 """Seconds per case. The alarm ends the process, also within C code."""

@@ -300,6 +300,20 @@ def test_a_set_outside_of_the_data_is_refused_since_dvc_would_not_watch_it(tmp_p
         run(tmp_path / "out", photographs, **COCO_SOURCE | {"validation": named})
 
 
+@pytest.mark.parametrize("source", [COCO_SOURCE, FILES | {"kind": "folder", "images": "images"}])
+def test_a_link_that_leads_out_of_the_folder_is_read_and_said(tmp_path, photographs, source, capsys):
+    run(tmp_path / "plain", photographs, **source)
+    assert "links to files" not in capsys.readouterr().err
+    image = photographs / "images/0002.jpg"
+    image.rename(tmp_path / "elsewhere.jpg")
+    image.symlink_to(tmp_path / "elsewhere.jpg")
+    run(tmp_path / "linked", photographs, **source)
+    folder = photographs / "images"
+    line = f"1 images of {folder} are links to files outside of it, first '0002.jpg'."
+    assert line in " ".join(capsys.readouterr().err.split())
+    assert digest(tmp_path / "linked") == digest(tmp_path / "plain")
+
+
 def test_areas_and_boxes_that_make_no_sense_are_not_stated(tmp_path, photographs):
     edit(photographs, lambda c: c["annotations"][0].update(bbox=[], area="large"))
     metrics = run(tmp_path / "out", photographs, **COCO_SOURCE)

@@ -101,8 +101,26 @@ def test_a_missing_a_cut_or_a_foreign_check_is_told(engines, tmp_path):
             (out / SELF_CHECK).write_bytes(content)
         with pytest.raises(InputError, match="is damaged"):
             verify(directory=out, **DEFAULTS)
-        with pytest.raises(InputError, match="does not exist|cannot be read"):
+        with pytest.raises(InputError, match="does not exist|is a damaged safetensors file"):
             repeat(load(engines / "fp32"), out)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"0.token": torch.tensor([9])},
+        {"0.cells": torch.tensor(3)},
+        {"0.masks": torch.zeros(1)},
+        {"0.embedding": torch.zeros(2, 2).half()},
+        {"gate": torch.zeros(3)},
+        {"7.image": torch.zeros(1)},
+    ],
+    ids=str,
+)
+def test_a_check_of_other_types_or_shapes_is_refused(engines, tmp_path, change):
+    out = spoiled(engines, tmp_path, lambda tensors: tensors | change)
+    with pytest.raises(InputError, match="does not hold cases of a self-check: rebuild the engine"):
+        repeat(load(engines / "fp32"), out)
 
 
 def test_only_engines_are_verified_and_only_beside_their_own_fp32(engines, checkpoint, tmp_path):  # noqa: F811

@@ -59,6 +59,17 @@ def opened(path: Path, *, name: str | None = None, remedy: str = "Restore it.") 
             raise InputError(f"{name} cannot be read ({error.strerror or error}). {remedy}") from None
 
 
+def check_regular(path: Path, *, remedy: str = "Restore it.") -> None:
+    """Check that a file can be opened and is regular, before a library opens it by its name; see `opened`.
+
+    Raises:
+        MissingFileError: There is no such file.
+        InputError: It is of another kind, or cannot be opened.
+    """
+    with opened(path, remedy=remedy):
+        pass
+
+
 def read_bytes(path: Path, limit: int, *, name: str | None = None, remedy: str = "Restore it.") -> bytes:
     """All bytes of a regular file.
 

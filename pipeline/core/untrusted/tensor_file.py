@@ -63,8 +63,13 @@ def read(path: Path, *, remedy: str) -> dict[str, Tensor]:
     return state
 
 
-def safetensors(path: Path, *, remedy: str) -> dict[str, Tensor]:
+def safetensors(path: Path, *, remedy: str, finite: bool = True) -> dict[str, Tensor]:
     """Read a safetensors file.
+
+    Args:
+        path: The file.
+        remedy: What to do about a bad file, without a final stop.
+        finite: Whether to refuse NaN and infinity.
 
     Raises:
         MissingFileError: There is no such file.
@@ -75,7 +80,7 @@ def safetensors(path: Path, *, remedy: str) -> dict[str, Tensor]:
         state = load_file(path)
     except _DAMAGED as error:
         raise InputError(f"checkpoint {path} is a damaged safetensors file ({_reason(error)}): {remedy}.") from None
-    _check(state, path, remedy)
+    _check(state, path, remedy, finite=finite)
     return state
 
 
@@ -111,7 +116,7 @@ def _check_zip(path: Path) -> None:
         raise ValueError(f"{packed[0]:.60} is compressed")
 
 
-def _check(state: Mapping[str, Tensor], path: Path, remedy: str) -> None:
+def _check(state: Mapping[str, Tensor], path: Path, remedy: str, *, finite: bool = True) -> None:
     total = 0
     for key, value in state.items():
         plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_nested
@@ -123,9 +128,15 @@ def _check(state: Mapping[str, Tensor], path: Path, remedy: str) -> None:
             raise InputError(
                 f"checkpoint {path}: {key:.200} has shape {tuple(value.shape)}, more than it holds: {remedy}."
             )
-        # isfinite lacks the types of 8 bits
-        if value.is_floating_point() and not torch.isfinite(value.float() if value.dtype in _FLOAT8 else value).all():
+        if finite and not _is_finite(value):
             raise InputError(f"checkpoint {path} holds values that are not finite ({key:.200}): get an undamaged file.")
+
+
+def _is_finite(value: Tensor) -> bool:
+    if not value.is_floating_point():
+        return True
+    # isfinite lacks the types of 8 bits
+    return bool(torch.isfinite(value.float() if value.dtype in _FLOAT8 else value).all())
 
 
 def _reason(error: BaseException) -> str:
