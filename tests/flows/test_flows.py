@@ -164,16 +164,18 @@ def test_ctrl_c_ends_all_stages_that_run_at_once(world):
 def test_a_killed_flow_leaves_no_process_behind(world):
     world.edit("end: well", "end: never")
     flow = subprocess.Popen([sys.executable, "-m", "flows.release"], cwd=world.root, env=world.environment)
-    until = time.monotonic() + 120
-    while not (world.root / "started small").exists():
-        assert time.monotonic() < until
-        assert flow.poll() is None
-        time.sleep(0.05)
-    children = psutil.Process(flow.pid).children(recursive=True)
-    assert any("uvicorn" in child.cmdline() for child in children)
-    flow.kill()
-    flow.wait()
-    assert not psutil.wait_procs(children, timeout=30)[1]
+    try:
+        until = time.monotonic() + 300
+        while not (world.root / "started small").exists():
+            assert time.monotonic() < until
+            assert flow.poll() is None
+            time.sleep(0.05)
+        children = psutil.Process(flow.pid).children(recursive=True)
+        assert any("uvicorn" in child.cmdline() for child in children)
+    finally:
+        flow.kill()
+        flow.wait()
+    assert not psutil.wait_procs(children, timeout=60)[1]
 
 
 def flow(world, *arguments):
