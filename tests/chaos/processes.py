@@ -97,21 +97,26 @@ class Command:
 
     def kill_one(self, generator: random.Random) -> str:
         """End one of its processes, as the kernel does where memory runs out; returns the process's command line."""
-        process = generator.choice(sorted(self.processes(), key=lambda each: each.pid) or [psutil.Process()])
-        if process.pid == os.getpid():  # all have ended
+        lines = {process: _line(process) for process in sorted(self.processes(), key=lambda each: each.pid)}
+        processes = [process for process, line in lines.items() if "python" in line]  # no shell that only waits
+        if not processes:  # all have ended
             return ""
-        try:
-            name = " ".join(process.cmdline()[1:4])
-        except psutil.Error:
-            return ""
+        process = generator.choice(processes)
         _kill(process)
-        return name
+        return " ".join(lines[process].split()[1:4])
 
     def output(self) -> str:
         """Standard output and error."""
         with self.log.open(errors="replace") as stream:
             stream.seek(self._start)
             return stream.read()
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def _kill(process: psutil.Process) -> None:
