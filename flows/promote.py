@@ -123,8 +123,8 @@ def _command(
     def run() -> int:
         check_registry()
         check_prefect()
-    temporary_server.end_with_this_process()
-    with console.quiet("promote"):
+        temporary_server.end_with_this_process()
+        with console.quiet("promote"):
             state = rollback(target, return_state=True) if back else promote(dry_run, force, target, return_state=True)
         if state.name and state.name in _ENDS:
             print(f"error: {state.message}", file=sys.stderr)
