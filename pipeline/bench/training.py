@@ -112,7 +112,8 @@ def random_embeddings(directory: Path, images: Shards, grid: int) -> Path:
     """Write an artifact of random embeddings for all ``images``."""
     generator = torch.Generator().manual_seed(0)
     target = locate(directory / "store", "train", {})
-    seal = target.write({TENSOR: torch.randn(len(images), EMBEDDING_CHANNELS, grid, grid, generator=generator).half()})
+    embeddings = torch.randn(len(images), EMBEDDING_CHANNELS, grid, grid, generator=generator).half()
+    seal = target.write(len(images), [{TENSOR: embeddings}])
     shard = StoredShard(file=target.file, bytes=seal.bytes, sha256=seal.sha256, split=images.split, keys=images.keys)
     manifest = EmbeddingsManifest(
         store=str(target.store), teacher="", dtype="float16", embedding_size=grid, feature_layers=[], shards=[shard]

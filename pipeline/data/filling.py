@@ -1,7 +1,7 @@
 """Computing of embeddings into their store: by ``embed``, and by readers for missing files."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -64,22 +64,24 @@ def fill(
     Raises:
         InputError: The store cannot be written, an image is damaged, or an embedding is not finite.
     """
-    tensors = dict[str, Tensor]()
-    started, done = time.perf_counter(), 0
-    for images in batches(shards, indices, batch, sam.input_size):
-        parts = encode(sam, images, feature_layers)
-        if not all(torch.isfinite(part).all() for part in parts.values()):
-            first = shards.keys[indices[done]]
-            raise InputError(
-                f"the teacher's embeddings of {len(images)} images from {first!r} on are not finite in half precision: "
-                "its checkpoint is damaged; run `dvc repro --force --single-item teacher`."
-            )
-        for name, part in parts.items():
-            tensors.setdefault(name, part.new_empty((len(indices), *part.shape[1:])))[done : done + len(part)] = part
-        done += len(images)
-        advance(len(images))
-    seal = target.write(tensors)
-    log({"images_per_s": done / (time.perf_counter() - started)}, step=indices.stop)
+
+    def encoded() -> Iterator[Mapping[str, Tensor]]:
+        done = 0
+        for images in batches(shards, indices, batch, sam.input_size):
+            parts = encode(sam, images, feature_layers)
+            if not all(torch.isfinite(part).all() for part in parts.values()):
+                first = shards.keys[indices[done]]
+                raise InputError(
+                    f"the teacher's embeddings of {len(images)} images from {first!r} on are not finite in half "
+                    "precision: its checkpoint is damaged; run `dvc repro --force --single-item teacher`."
+                )
+            yield parts
+            done += len(images)
+            advance(len(images))
+
+    started = time.perf_counter()
+    seal = target.write(len(indices), encoded())
+    log({"images_per_s": len(indices) / (time.perf_counter() - started)}, step=indices.stop)
     return seal
 
 

@@ -7,16 +7,14 @@ of other shards' data, or a switch between teachers. A small json beside it, wri
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
-import torch
 from jaxtyping import Float16
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.core import atomic
@@ -64,28 +62,33 @@ class StoreFile:
             return None
         return seal if intact else None
 
-    def write(self, tensors: Mapping[str, Float16[Tensor, "n _ g g"]]) -> Seal:
-        """Write embeddings and features; the seal's moments are those of the embeddings.
+    def write(self, images: int, batches: Iterable[Mapping[str, Float16[Tensor, "b _ g g"]]]) -> Seal:
+        """Write embeddings and features batch by batch: a shard with features of several blocks is larger than memory.
+
+        Several processes must hold `lock`.
+
+        Args:
+            images: Number of images of all batches.
+            batches: Tensors by name, for consecutive images. The seal's moments are those of the embeddings.
 
         Raises:
             InputError: The disk is full or the store cannot be written.
         """
-        embeddings = tensors[TENSOR]
-        moments = [(torch.mean(e.double()).item(), torch.mean(e.double().square()).item()) for e in embeddings]
-        count = len(moments)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.seal_path.unlink(missing_ok=True)
-            _into(self.path, lambda draft: save_file(dict(tensors), draft))
+            with atomic.replacing(self.path) as draft, draft.open("wb") as stream:
+                moments = _write_batches(stream, images, batches)
             seal = Seal(
                 bytes=self.path.stat().st_size,
                 sha256=file_sha256(self.path),
-                images=count,
-                mean=sum(mean for mean, _ in moments) / count,
-                mean_square=sum(square for _, square in moments) / count,
+                images=images,
+                mean=sum(mean for mean, _ in moments) / images,
+                mean_square=sum(square for _, square in moments) / images,
             )
-            _into(self.seal_path, lambda draft: write_json(draft, seal.model_dump()))
-        except (OSError, SafetensorError) as error:
+            with atomic.replacing(self.seal_path) as draft:
+                write_json(draft, seal.model_dump())
+        except OSError as error:
             raise self._unwritable(error) from None
         return seal
 
@@ -117,6 +120,33 @@ def locate(store: Path, name: str, origin: Mapping[str, object]) -> StoreFile:
     return StoreFile(store, f"{key}/{name}.safetensors")
 
 
-def _into(path: Path, write: Callable[[Path], None]) -> None:
-    with atomic.replacing(path, per_process=True) as draft:
-        write(draft)
+def _write_batches(stream: BinaryIO, images: int, batches: Iterable[Mapping[str, Tensor]]) -> list[tuple[float, float]]:
+    """Write the file that safetensors' ``save_file`` would write of the whole tensors.
+
+    Returns:
+        Mean and mean square of each image's embedding.
+    """
+    moments, begins = list[tuple[float, float]](), dict[str, int]()
+    for parts in batches:
+        if not begins:
+            begins = _write_header(stream, images, parts)
+        for name, part in parts.items():
+            stream.seek(begins[name] + len(moments) * part[0].numel() * part.element_size())
+            stream.write(part.contiguous().numpy().data.cast("B"))
+        wide = parts[TENSOR].double()
+        moments += [(image.mean().item(), image.square().mean().item()) for image in wide]
+    if len(moments) != images:
+        raise ValueError(f"{len(moments)} images were written, not {images}")
+    return moments
+
+
+def _write_header(stream: BinaryIO, images: int, parts: Mapping[str, Tensor]) -> dict[str, int]:
+    """Write the header of a safetensors file; return where each tensor begins."""
+    entries, ends = dict[str, Any](), [0]
+    for name, part in sorted(parts.items()):
+        ends.append(ends[-1] + images * part[0].numel() * part.element_size())
+        entries[name] = {"dtype": "F16", "shape": [images, *part.shape[1:]], "data_offsets": ends[-2:]}
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    stream.write(len(header).to_bytes(8, "little") + header)
+    return {name: stream.tell() + begin for name, begin in zip(entries, ends, strict=False)}
