@@ -2,8 +2,11 @@
 
 import logging
 import os
+import signal
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -51,8 +54,20 @@ def serve(source: Source, settings: ServeSettings) -> str:
         notice(f"listening on {scheme}://{shown}:{port}")
         if not local and key is None:
             notice(f"{settings.host} can be reached without a key: set {KEY_VARIABLE} or --api-key-file.")
-        server.run([listener])
+        with _signals_end_quietly():
+            server.run([listener])
     return "stopped"
+
+
+@contextmanager
+def _signals_end_quietly() -> Iterator[None]:
+    """Ignore the signals that uvicorn raises again once it has shut down."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _configured(app: object, settings: ServeSettings) -> uvicorn.Config:
