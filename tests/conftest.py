@@ -85,7 +85,8 @@ def world_at() -> type[World]:
     return World
 
 
-def _make(root: Path) -> World:
+def make_world(root: Path) -> World:
+    """A checkout with stand-in verbs, under git and DVC."""
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "tests/world", root, ignore=ignore)
     for name in ("bench", "serve"):
@@ -140,7 +141,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
 
 @pytest.fixture(scope="session")
 def _world_once(made_once: MadeOnce) -> Path:
-    return made_once("world", _make)
+    return made_once("world", make_world)
 
 
 @pytest.fixture

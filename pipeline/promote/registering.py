@@ -135,9 +135,7 @@ def _register(
     tags = {"digest": Card.read(engine).digest, "student": str(row["model"]), "precision": str(row["precision"])}
     run = store.start("register", {"stage": "register", **tags})
     with registry.as_default(store.uri), mlflow.start_run(run_id=run), registry.silenced():
-        version = registry.log_model(config.registered_model, engine, numbers)
-    for key, value in tags.items():
-        store.client.set_model_version_tag(config.registered_model, version, key, value)
+        version = registry.log_model(config.registered_model, engine, numbers, tags)
     return version, run
 
 

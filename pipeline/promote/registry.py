@@ -190,13 +190,15 @@ def version_with(client: MlflowClient, name: str, digest: str) -> ModelVersion |
     return next((version for version in versions if version.tags.get("digest") == digest), None)
 
 
-def log_model(name: str, engine: Path, metrics: Mapping[str, float]) -> str:
+def log_model(name: str, engine: Path, metrics: Mapping[str, float], tags: Mapping[str, str]) -> str:
     """Log an engine as a servable model of the active run, register it, and return the version.
 
     Args:
         name: Name in the registry.
         engine: Directory of an engine artifact; it is copied into the model.
         metrics: Metrics linked to the model.
+        tags: Tags of the version. They are there as soon as the version is, so that a registration that was killed
+            finds its version again.
     """
     card = Card.read(engine)
     kind = str(card.load.get("engine", ""))
@@ -215,11 +217,10 @@ def log_model(name: str, engine: Path, metrics: Mapping[str, float]) -> str:
                 f"{package}=={importlib.metadata.version(package).partition('+')[0]}"
                 for package in (*_PACKAGES[""], *_PACKAGES.get(kind, ()))
             ],
-            registered_model_name=name,
             metadata={"digest": card.digest, "student": card.model, "precision": card.precision},
         )
     mlflow.log_metrics(dict(metrics), model_id=info.model_id)
-    return str(info.registered_model_version)
+    return str(mlflow.register_model(info.model_uri, name, tags=dict(tags)).version)
 
 
 def input_example() -> list[dict[str, Any]]:

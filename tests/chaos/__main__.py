@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.chaos import kills, registry, surroundings
-from tests.chaos.checkout import DamageError, Reference
+from tests.chaos.checkout import DamageError, Reference, real, stand_in
 from tests.chaos.processes import HangError
 
 Scenario = Callable[[Reference, int, int], Iterator[str]]
@@ -31,12 +31,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2, help="rounds of each other scenario")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=list(SCENARIOS), action="append", help="only this scenario; may be repeated")
+    parser.add_argument("--stand-in", action="store_true", help="the tests' pipeline of five stages without models")
     parser.add_argument("--directory", type=Path, help="where to work; kept, to repeat with its undisturbed release")
     arguments = parser.parse_args()
     directory = arguments.directory or Path(tempfile.mkdtemp(prefix="chaos-"))
     directory.mkdir(parents=True, exist_ok=True)
     say("an undisturbed release runs first")
-    reference = Reference.make(directory.resolve())
+    reference = Reference.make(directory.resolve(), stand_in if arguments.stand_in else real)
     say(f"it took {reference.seconds:.0f} s")
     rows = []
     for name in arguments.only or SCENARIOS:

@@ -3,6 +3,7 @@
 import random
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 
 from tests.chaos.processes import Command
 from tests.chaos.soundness import Progress, Result, faults, unfinished
+from tests.conftest import make_world
 from tests.end_to_end.small_release import clone, tiny
 
 RELEASES = (("dvc", "repro"), ("flows.release",))
@@ -30,6 +32,16 @@ def small(params):
     return params
 
 
+def real(root: Path) -> None:
+    """Make a checkout of the real pipeline with little data."""
+    clone(root, small)
+
+
+def stand_in(root: Path) -> None:
+    """Make a checkout of the stand-in pipeline: five stages in the real frame, each of which writes a few bytes."""
+    make_world(root)
+
+
 @dataclass(frozen=True)
 class Reference:
     """An undisturbed release."""
@@ -37,31 +49,40 @@ class Reference:
     root: Path
     result: Result
     seconds: float
+    new: Callable[[Path], object]
 
     @classmethod
-    def make(cls, directory: Path) -> "Reference":
-        """Run the release without disturbance, unless ``directory`` has one."""
+    def make(cls, directory: Path, new: Callable[[Path], object]) -> "Reference":
+        """Run the release without disturbance, unless ``directory`` has one.
+
+        Args:
+            directory: Where all checkouts are made.
+            new: Makes a checkout in which nothing has run: `real` or `stand_in`.
+        """
         root, done = directory / "reference", directory / "seconds"
         if not done.exists():
             remove(root)
-            clone(root, small)
+            new(root)
             start = time.monotonic()
             finish(root, RELEASES[0])
             done.write_text(str(time.monotonic() - start))
-        return cls(root, Result.of(root), float(done.read_text()))
+        return cls(root, Result.of(root), float(done.read_text()), new)
 
     def fresh(self, name: str) -> Path:
         """A checkout in which nothing has run."""
-        return clone(self.root.parent / name, small)
+        root = self.root.parent / name
+        self.new(root)
+        return root
 
     def forgetful(self, name: str, generator: random.Random, stages: int) -> Path:
-        """A copy whose last ``stages`` stages before the comparison have to run again."""
+        """A copy in which the comparison and ``stages`` stages of the second half have to run again."""
         root = self.root.parent / name
         ignored = shutil.ignore_patterns("runs", "tmp", "__pycache__", ".prefect")
         shutil.copytree(self.root, root, symlinks=True, ignore=ignored)
         lock = yaml.safe_load((root / "dvc.lock").read_text())
-        last = [target for target in lock["stages"] if target.startswith(("quantize", "build_engine", "evaluate@"))]
-        for target in ["compare", *generator.sample(last, stages)]:
+        targets = [target for target in lock["stages"] if target != "compare"]
+        last = targets[len(targets) // 2 :]
+        for target in ["compare", *generator.sample(last, min(stages, len(last)))]:
             for out in lock["stages"].pop(target)["outs"]:
                 shutil.rmtree(root / out["path"])
         (root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))

@@ -8,7 +8,7 @@ from tests.chaos.checkout import RELEASES, DamageError, Reference, check_sound, 
 from tests.chaos.processes import Command
 from tests.chaos.soundness import Progress, is_cut_off
 
-MEAN_KILLS = 16
+MEAN_KILLS = 8
 """Kills per undisturbed release's time, on average."""
 
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import psutil
 
-LIMIT_S = 1200.0
+LIMIT_S = 3600.0
 """Seconds after which a command counts as hung."""
 ORPHANS_S = 60.0
 """Seconds that processes may outlive their command, to clean up."""

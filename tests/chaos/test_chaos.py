@@ -3,14 +3,14 @@
 import pytest
 
 from tests.chaos.__main__ import SCENARIOS
-from tests.chaos.checkout import Reference
+from tests.chaos.checkout import Reference, real
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    return Reference.make(tmp_path_factory.mktemp("chaos"))
+    return Reference.make(tmp_path_factory.mktemp("chaos"), real)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -28,7 +28,7 @@ def registered(tmp_path, monkeypatch):
     store = Store.open()
     run = store.start("register", {})
     with registry.as_default(store.uri), mlflow.start_run(run_id=run):
-        version = registry.log_model("m", checkpoint, {"box_miou": 0.5})
+        version = registry.log_model("m", checkpoint, {"box_miou": 0.5}, {"digest": "0"})
     store.client.set_registered_model_alias("m", "champion", version)
     store.client.create_registered_model("foreign")
     store.client.create_model_version("foreign", str(checkpoint), run)

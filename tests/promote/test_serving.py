@@ -51,7 +51,10 @@ def served(tmp_path_factory):
     with registry.as_default(f"sqlite:///{root / 'mlflow.db'}"):
         experiment = mlflow.create_experiment("served", artifact_location=(root / "mlruns").as_uri())
         with mlflow.start_run(experiment_id=experiment):
-            version = registry.log_model("m", checkpoint, {"box_miou": 0.5})
+            version = registry.log_model("m", checkpoint, {"box_miou": 0.5}, {"digest": "0"})
+        registered = mlflow.MlflowClient().get_model_version("m", version)
+        assert registered.tags == {"digest": "0"}
+        assert registered.run_id is not None
         source = mlflow.artifacts.download_artifacts(f"models:/m/{version}", dst_path=str(root / "model"))
     return source
 
