@@ -39,7 +39,7 @@ def test_every_package_that_the_code_imports_is_declared():
     external = {name for name in graph.modules if graph.is_module_squashed(name)} - set(sys.stdlib_module_names)
     declared = packages() | packages("train", "quantize", "flows", "serve", "gpu", "flash-attn")
     of_module = packages_distributions() | {"flash_attn": ["flash-attn"], "tensorrt": ["tensorrt"]}
-    undeclared = {name for name in external if not {d.lower().replace(".", "-") for d in of_module[name]} & declared}
+    undeclared = {name for name in external if not {re.sub("[._]", "-", d.lower()) for d in of_module[name]} & declared}
     assert undeclared == set()
 
 

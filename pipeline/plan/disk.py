@@ -8,14 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.data.encoding import FEATURES, TENSOR
+from pipeline.plan.rates import table
 from pipeline.plan.workload import Scale, Workload, feature_shapes, model_size
 
 _FP32, _FP16 = 4, 2
 _TRAINING_COPIES = 4
 """Weights, their average and AdamW's two moments in a training's checkpoint."""
 _LINKED = ("hardlink", "symlink")
-_BYTES_PER_INSTANCE = 4096
-"""Of an evaluation's json files."""
+_BYTES_PER_INSTANCE = 1024
+"""Of an evaluation's json files, about."""
 _ENCODER_BYTES = {"fp32": _FP32, "fp16": _FP16, "int8": 1, "int8_fp16": 1}
 """Per weight of the encoder; narrower precisions are stored as fp32."""
 
@@ -39,11 +40,11 @@ def bytes_of(work: Workload, scale: Scale) -> dict[str, int]:
         for size in weights.values()
         for precision in work.precisions
     )
-    _, instances = work.validation
+    validation_images, instances = work.validation
     candidates = 1 + len(work.students) * len(work.precisions)
     return {
         "data": scale.bytes + work.validation_bytes + checkpoint,
-        "prepare": copies * (_share(work, scale) + work.validation_bytes),
+        "prepare": copies * (_share(work, scale) + validation_images * table().image_bytes),
         "teacher": copies * teacher.parameters * _FP32,
         "embed": embedding_bytes(work, scale),
         "distill": copies * whole + training,

@@ -226,7 +226,7 @@ def with_artifacts(tmp_path_factory):
     return folder
 
 
-NEEDS = {"mlflow": "a registry, which the slow test has", 'device="cuda"': "a GPU"}
+NEEDS = {"mlflow": "a registry, which the slow test has", 'device="cuda"': "a GPU", "tritonclient": "a server"}
 """What snippets need that the default tests have not."""
 
 
