@@ -67,11 +67,6 @@ def embedding_bytes(work: Workload, scale: Scale) -> int:
     return total
 
 
-def shard_bytes(work: Workload) -> int:
-    """Bytes of one file of the store, which `embed` holds in memory before it writes it."""
-    return 0 if work.embed is None else safetensors_bytes(_shapes(work), work.prepare.shard_images)
-
-
 def _shapes(work: Workload) -> dict[str, tuple[int, ...]]:
     """Shapes of one image's embedding and features by their names in the store."""
     teacher, layers = work.teacher, sorted(set(work.embed.feature_layers if work.embed else ()))

@@ -62,7 +62,8 @@ class Workload:
     @property
     def uses_gpu(self) -> bool:
         """Whether it is meant for GPUs: it names one, or ``auto`` has the work of a full-size teacher."""
-        sections = (self.embed, *self.distill.values(), *self.align.values())
+        trained = (config for config in self.distill.values() if config.optimizer)
+        sections = (self.embed, *trained, *self.align.values())
         devices = {config.device.partition(":")[0] for config in sections if config}
         full_size = "auto" in devices and self.teacher.name.startswith("vit_")
         return full_size or "cuda" in devices or self.build_engine.engine == "tensorrt"
