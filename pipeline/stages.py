@@ -32,6 +32,7 @@ EMBED = Stage(
     deps=(PREPARE, TEACHER),
     code=(_TEACHER,),
     gpu=True,
+    distributed=True,
 )
 DISTILL = Stage(
     run="pipeline.distill:distill",

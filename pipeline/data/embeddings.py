@@ -50,6 +50,8 @@ class EmbeddingsManifest(BaseModel):
     teacher: str
     """Digest of the teacher's artifact."""
     dtype: str
+    precision: str = "fp32"
+    """Of the teacher's forward pass."""
     embedding_size: int
     feature_layers: list[int]
     """Blocks of the teacher whose features are stored too, see `pipeline.models.feature_layers`."""
@@ -81,6 +83,7 @@ class Embeddings:
             raise InputError(f"{path} is damaged ({error.error_count()} faults). {REMEDY}") from None
         self.store = store_path(manifest.store)
         self.teacher = manifest.teacher
+        self.precision = manifest.precision
         self.embedding_size = manifest.embedding_size
         self.feature_layers = manifest.feature_layers
         self.shards = manifest.shards

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from jaxtyping import Float16
+import numpy as np
+from jaxtyping import Float16, Float64
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
@@ -74,23 +75,36 @@ class StoreFile:
         Raises:
             InputError: The disk is full or the store cannot be written.
         """
+        with self.rows(images) as rows:
+            for tensors in batches:
+                rows.append(tensors, *moments(tensors[TENSOR]))
+        return rows.seal
+
+    @contextmanager
+    def rows(self, count: int) -> Iterator["Rows"]:
+        """Write ``count`` images batch by batch; the file is complete, and sealed, when the context ends.
+
+        Raises:
+            InputError: The disk is full or the store cannot be written.
+        """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.seal_path.unlink(missing_ok=True)
             with atomic.replacing(self.path) as draft, draft.open("wb") as stream:
-                moments = _write_batches(stream, images, batches)
-            seal = Seal(
+                rows = Rows(stream, count)
+                yield rows
+                rows.require_all()
+            rows.seal = Seal(
                 bytes=self.path.stat().st_size,
                 sha256=file_sha256(self.path),
-                images=images,
-                mean=sum(mean for mean, _ in moments) / images,
-                mean_square=sum(square for _, square in moments) / images,
+                images=count,
+                mean=sum(rows.means) / count,
+                mean_square=sum(rows.mean_squares) / count,
             )
             with atomic.replacing(self.seal_path) as draft:
-                write_json(draft, seal.model_dump())
+                write_json(draft, rows.seal.model_dump())
         except OSError as error:
             raise self._unwritable(error) from None
-        return seal
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -120,33 +134,57 @@ def locate(store: Path, name: str, origin: Mapping[str, object]) -> StoreFile:
     return StoreFile(store, f"{key}/{name}.safetensors")
 
 
-def _write_batches(stream: BinaryIO, images: int, batches: Iterable[Mapping[str, Tensor]]) -> list[tuple[float, float]]:
-    """Write the file that safetensors' ``save_file`` would write of the whole tensors.
+def moments(embeddings: Float16[Tensor, "n _ g g"]) -> tuple[Float64[Tensor, " n"], Float64[Tensor, " n"]]:
+    """Mean and mean square of each embedding, on its device."""
+    values = embeddings.flatten(1).double()
+    return values.mean(dim=1), values.square().mean(dim=1)
 
-    Returns:
-        Mean and mean square of each image's embedding.
+
+class Rows:
+    """The file that safetensors' ``save_file`` would write of the whole tensors, written batch by batch.
+
+    Args:
+        stream: The file, empty.
+        count: Images in all.
     """
-    moments, begins = list[tuple[float, float]](), dict[str, int]()
-    for parts in batches:
-        if not begins:
-            begins = _write_header(stream, images, parts)
-        for name, part in parts.items():
-            stream.seek(begins[name] + len(moments) * part[0].numel() * part.element_size())
-            stream.write(part.contiguous().numpy().data.cast("B"))
-        wide = parts[TENSOR].double()
-        moments += [(image.mean().item(), image.square().mean().item()) for image in wide]
-    if len(moments) != images:
-        raise ValueError(f"{len(moments)} images were written, not {images}")
-    return moments
 
+    def __init__(self, stream: BinaryIO, count: int) -> None:
+        self._stream, self._count, self._done = stream, count, 0
+        self._begin = dict[str, int]()
+        self.means, self.mean_squares = list[float](), list[float]()
+        self.seal = Seal(bytes=0, sha256="", images=0, mean=0.0, mean_square=0.0)
+        """Set when the file is complete."""
 
-def _write_header(stream: BinaryIO, images: int, parts: Mapping[str, Tensor]) -> dict[str, int]:
-    """Write the header of a safetensors file; return where each tensor begins."""
-    entries, ends = dict[str, Any](), [0]
-    for name, part in sorted(parts.items()):
-        ends.append(ends[-1] + images * part[0].numel() * part.element_size())
-        entries[name] = {"dtype": "F16", "shape": [images, *part.shape[1:]], "data_offsets": ends[-2:]}
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    stream.write(len(header).to_bytes(8, "little") + header)
-    return {name: stream.tell() + begin for name, begin in zip(entries, ends, strict=False)}
+    def append(
+        self, tensors: Mapping[str, Float16[Tensor, "n _ g g"]], mean: Float64[Tensor, " n"],
+        mean_square: Float64[Tensor, " n"],
+    ) -> None:  # fmt: skip
+        """Write the next images' tensors; all batches have the same names and shapes."""
+        if not self._begin:
+            self._write_header(tensors)
+        for name, value in tensors.items():
+            rows = np.ascontiguousarray(value.numpy())
+            self._stream.seek(self._begin[name] + self._done * rows[0].nbytes)
+            self._stream.write(rows.data)
+        self._done += len(mean)
+        self.means += mean.tolist()
+        self.mean_squares += mean_square.tolist()
+
+    def require_all(self) -> None:
+        """Check that all images were written.
+
+        Raises:
+            ValueError: Some are missing.
+        """
+        if self._done != self._count:
+            raise ValueError(f"{self._done} of {self._count} images were written")
+
+    def _write_header(self, tensors: Mapping[str, Tensor]) -> None:
+        header, end = dict[str, Any](), 0
+        for name, value in sorted(tensors.items()):
+            begin, end = end, end + self._count * value[0].nbytes
+            header[name] = {"dtype": "F16", "shape": [self._count, *value.shape[1:]], "data_offsets": [begin, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format aligns data
+        self._stream.write(len(text).to_bytes(8, "little") + text)
+        self._begin = {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}

@@ -1,9 +1,10 @@
 """The training loop; recipes are functions that return losses."""
 
+from pipeline.core.device import has_bf16, precision_of
+from pipeline.core.loading import Draw, NumWorkers, Request, load, loading_of
 from pipeline.training.checkpoint import CHECKPOINTS, checkpoint_of
 from pipeline.training.config import OptimizerConfig, rate
-from pipeline.training.device import autocast, has_bf16, precision_of
-from pipeline.training.loading import Draw, Request, load, loading_of
+from pipeline.training.device import autocast
 from pipeline.training.loop import LOG_EVERY, Step, fit
 from pipeline.training.samples import cut, epoch_indices
 
@@ -11,6 +12,7 @@ __all__ = [
     "CHECKPOINTS",
     "LOG_EVERY",
     "Draw",
+    "NumWorkers",
     "OptimizerConfig",
     "Request",
     "Step",

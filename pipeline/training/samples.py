@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import InputError
-from pipeline.training.loading import Draw, Loading, Request, load
+from pipeline.core.loading import Draw, Loading, Request, load
 
 BatchT = TypeVar("BatchT")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import InputError
-from pipeline.training.loading import Loading
+from pipeline.core.loading import Loading
 from pipeline.training.samples import Samples, epoch_indices
 from tests.training.work import BATCHES, results
 

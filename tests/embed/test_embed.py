@@ -1,20 +1,25 @@
 import json
 import pickle
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import pipeline.embed
 from pipeline.core import checkout, code
 from pipeline.core.artifact import Card, Contents, digest
+from pipeline.core.distributed import Ranks
 from pipeline.core.errors import InputError
 from pipeline.core.log import silent
 from pipeline.core.tracking_uri import anchored
 from pipeline.data import encoding, filling
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.shards import MANIFEST, Shards
+from pipeline.data.store import StoreFile, moments
 from pipeline.embed import EmbedConfig, embed
 from pipeline.models import build
 from pipeline.models.feature_layers import captured_features
@@ -270,6 +275,53 @@ def test_an_unknown_device_is_named(tmp_path, dataset, run, teacher):
     config = EmbedConfig(store="s", batch=1, device="abacus", feature_layers=[])
     with pytest.raises(InputError, match=r"embed\.device is 'abacus'"):
         embed(config, prepare=dataset, teacher=tmp_path / "teacher-first", out=tmp_path, log=silent)
+
+
+def test_processes_share_the_shards_and_the_first_one_writes_the_manifest(run, teacher, tmp_path, monkeypatch):
+    alone = run("alone")
+    for path in stored(tmp_path):
+        path.unlink()
+    gathered = dict[str, object]()
+
+    @dataclass(frozen=True)
+    class Beside(Ranks):
+        """One of two processes, of which the other one ran before."""
+
+        def gather(self, own):
+            gathered.update(own)
+            return dict(gathered)
+
+    for rank, images in ((1, 2), (0, 5)):
+        monkeypatch.setattr(pipeline.embed, "joined", lambda device, rank=rank: nullcontext(Beside(rank, 2)))
+        teacher.images = 0
+        out = run(f"rank {rank}")
+        assert teacher.images == images
+        assert (out / MANIFEST).exists() == (rank == 0)
+    assert digest(out) == digest(alone)
+
+
+def test_a_files_rows_are_those_of_safetensors_whatever_the_batches(tmp_path):
+    values = {"embeddings": torch.randn(5, 3, 2, 2).half(), "block_1": torch.randn(5, 7, 2, 2).half()}
+    seals = []
+    for name, batch in (("whole", 5), ("parts", 2)):
+        target = StoreFile(tmp_path, f"{name}.safetensors")
+        with target.rows(5) as rows:
+            for start in range(0, 5, batch):
+                part = {key: value[start : start + batch] for key, value in values.items()}
+                rows.append(part, *moments(part["embeddings"]))
+        seals.append(target.seal())
+        found = load_file(target.path)
+        assert found.keys() == values.keys()
+        assert all(torch.equal(found[key], values[key]) for key in values)
+    assert seals[0] == seals[1] == rows.seal
+
+
+def test_a_file_that_lacks_images_is_not_sealed(tmp_path):
+    target = StoreFile(tmp_path, "x.safetensors")
+    values = torch.zeros(2, 3, 2, 2).half()
+    with pytest.raises(ValueError, match="2 of 3 images were written"), target.rows(3) as rows:
+        rows.append({"embeddings": values}, *moments(values))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_embeddings_can_be_pickled_after_use(run):

@@ -16,7 +16,7 @@ import torch
 
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import InputError
-from pipeline.training.loading import Loading, Request, load, loading_of
+from pipeline.core.loading import Loading, Request, load, loading_of
 from pipeline.training.samples import Samples
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -100,7 +100,7 @@ def test_a_run_that_stops_early_ends_its_worker_processes():
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_killed_leaves_no_process(number):
-    command = [sys.executable, "-m", "tests.training.endless"]
+    command = [sys.executable, "-m", "tests.core.endless"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "drawn\n"

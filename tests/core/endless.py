@@ -3,9 +3,9 @@
 import sys
 from contextlib import closing
 
+from pipeline.core.loading import Loading, Request, load
 from pipeline.core.process import raise_on_signals
-from pipeline.training.loading import Loading, Request, load
-from tests.training.test_loading import Draw
+from tests.core.test_loading import Draw
 
 if __name__ == "__main__":
     raise_on_signals()
