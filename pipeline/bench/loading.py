@@ -7,6 +7,7 @@ that no loader can avoid: decoding of the JPEG at the scale that is needed.
 
 import cProfile
 import io
+import math
 import pstats
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -136,7 +137,7 @@ def _figures(call: Callable[[], object], median_ms: float) -> dict[str, float]:
     total = sum(own for _, _, own, _, _ in stats.values())
 
     def seconds(functions: Sequence[tuple[str, str]]) -> float:
-        return sum(
+        return math.fsum(
             cumulated
             for (file, _, function), (_, _, _, cumulated, _) in stats.items()
             if any(function == name and file.endswith(end) for end, name in functions)
