@@ -14,16 +14,21 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import onnx
+from pydantic import BaseModel, Field
 
 from pipeline.core.artifact import Card
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import json_file
 from pipeline.models.sam import EMBEDDING_CHANNELS
 from pipeline.runtime.exported import require_files, sizes
 from pipeline.runtime.tensorrt import SIDECAR
 
 CONFIG = "config.pbtxt"
+_LARGEST_SIDECAR = 64 << 20
+"""Bytes."""
 _VERSION = "1"
 _ENCODER_INPUTS, _ENCODER_OUTPUTS = ("image",), ("image_embedding",)
 _DECODER_INPUTS = ("image_embedding", "point_coords", "point_labels", "mask_input", "has_mask_input")
@@ -187,12 +192,23 @@ def _onnx_types(model: Path) -> dict[str, str]:
     return types
 
 
+class _Profile(BaseModel):
+    """Least, usual and greatest number of images."""
+
+    batch: Annotated[list[int], Field(min_length=3, max_length=3)]
+
+
+class _Sidecar(BaseModel):
+    """What is read of an engine's sidecar."""
+
+    profile: _Profile
+
+
 def _profile_batch(model: Path) -> int:
     """The largest batch of images that a TensorRT engine takes."""
-    try:
-        return int(json.loads((model / SIDECAR).read_text())["profile"]["batch"][2])
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{model / SIDECAR} cannot be read ({error!r}): rebuild the engine.") from None
+    path, remedy = model / SIDECAR, "Rebuild the engine."
+    content = json_file.load(path, _LARGEST_SIDECAR, remedy=remedy)
+    return json_file.validated(content, _Sidecar, str(path), remedy=remedy).profile.batch[2]
 
 
 def _parameters(model: Path, card: Card) -> str:

@@ -20,6 +20,9 @@ from pipeline.plan.workload import Workload, read
 _FULL_SIZE_BYTES = 16 << 30
 """Memory with a full-size teacher, about: ViT-H's weights twice, activations of a batch, loader processes."""
 
+_GPU_BYTES = 16_000_000_000
+"""GPU memory, about: an estimate of ViT-H in batches of 8, and of a training at the presets' micro-batches."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -50,8 +53,8 @@ def _fit(path: Path) -> Fit:
     except InputError as error:
         return Fit(path.stem, [str(error)], None)
     lacks = []
-    if work.uses_gpu and not torch.cuda.is_available():
-        lacks.append("no GPU")
+    if work.uses_gpu:
+        lacks += _gpu()
     if not Path(work.prepare.data).exists():
         lacks.append(f"{work.prepare.data} does not exist")
     if work.teacher.checkpoint and "://" not in work.teacher.checkpoint and not Path(work.teacher.checkpoint).exists():
@@ -60,6 +63,16 @@ def _fit(path: Path) -> Fit:
     if work.teacher.name.startswith("vit_") and (total := psutil.virtual_memory().total) < _FULL_SIZE_BYTES:
         lacks.append(f"needs about {size(_FULL_SIZE_BYTES)} of memory, there is {size(total)}")
     return Fit(path.stem, lacks, needed)
+
+
+def _gpu() -> list[str]:
+    """What the first GPU lacks."""
+    if not torch.cuda.is_available():
+        return ["no GPU"]
+    total = torch.cuda.get_device_properties(0).total_memory
+    if total < _GPU_BYTES:
+        return [f"needs about {size(_GPU_BYTES)} of GPU memory, there is {size(total)}"]
+    return []
 
 
 def _disk(work: Workload, lacks: list[str]) -> int | None:

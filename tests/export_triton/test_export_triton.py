@@ -145,13 +145,16 @@ def test_an_embedding_can_be_kept_for_further_prompts(repository, onnx):
     np.testing.assert_allclose(results["low_res_logits"], logits.numpy(), atol=1e-4)
 
 
-def engine(folder, onnx, **load_as):
+PROFILE = json.dumps({"profile": {"batch": [1, 1, 4]}, "gpu": "a GPU"})
+
+
+def engine(folder, onnx, sidecar=PROFILE, **load_as):
     """An engine artifact; TensorRT's files are stand-ins, since only their names and profile are read."""
     folder.mkdir()
     card = Card.read(onnx)
     for part in ("encoder", "decoder"):
         (folder / f"{part}.engine").write_bytes(b"plan")
-    (folder / "engine.json").write_text(json.dumps({"profile": {"batch": [1, 1, 4]}}))
+    (folder / "engine.json").write_text(sidecar)
     contents = Contents(kind="engine", model=STUDENT, precision="fp16", load=dict(card.load) | load_as)
     Card.seal(folder, contents, {})
     return folder
@@ -165,6 +168,12 @@ def test_tensorrt_engines_become_plans_with_the_batches_of_their_profile(tmp_pat
     models = configs(tmp_path / "models")
     assert (models["sam_encoder"].backend, models["sam_encoder"].max_batch_size) == ("tensorrt", 4)
     assert (models["sam_decoder"].instance_group[0].count, decoder.name) == (2, "sam_decoder")
+
+
+def test_a_damaged_sidecar_is_said_in_one_line(tmp_path, onnx):
+    source = engine(tmp_path / "engine", onnx, "{}", engine="tensorrt")
+    with pytest.raises(InputError, match=r"engine.json.*profile.*Rebuild the engine"):
+        export_triton(source, tmp_path / "models")
 
 
 def test_models_are_added_to_a_repository_and_none_is_overwritten(tmp_path, onnx):

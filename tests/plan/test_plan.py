@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -196,6 +197,15 @@ def test_fit_lists_every_preset_and_what_it_lacks(monkeypatch):
     assert {"no GPU", "data/sa1b does not exist"} <= set(results[L0].lacks)
     assert not any("GPU" in reason for reason in results["demo"].lacks)
     assert json.loads(fit.text(list(results.values()), as_json=True))[0]["preset"] == PRESETS[0]
+
+
+def test_a_small_gpu_is_said(monkeypatch):
+    properties = SimpleNamespace(total_memory=8_000_000_000)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    assert fit._gpu() == ["needs about 16.0 GB of GPU memory, there is 8.00 GB"]
+    properties.total_memory = 80_000_000_000
+    assert fit._gpu() == []
 
 
 @pytest.mark.parametrize(
