@@ -74,11 +74,14 @@ class Reference:
         self.new(root)
         return root
 
+    def copy(self, name: str) -> Path:
+        """A copy in which everything has run."""
+        ignored = shutil.ignore_patterns("runs", "tmp", "__pycache__", ".prefect")
+        return shutil.copytree(self.root, self.root.parent / name, symlinks=True, ignore=ignored)
+
     def forgetful(self, name: str, generator: random.Random, stages: int) -> Path:
         """A copy in which the comparison and ``stages`` stages of the second half have to run again."""
-        root = self.root.parent / name
-        ignored = shutil.ignore_patterns("runs", "tmp", "__pycache__", ".prefect")
-        shutil.copytree(self.root, root, symlinks=True, ignore=ignored)
+        root = self.copy(name)
         lock = yaml.safe_load((root / "dvc.lock").read_text())
         targets = [target for target in lock["stages"] if target != "compare"]
         last = targets[len(targets) // 2 :]
