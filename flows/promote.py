@@ -64,9 +64,9 @@ def gate(dry_run: bool = False, force: str | None = None, target: _Target | None
 
 
 @task(cache_policy=NO_CACHE)
-def go_back(target: _Target | None = None) -> tuple[str, str]:
+def go_back(target: _Target | None = None, reason: str = "") -> tuple[str, str]:
     """Make the previous champion champion again; returns state name and message."""
-    return _outcome(lambda: commands.go_back(target=target))
+    return _outcome(lambda: commands.go_back(target=target, reason=reason))
 
 
 @flow
@@ -89,16 +89,17 @@ def promote(dry_run: bool = False, force: str | None = None, target: _Target | N
 
 
 @flow
-def rollback(target: _Target | None = None) -> State[str]:
+def rollback(target: _Target | None = None, reason: str = "") -> State[str]:
     """Make the previous champion champion again.
 
     Args:
         target: Of which target, ``cpu`` or ``gpu``; None for that of the alias ``champion``.
+        reason: Recorded.
 
     Returns:
         Completed, or a failed state named BadInput.
     """
-    return _state(*go_back(target))
+    return _state(*go_back(target, reason))
 
 
 def _state(end: str, line: str) -> State[str]:

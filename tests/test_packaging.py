@@ -21,7 +21,7 @@ def packages(*extras):
     """What these extras, or without one the base, name."""
     lists = [PROJECT["optional-dependencies"][extra] for extra in extras] or [PROJECT["dependencies"]]
     names = {re.split(r"[<>=\[; ]", line)[0] for line in chain.from_iterable(lists)}
-    return {name.replace(".", "-") for name in names} - {"sam-distillery"}
+    return {re.sub(r"[._]", "-", name) for name in names} - {"sam-distillery"}
 
 
 @pytest.mark.parametrize("module", ["cli", "runtime", "verify", "evaluate.average_precision"])

@@ -15,6 +15,7 @@ from typer import Argument, Option
 from pipeline import __version__
 from pipeline.bench.ablations.settings import QuantizationSettings, RecipesSettings
 from pipeline.bench.settings import Settings, SubjectName
+from pipeline.cli import registry_commands
 from pipeline.cli.stage_commands import command_of, help_of
 from pipeline.core import preflight
 from pipeline.core.bundled import directory_of
@@ -42,6 +43,13 @@ app = typer.Typer(
 ablations = typer.Typer(
     help="What each choice of a recipe or of a quantization is worth, all else equal.", no_args_is_help=True, **PLAIN
 )
+publishing = typer.Typer(
+    help="Write a registered version as a folder that is ready to be pushed.", no_args_is_help=True, **PLAIN
+)
+
+
+@publishing.callback()
+def _publishing() -> None: ...
 
 
 def command(function: Function, *, of: typer.Typer = app, name: str = "") -> Function:
@@ -466,68 +474,7 @@ def serve(
     return run(source, settings)
 
 
-@command
-def register() -> str:
-    """Register the best model of the leaderboard as challenger."""
-    preflight.check_registry()
-    from pipeline import promote
-
-    return promote.register()
-
-
-@command
-def promote(
-    dry_run: Annotated[bool, Option("--dry-run", help="Only judge: change and record nothing.")] = False,
-    force: Annotated[
-        str | None, Option(metavar="REASON", help="Promote even if rules do not hold; the reason is recorded.")
-    ] = None,
-    target: Annotated[Literal["cpu", "gpu"] | None, Option(help="Of which target; default: the latest.")] = None,
-) -> str:
-    """Make the challenger champion if the rules in params.yaml hold; exit with 1 if one does not.
-
-    The rules are limits, trivial masks, fp32 of the same student, and the champion of the same target on the same
-    instances.
-
-    Example: python -m pipeline promote --force "the old validation set had wrong labels"
-    """
-    preflight.check_registry()
-    from pipeline import promote
-    from pipeline.core.errors import GateError
-    from pipeline.promote import verdict
-
-    decision = promote.decide(dry_run=dry_run, force=force, target=target)
-    table = "" if decision.verdict is None else verdict.text(decision.verdict)
-    if decision.refused:
-        typer.echo(table)
-        raise GateError(decision.line)
-    return "\n".join(filter(None, [table, decision.line]))
-
-
-@command
-def rollback(
-    reason: Annotated[str, Option(help="Recorded.")] = "",
-    target: Annotated[
-        Literal["cpu", "gpu"] | None, Option(help="Of which target; default: that of the alias champion.")
-    ] = None,
-) -> str:
-    """Make the previous champion champion again."""
-    preflight.check_registry()
-    from pipeline import promote
-
-    return promote.rollback(target=target, reason=reason)
-
-
-@command
-def history(as_json: Json = False) -> str:
-    """Print promotions and rollbacks, the latest first, with their outcomes and reasons."""
-    preflight.check_registry()
-    from pipeline import promote
-
-    entries = promote.history()
-    if as_json:
-        return json.dumps(entries, indent=1)
-    columns = ("time", "action", "version", "replaced", "target", "outcome", "by", "reason")
-    lines = [columns, *(tuple(entry[name] for name in columns) for entry in entries)]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    return "\n".join(text) if entries else "there is no promotion: run `python -m pipeline promote`"
+for _function in registry_commands.COMMANDS:
+    command(_function)
+command(registry_commands.hf, of=publishing)
+app.add_typer(publishing, name="publish")

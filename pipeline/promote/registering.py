@@ -15,8 +15,10 @@ from pipeline.core.untrusted import json_file
 from pipeline.core.untrusted.regular_file import MissingFileError
 from pipeline.ops.gate import PromoteConfig, best
 from pipeline.ops.metrics import TRIVIAL
-from pipeline.promote import changes, instances, registry
+from pipeline.promote import about, changes, instances, lineage, registry
+from pipeline.promote.about import Subject
 from pipeline.promote.champion import INSTANCES, open_store
+from pipeline.promote.instances import Instances
 from pipeline.promote.registry import CHALLENGER
 from pipeline.tracking import Store
 
@@ -90,16 +92,20 @@ def register() -> str:
         raise InputError(f"{engine} is not the engine that {LEADERBOARD} measured: run `dvc repro`.")
     evaluation = _evaluation(card)
     name, numbers = config.registered_model, _numbers(row, teacher, evaluation)
+    results = instances.of_evaluation(evaluation, _fp32(card, evaluation))
+    processor, runtime = str(row.get("processor") or ""), str(card.load.get("engine", ""))
     with registry.exclusive(store.uri, name):
         changes.settle(store.client, name)
         known = registry.version_with(store.client, name, card.digest)
         if known is None:
-            version, run = _register(config, store, engine, row, numbers)
+            subject = Subject(engine, card, numbers, processor, results, lineage.trace(store, engine))
+            version = _register(config, store, subject)
         else:
             version, run = str(known.version), str(known.run_id)
             for metric, value in numbers.items():  # it may have been measured again since
                 store.client.log_metric(run, metric, value)
-        _describe(store, config, version, run, row, card, evaluation)
+            for key, text in (_measured_tags(store, run, processor, results) | {changes.RUNTIME: runtime}).items():
+                store.client.set_model_version_tag(name, version, key, text)
         changes.set_challenger(store.client, name, version)
     done = "registered" if known is None else "already registered"
     return f"{row['model']} {row['precision']} is {done}: {name} version {version}, alias {CHALLENGER}"
@@ -128,30 +134,29 @@ def _numbers(row: Mapping[str, Any], teacher: Mapping[str, Any], evaluation: Pat
     return numbers
 
 
-def _register(
-    config: PromoteConfig, store: Store, engine: Path, row: Mapping[str, Any], numbers: Mapping[str, float]
-) -> tuple[str, str]:
-    """Log and register a new version with its metrics and its identity; returns the version and its run."""
-    tags = {"digest": Card.read(engine).digest, "student": str(row["model"]), "precision": str(row["precision"])}
+def _register(config: PromoteConfig, store: Store, subject: Subject) -> str:
+    """Log and register a new version with its metrics, its identity and what describes it."""
+    card, origin = subject.card, subject.origin
+    tags = {"digest": card.digest, "student": str(card.model), "precision": str(card.precision)}
     run = store.start("register", {"stage": "register", **tags})
-    with registry.as_default(store.uri), mlflow.start_run(run_id=run), registry.silenced():
-        version = registry.log_model(config.registered_model, engine, numbers, tags)
-    return version, run
+    with TemporaryDirectory() as directory, registry.as_default(store.uri), mlflow.start_run(run_id=run):
+        folder = Path(directory, "about")
+        folder.mkdir()
+        about.write(folder, subject)
+        for file in (about.README, lineage.FILE):
+            store.client.log_artifact(run, str(folder / file), lineage.FOLDER)
+        tags |= _measured_tags(store, run, subject.processor, subject.results)
+        tags |= {changes.RUNTIME: str(card.load.get("engine", "")), "license": about.LICENCE}
+        tags |= {"data": lineage.digest_of(origin, "prepare"), "teacher": lineage.digest_of(origin, "teacher")}
+        tags |= {"commit": str(origin["commit"])}
+        made_by = {f"run/{entry['target']}": str(entry["run"]) for entry in origin["artifacts"] if "run" in entry}
+        with registry.silenced():
+            return registry.log_model(config.registered_model, subject.engine, subject.numbers, tags | made_by, folder)
 
 
-def _describe(
-    store: Store,
-    config: PromoteConfig,
-    version: str,
-    run: str,
-    row: Mapping[str, Any],
-    card: Card,
-    evaluation: Path,
-) -> None:
-    """Set the tags of a version that the gate reads, and log its results per instance."""
-    tags = {changes.RUNTIME: str(card.load.get("engine", "")), "processor": str(row.get("processor") or "")}
-    tags["evaluation"] = Card.read(evaluation).digest
-    results = instances.of_evaluation(evaluation, _fp32(card, evaluation))
+def _measured_tags(store: Store, run: str, processor: str, results: Instances | None) -> dict[str, str]:
+    """Log results per instance to a version's run; returns the tags by which the gate finds them."""
+    tags = {"processor": processor}
     if results is not None:
         with TemporaryDirectory() as directory:
             path = Path(directory, instances.FILE)
@@ -159,8 +164,7 @@ def _describe(
             digest = file_sha256(path)
             store.client.log_artifact(run, str(path.rename(path.with_name(f"{digest}.parquet"))), INSTANCES)
         tags[INSTANCES] = digest
-    for key, value in tags.items():
-        store.client.set_model_version_tag(config.registered_model, version, key, value)
+    return tags
 
 
 def _fp32(engine: Card, evaluation: Path) -> Path | None:

@@ -6,7 +6,8 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +24,8 @@ from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, Param
 
 from pipeline.core.artifact import Card
 from pipeline.core.errors import InputError
+from pipeline.core.untrusted import json_file
+from pipeline.ops.gate import target_of
 from pipeline.tracking import database
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
@@ -60,8 +63,13 @@ _PACKAGES = {
     ),
     "openvino": ("openvino",),
     "onnxruntime": ("onnxruntime",),
+    "tensorrt": ("tensorrt",),
 }
 """Packages that serving needs, for every engine ("") and per engine."""
+_CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
+"""Requirement by which pip and uv take PyTorch's builds for processors, which are newer by their local version."""
+_BUILT_WITH = "engine.json"
+"""File of a TensorRT engine with the version that it is bound to."""
 
 
 @contextmanager
@@ -190,7 +198,13 @@ def version_with(client: MlflowClient, name: str, digest: str) -> ModelVersion |
     return next((version for version in versions if version.tags.get("digest") == digest), None)
 
 
-def log_model(name: str, engine: Path, metrics: Mapping[str, float], tags: Mapping[str, str]) -> str:
+def log_model(
+    name: str,
+    engine: Path,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    about: Path | None = None,
+) -> str:
     """Log an engine as a servable model of the active run, register it, and return the version.
 
     Args:
@@ -198,10 +212,10 @@ def log_model(name: str, engine: Path, metrics: Mapping[str, float], tags: Mappi
         engine: Directory of an engine artifact; it is copied into the model.
         metrics: Metrics linked to the model.
         tags: Tags of the version. They are there as soon as the version is, so that a registration that was killed
-            finds its version again.
+            finds its version again. Those that begin with ``run/`` are tags of the logged model instead.
+        about: Folder with the model card and more, which is copied into the model too.
     """
     card = Card.read(engine)
-    kind = str(card.load.get("engine", ""))
     with TemporaryDirectory() as directory:
         # The bundled teacher's weights are not needed for serving.
         code = Path(directory) / "pipeline"
@@ -209,18 +223,43 @@ def log_model(name: str, engine: Path, metrics: Mapping[str, float], tags: Mappi
         info = mlflow.pyfunc.log_model(
             name=f"{card.model}-{card.precision}".replace(".", "_"),
             python_model=str(Path(__file__).with_name("serving.py")),
-            artifacts={"engine": str(engine)},
+            artifacts={"engine": str(engine)} | ({} if about is None else {"about": str(about)}),
             code_paths=[str(code)],
             signature=SIGNATURE,
             input_example=input_example(),
-            pip_requirements=[
-                f"{package}=={importlib.metadata.version(package).partition('+')[0]}"
-                for package in (*_PACKAGES[""], *_PACKAGES.get(kind, ()))
-            ],
+            pip_requirements=requirements(engine, card),
             metadata={"digest": card.digest, "student": card.model, "precision": card.precision},
         )
     mlflow.log_metrics(dict(metrics), model_id=info.model_id)
-    return str(mlflow.register_model(info.model_uri, name, tags=dict(tags)).version)
+    made_by = {key: value for key, value in tags.items() if key.startswith("run/")}
+    if made_by:
+        mlflow.set_logged_model_tags(info.model_id, made_by)
+    own = {key: value for key, value in tags.items() if key not in made_by}
+    with redirect_stderr(StringIO()):  # MLflow prints what it registered
+        return str(mlflow.register_model(info.model_uri, name, tags=own).version)
+
+
+def requirements(engine: Path, card: Card) -> list[str]:
+    """Requirements of pip for serving an engine: its runtime, and PyTorch for processors unless it needs a GPU.
+
+    Args:
+        engine: Directory of the artifact.
+        card: Its card.
+    """
+    kind = str(card.load.get("engine", ""))
+    lines = [] if target_of(kind) == "gpu" else [_CPU_WHEELS]
+    return lines + [_pinned(package, engine) for package in (*_PACKAGES[""], *_PACKAGES.get(kind, ()))]
+
+
+def _pinned(package: str, engine: Path) -> str:
+    """A package in the version that is installed, or that an engine of another machine was built with."""
+    try:
+        version = importlib.metadata.version(package).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        path = engine / _BUILT_WITH
+        built = json_file.load(path, remedy="Rebuild the engine.") if path.is_file() else {}
+        version = str(built.get(package, ""))
+    return f"{package}=={version}" if version else package
 
 
 def input_example() -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ repository. A stage restored from DVC's cache has no run in a new database; one 
 metrics, with the tag ``origin: cache``.
 """
 
+import logging
 import os
 import sys
 import time
@@ -34,6 +35,7 @@ EXPERIMENT = "sam-distillery"
 # MLflow's defaults retry an unreachable server for four minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # a new database's tables
 PARENT_RUN = "PIPELINE_PARENT_RUN"
 """Environment variable: id of the parent run of stages. Not MLflow's variable, since MLflow would resume that run."""
 FLUSH_EVERY_S = 2.0

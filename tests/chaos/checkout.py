@@ -29,6 +29,7 @@ def small(params):
     for stage in ("distill", "align"):
         params[stage]["efficientvit_sam_nano"]["optimizer"] |= {"steps": 8, "checkpoint_every": 2}
     params["promote"] |= {"min_box_miou_retained": 0.0, "min_click_miou_retained": 0.0, "allow_below_trivial": True}
+    params["promote"] |= {"champion": None, "max_precision_drop": None}  # few images show no difference
     return params
 
 
