@@ -42,8 +42,10 @@ test: setup  ## The default test suite
 test-slow: setup  ## The tests that take minutes
 	python -m pytest -m slow
 
+# Without jaxtyping's checks of shapes, which torch.compile cannot follow.
+UNCHECKED := --strict-markers --strict-config --import-mode=importlib
 test-gpu: setup-gpu  ## The tests that need a GPU, TensorRT among them
-	python -m pytest -m gpu
+	python -m pytest -m gpu -o addopts="$(UNCHECKED)"
 
 test-browser: setup  ## The report in a real browser: needs chromium and chromium-driver (Debian's names)
 	python -m pytest -m browser tests/compare

@@ -198,6 +198,13 @@ def _reader(graph: _Graph, node: NodeProto) -> Iterator[str]:
         yield f"{node.name} has a rounded bias: leave {node.input[2]} in floating point."
     if node.op_type not in LOWERED:
         return
+    for name in node.input[:2]:
+        maker = graph.made_by.get(name)
+        if maker is not None and maker.op_type == "Cast" and (dequantizer := graph.dequantizer(maker.input[0])):
+            yield (
+                f"{node.name} reads {dequantizer.name} through {maker.name}, which keeps it from int8: give the "
+                "DequantizeLinear a scale of the type that the layer computes in."
+            )
     if (widened[0] is None) != (widened[1] is None) and _weight(graph, widened) is not None:
         yield f"{node.name} has a rounded weight but reads a tensor that is not rounded: round both or neither."
     weight = _weight(graph, widened)

@@ -9,9 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from pipeline.export.form import save
+from pipeline.export.rules import LOWERED
 from pipeline.quantize.calibration import CalibrationData, Feeds, agreement, gate
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.layers import linear_attention
@@ -33,12 +34,20 @@ def fp16(config: QuantizeConfig, encoder: Path, data: CalibrationData) -> dict[s
         Refused: The result differs too much from fp32.
     """
     with TemporaryDirectory(dir=encoder.parent, prefix=".fp16-") as directory:
-        lowered = Path(directory) / encoder.name
-        figures = save(narrowed(encoder, data.feeds(data.chosen[0]), Path(directory)), lowered)
+        lowered, model = Path(directory) / encoder.name, narrowed(encoder, data.feeds(data.chosen[0]), Path(directory))
+        figures = {"fp16_layers": fp16_layers(model)} | save(model, lowered)
         figures |= agreement(encoder, lowered, data)
         gate(config, "fp16", figures)
         lowered.replace(encoder)
     return figures
+
+
+def fp16_layers(model: ModelProto) -> float:
+    """Share of convolutions and matrix products that compute in fp16."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
+    layers = [kinds.get(node.output[0]) for node in inferred.node if node.op_type in (*LOWERED, "ConvTranspose")]
+    return layers.count(TensorProto.FLOAT16) / len(layers) if layers else 0.0
 
 
 def narrowed(source: Path, feeds: Feeds, directory: Path) -> ModelProto:

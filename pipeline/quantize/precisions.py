@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 
 from pipeline.export.form import save
 from pipeline.quantize.calibration import CalibrationData, agreement, gate
+from pipeline.quantize.casts import remove_casts
 from pipeline.quantize.config import QuantizeConfig
-from pipeline.quantize.fp16 import fp16, narrowed
+from pipeline.quantize.fp16 import fp16, fp16_layers, narrowed
 from pipeline.quantize.int8 import int8, lower
 
 Lowering = Callable[[QuantizeConfig, Path, CalibrationData], dict[str, float]]
@@ -33,7 +34,8 @@ def int8_fp16(config: QuantizeConfig, encoder: Path, data: CalibrationData) -> d
         lowered.write_bytes(encoder.read_bytes())
         figures = int8(config, lowered, data)
         in_fp16 = narrowed(lowered, data.feeds(data.chosen[0]), Path(directory))
-        figures |= save(in_fp16, lowered, reduce_range=config.reduce_range)
+        remove_casts(in_fp16)
+        figures |= {"fp16_layers": fp16_layers(in_fp16)} | save(in_fp16, lowered, reduce_range=config.reduce_range)
         figures |= agreement(encoder, lowered, data)
         gate(config, "int8_fp16", figures)
         lowered.replace(encoder)

@@ -156,6 +156,13 @@ def half_rounded(model):
         model.graph.node.remove(node)
 
 
+def cast_in_between(model):
+    node = next(n for n in model.graph.node if n.name == "stem")
+    cast = helper.make_node("Cast", [node.input[1]], ["between"], name="cast", to=TensorProto.FLOAT)
+    node.input[1] = "between"
+    model.graph.node.insert(list(model.graph.node).index(node), cast)
+
+
 def test_a_model_in_floating_point_and_its_int8_form_pass():
     check_onnx(floating(), "encoder.onnx")
     for bits in (8, 6):
@@ -181,6 +188,7 @@ def test_a_model_in_floating_point_and_its_int8_form_pass():
         (weight_rounded_each_time, "rounds", "store it as int8"),
         (rounded_twice, "twice", "round once"),
         (half_rounded, "map", "round both or neither"),
+        (cast_in_between, "stem", "reads stem.weight_DequantizeLinear through cast, which keeps it from int8"),
     ],
 )
 def test_a_broken_rule_names_the_node(harm, node, reason):

@@ -284,6 +284,8 @@ def test_a_kernel_that_cannot_take_the_tensors_raises_and_says_which_it_takes(mo
 @pytest.mark.gpu
 @pytest.mark.parametrize(("n", "segment", "interval"), [(256, 64, 2), (250, 64, 2), (256, 256, 1), (100, 30, 3)])
 def test_flash_attn_gives_what_sdpa_gives(n, segment, interval):
+    if fault := attention._flash_fault():
+        pytest.skip(f"flash-attn: {fault}; `make setup-gpu` installs it")
     views = torch.randn(2, n, 3, 6, 64, device="cuda", dtype=torch.bfloat16).permute(2, 0, 3, 1, 4)
     flash, sdpa = (dilated_attention(*views, segment, interval, kernel=kernel) for kernel in ("flash_attn", "sdpa"))
     torch.testing.assert_close(flash, sdpa, rtol=0, atol=0.02)

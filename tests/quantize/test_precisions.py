@@ -4,15 +4,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from pipeline.core.errors import InputError
 from pipeline.export.sam import export_decoder
 from pipeline.export.saturation import weight_range
 from pipeline.quantize import PRECISIONS
 from pipeline.quantize.calibration import CalibrationData
+from pipeline.quantize.casts import remove_casts
 from pipeline.quantize.config import SearchConfig
 from pipeline.quantize.decoder import DecoderData, _form, decoder_layers, lower_decoder
+from pipeline.quantize.fp16 import fp16_layers, narrowed
 from pipeline.quantize.graph import Graph
 from pipeline.quantize.layers import layers, linear_attention
 from pipeline.quantize.qdq import read_scales
@@ -57,6 +60,61 @@ def test_int8_fp16_has_neither_fp32_weights_nor_rounded_ones_in_floats(small, en
     assert large
     assert {c.data_type for c in large} == {TensorProto.INT8}
     assert figures["quantize_linear_nodes"] > 0
+    assert figures["fp16_layers"] > 0.8
+
+
+def test_layers_of_large_values_within_fp16s_range_compute_in_fp16(tmp_path):
+    # AutoCast's own limit is 512.
+    weight = np.eye(4, dtype=np.float32)[:, :, None, None]
+    nodes = [
+        helper.make_node("Conv", ["image", "weight"], ["x"], name="first"),
+        helper.make_node("Mul", ["x", "scale"], ["y"], name="scale"),
+        helper.make_node("Conv", ["y", "weight"], ["z"], name="second"),
+    ]
+    constants = {"weight": weight, "scale": np.float32(3000)}
+    shape = ["batch", 4, 4, 4]
+    inputs, outputs = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name in ("image", "z"))
+    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "x.onnx")
+    model = narrowed(tmp_path / "x.onnx", {"image": np.ones((1, 4, 4, 4), np.float32)}, tmp_path)
+    assert fp16_layers(model) == 1.0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_layer_in_fp32_reads_its_dequantizer_without_a_cast(shared):
+    # What AutoCast makes where a layer stays in fp32; `shared`: another layer reads the same weight in fp16.
+    nodes = [
+        helper.make_node("DequantizeLinear", ["steps", "scale", "zero"], ["half"], name="dequantizer"),
+        helper.make_node("Cast", ["half"], ["single"], name="cast", to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["image", "single"], ["z"], name="product"),
+    ]
+    if shared:
+        nodes += [
+            helper.make_node("Cast", ["image"], ["narrow"], name="input", to=TensorProto.FLOAT16),
+            helper.make_node("MatMul", ["narrow", "half"], ["w"], name="narrow"),
+        ]
+    constants = {
+        "steps": np.arange(-8, 8, dtype=np.int8).reshape(4, 4), "scale": np.float16(0.1), "zero": np.int8(0),
+    }  # fmt: skip
+    outputs = [helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 4])]
+    outputs += [helper.make_tensor_value_info("w", TensorProto.FLOAT16, [1, 4])] if shared else []
+    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 4])]
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
+    expected = reference(model)
+    assert remove_casts(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    made_by = {name: node.op_type for node in model.graph.node for name in node.output}
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    assert [made_by[node.input[1]] for node in products] == ["DequantizeLinear"] * len(products)
+    for found, value in zip(reference(model), expected, strict=True):
+        np.testing.assert_allclose(found, value, rtol=1e-3)
+
+
+def reference(model):
+    return ReferenceEvaluator(model).run(None, {"image": np.array([[1.0, 2.0, -3.0, 0.5]], np.float32)})
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ def test_pytorch_on_a_gpu_gives_what_a_processor_gives(images, student, precisio
 @pytest.fixture(scope="module", params=NANOS)
 def engine(request, images, tmp_path_factory):
     """A student's checkpoint, and its TensorRT engine in fp16 as the stages make it."""
+    pytest.importorskip("tensorrt", reason="`make setup-gpu` installs TensorRT")
     student, root = request.param, tmp_path_factory.mktemp(request.param)
     places = {name: root / name for name in ("align", "export", "quantize", "build_engine")}
     for place in places.values():

@@ -1,9 +1,11 @@
 """All runtimes give PyTorch's results, for every form of prompt and image."""
 
 import builtins
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -258,6 +260,29 @@ image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
 found, expected = load(sam, execution="compile").encode(image), load(sam).encode(image)
 assert torch.allclose(found, expected, atol=1e-4), (found - expected).abs().max()
 """
+
+
+ROOT = Path(__file__).parents[2]
+COMPILES = """
+import torch
+from pipeline.models.attention import dilated_attention
+
+def test_compiles():
+    compiled = torch.compile(dilated_attention, backend="eager", fullgraph=True)
+    x = torch.rand(1, 2, 8, 4)
+    assert torch.equal(compiled(x, x, x, 4, 2), dilated_attention(x, x, x, 4, 2))
+"""
+
+
+@pytest.mark.slow
+def test_what_make_runs_on_gpus_can_be_compiled(tmp_path):
+    makefile = (ROOT / "Makefile").read_text()
+    (options,) = re.findall(r"^UNCHECKED := (.*)$", makefile, re.MULTILINE)
+    assert 'python -m pytest -m gpu -o addopts="$(UNCHECKED)"' in makefile
+    (tmp_path / "test_compiles.py").write_text(COMPILES)
+    command = [sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), "-o", f"addopts={options}"]
+    done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 @pytest.mark.slow

@@ -75,6 +75,11 @@ def _unpatched() -> Iterator[None]:
                     setattr(owner, name, value)
 
 
+DATA_MAX = 2.0**14
+"""Largest input or output of a node in fp16 on the example image: a quarter of fp16's range, a margin for other images.
+AutoCast's default of 512 leaves most layers of a student in fp32."""
+
+
 def autocast(source: Path, feeds: Feeds, *, keep_nodes: Sequence[str], keep_kinds: Sequence[str]) -> ModelProto:
     """Convert a model to fp16, except named nodes, kinds of nodes, and nodes that exceed fp16's range on ``feeds``.
 
@@ -91,6 +96,7 @@ def autocast(source: Path, feeds: Feeds, *, keep_nodes: Sequence[str], keep_kind
             low_precision_type="fp16",
             nodes_to_exclude=[f"^{escape(name)}$" for name in keep_nodes],
             op_types_to_exclude=list(keep_kinds),
+            data_max=DATA_MAX,
             calibration_data=str(data),
             keep_io_types=True,
         )
