@@ -37,17 +37,17 @@ _BASELINE: Combination = ("torch", "fp32")
 _ALL = ("all",)
 
 
-def compare(subject: str, settings: Settings) -> Report:
+def compare(subject: str, settings: Settings, subjects: Mapping[str, Subject] = SUBJECTS) -> Report:
     """Measure all possible combinations of the settings; the others are listed on stderr and in the report.
 
     Raises:
         InputError: The subject, a student, a runtime or a precision is unknown, or no combination is possible.
     """
-    _known("subject", [subject], SUBJECTS)
+    _known("subject", [subject], subjects)
     _known("student", settings.students, STUDENTS)
     _known("runtime", settings.runtimes, RUNTIMES)
     _known("precision", settings.precisions, PRECISIONS)
-    what = SUBJECTS[subject]
+    what = subjects[subject]
     combinations, left_out = possible(what, settings)
     for note in left_out:
         tqdm.write(f"left out: {note}", file=sys.stderr)

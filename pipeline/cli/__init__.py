@@ -229,7 +229,9 @@ def compose(
 @command
 @with_options_of(Settings, "settings")
 def bench(
-    subject: Annotated[SubjectName, Argument(help="What to measure.")], settings: Settings, as_json: Json = False
+    subject: Annotated[Literal[SubjectName, "serve"], Argument(help="What to measure.")],
+    settings: Settings,
+    as_json: Json = False,
 ) -> str:
     """Time models side by side: runtimes, precisions and students in one run.
 
@@ -243,9 +245,14 @@ def bench(
 
     Example: python -m pipeline bench encoder --students efficientvit_sam_l0 --precisions fp32,int8
     """
-    from pipeline.bench.side_by_side import compare
+    from pipeline.bench.side_by_side import SUBJECTS, compare
 
-    report = compare(subject, settings)
+    subjects = SUBJECTS
+    if subject == "serve":  # what it measures is above the other subjects
+        from pipeline.serve.load import SUBJECT
+
+        subjects = {subject: SUBJECT}
+    report = compare(subject, settings, subjects)
     return report.json() if as_json else report.text()
 
 

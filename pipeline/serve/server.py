@@ -42,7 +42,7 @@ def serve(source: Source, settings: ServeSettings) -> str:
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         raise InputError("--tls-certificate and --tls-key go together: give both or neither.")
     local = settings.host in LOCAL_NAMES or settings.host.startswith("127.")
-    with _listening(settings) as listener:
+    with listening(settings) as listener:
         keep_pages()
         model = Model.fetch(source, source.version(), settings.device, settings.threads)
         service = Service(model, source, settings)
@@ -104,7 +104,12 @@ def _key(settings: ServeSettings) -> str | None:
     return key
 
 
-def _listening(settings: ServeSettings) -> socket.socket:
+def listening(settings: ServeSettings) -> socket.socket:
+    """A socket at the address of the settings.
+
+    Raises:
+        InputError: The address cannot be used.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

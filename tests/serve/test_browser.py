@@ -215,6 +215,7 @@ def test_the_page_fits_its_width_in_both_schemes_and_asks_no_other_host(opened, 
         scheme(opened, name)
         overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert opened.execute_script(overflow) <= 0
+        assert opened.execute_script(overflow.replace("document.documentElement", "objects")) <= 0
         ground, ink = (
             opened.execute_script(f"return getComputedStyle(document.body).{property_}")
             for property_ in ("backgroundColor", "color")
