@@ -233,7 +233,7 @@ def _resolve_kernel(kernel: Kernel, q: Tensor) -> Attend:
         if fault := _flash_fault():
             raise InputError(
                 f"the kernel flash_attn needs flash-attn 2, which cannot be imported ({fault}): install it on a "
-                "machine with CUDA (docs/how-to/gpu-workers.md), or choose the kernel sdpa."
+                "machine with CUDA (docs/gpu.md), or choose the kernel sdpa."
             )
         if not fits:
             raise InputError(
