@@ -28,7 +28,7 @@ def release_kills(reference: Reference, seed: int, kills: int) -> Iterator[str]:
         root = reference.fresh(f"kills-{number}")
         progress, finished = Progress(), False
         while not finished and done < kills:
-            generator = random.Random(f"{seed} kill {done}")
+            generator = random.Random(f"{seed} release {number} kill {done}")
             # Only the flow repairs a dvc.lock that DVC was writing when it was killed; DVC itself refuses it.
             arguments = RELEASES[1] if is_cut_off(root) else generator.choice(RELEASES)
             delay = generator.uniform(0, 2 * reference.seconds / MEAN_KILLS)
