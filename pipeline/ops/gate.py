@@ -90,14 +90,19 @@ class Rule:
     """Whether the limit is the largest value that passes, instead of the smallest."""
     interval: tuple[float, float] | None = None
     """Confidence interval of the value."""
+    bound: Literal["low", "high"] = "high"
+    """Bound of the interval that decides: ``high`` if only a shortfall beyond noise fails, ``low`` if the value must be
+    above the limit beyond noise."""
     note: str = ""
     """Replaces the words of `__str__`."""
 
     @property
     def margin(self) -> float | None:
-        """How far the value is on the right side of the limit; negative on the wrong one."""
+        """How far what decides, value or bound, is on the right side of the limit; negative on the wrong one."""
         if self.value is None or self.limit is None:
             return None
+        if self.interval is not None:
+            return self.interval[self.bound == "high"] - self.limit
         return self.limit - self.value if self.ceiling else self.value - self.limit
 
     def __str__(self) -> str:
@@ -111,7 +116,7 @@ class Rule:
         interval = "" if self.interval is None else f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
         if self.holds:
             return f"{self.name} {self.value:.4g}{interval} passes {self.limit:.4g}"
-        return f"{self.name} {self.value:.4g}{interval} misses {self.limit:.4g} by {abs(self.value - self.limit):.4g}"
+        return f"{self.name} {self.value:.4g}{interval} misses {self.limit:.4g} by {abs(self.margin or 0.0):.4g}"
 
 
 def target_of(engine: object) -> Target:

@@ -175,7 +175,15 @@ def _better(config: ChampionConfig, challenger: Measured, champion: Measured, ov
         return Rule(name="gain", holds=False, note=f"{note}; {_FORCE}")
     best = max(overall, key=lambda d: d.interval[0])
     if best.interval[0] > 0:
-        return Rule(name="gain", value=best.mean, limit=0.0, interval=best.interval, holds=True, note=_gains(overall))
+        return Rule(
+            name="gain",
+            value=best.mean,
+            limit=0.0,
+            interval=best.interval,
+            bound="low",
+            holds=True,
+            note=_gains(overall),
+        )
     cheaper = _cheaper(config, challenger, champion)
     worst = min(overall, key=lambda d: d.interval[0])
     words = f"{worst.name} {worst.mean:+.4f} [{worst.interval[0]:+.4f}, {worst.interval[1]:+.4f}]"
@@ -185,6 +193,7 @@ def _better(config: ChampionConfig, challenger: Measured, champion: Measured, ov
             value=worst.mean,
             limit=-config.cheaper_within,
             interval=worst.interval,
+            bound="low",
             holds=True,
             note=f"{cheaper}; {words} is within {config.cheaper_within:g}",
         )
@@ -195,12 +204,13 @@ def _better(config: ChampionConfig, challenger: Measured, champion: Measured, ov
             value=worst.mean,
             limit=-config.cheaper_within,
             interval=worst.interval,
+            bound="low",
             holds=False,
             note=note,
         )
     words = f"{best.name} {best.mean:+.4f} [{best.interval[0]:+.4f}, {best.interval[1]:+.4f}]"
     note = f"neither more accurate beyond noise ({words}) nor {config.speedup:g} times as fast or small"
-    return Rule(name="gain", value=best.mean, limit=0.0, interval=best.interval, holds=False, note=note)
+    return Rule(name="gain", value=best.mean, limit=0.0, interval=best.interval, bound="low", holds=False, note=note)
 
 
 def _gains(overall: Sequence[_Difference]) -> str:

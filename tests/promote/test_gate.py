@@ -71,8 +71,14 @@ def test_a_real_drop_names_rule_margin_and_interval():
     assert "box_miou_vs_champion -0.0" in result.failures
     assert " misses -0.001 by 0.0" in result.failures
     (rule,) = (rule for rule in result.rules if rule.name == "box_miou_vs_champion")
-    assert rule.margin < 0
     assert rule.interval[1] < -0.001
+    assert rule.margin == pytest.approx(rule.interval[1] + 0.001)
+
+
+@pytest.mark.parametrize("drop", [-0.03, -0.005, 0.0, 0.01, 0.05])
+def test_a_margin_is_negative_where_a_rule_fails_and_only_there(drop):
+    for rule in judged(12, drop).rules:
+        assert rule.holds == (rule.margin >= 0), rule
 
 
 def test_a_drop_for_small_objects_alone_is_refused():
