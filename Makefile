@@ -30,8 +30,8 @@ demo: setup  ## The whole pipeline on the demo's scenes: environment, flow, lead
 	@python -m pipeline preset demo $(CHANGES)
 	@python -m flows.release --at-once 2
 
-demo-smallest: CHANGES := students=[efficientvit_sam_nano] prepare.source.train=96 prepare.source.validation=8 \
-  distill.efficientvit_sam_nano.optimizer.steps=60 distill.efficientvit_sam_nano.optimizer.cooldown_steps=40
+demo-smallest: CHANGES := students=[efficientvit_sam_nano] prepare.source.train=48 prepare.source.validation=8 \
+  distill.efficientvit_sam_nano.optimizer.steps=20 distill.efficientvit_sam_nano.optimizer.cooldown_steps=10
 demo-smallest: demo  ## The demo with one student and fewer images: minutes on any machine
 
 # Two processes of one thread each: nearly all tests are single-threaded. A file stays in one: it shares costly fixtures

@@ -227,6 +227,24 @@ def compose(
 
 
 @command
+def bundle(
+    checkpoint: Annotated[Path, Argument(metavar="DIR", help="A student's checkpoint: artifacts/align/STUDENT.")],
+    data: Annotated[Path, Argument(metavar="DATA", help="The photographs of train_teacher, 40 of which are measured.")],
+    params: Annotated[Path, Option(help="The parameters it was trained with.")] = Path("params.yaml"),
+) -> str:
+    """Replace a bundled student by the image encoder of a checkpoint.
+
+    Its decoder must be the bundled teacher's, as preset bundled_students trains it. Held-out accuracy is written beside
+    the weights, in pipeline/teacher/STUDENT/.
+
+    Example: python -m pipeline bundle artifacts/align/tinysam_nano ../shared/data/coco_free
+    """
+    from pipeline.train_teacher.students import bundle as run
+
+    return run(checkpoint, data, params)
+
+
+@command
 @with_options_of(Settings, "settings")
 def bench(
     subject: Annotated[Literal[SubjectName, "serve"], Argument(help="What to measure.")],

@@ -7,8 +7,14 @@ from types import MappingProxyType
 from pipeline.core.errors import InputError
 
 PREFIX = "bundled:"
-ARTIFACTS: Mapping[str, Path] = MappingProxyType({"bundled_v2": Path(__file__).parents[1] / "teacher" / "bundled_v2"})
-"""Directories of the bundled checkpoints, by model."""
+_FOLDER = Path(__file__).parents[1] / "teacher"
+TEACHERS: Mapping[str, Path] = MappingProxyType({"bundled_v2": _FOLDER / "bundled_v2"})
+"""Directories of the bundled teachers, by model."""
+STUDENTS: Mapping[str, Path] = MappingProxyType(
+    {name: _FOLDER / name for name in ("efficientvit_sam_nano", "tinysam_nano", "sam_lightening_nano")}
+)
+"""Directories of the bundled students, by model. Each holds an image encoder; the rest is its teacher's."""
+ARTIFACTS: Mapping[str, Path] = MappingProxyType({**TEACHERS, **STUDENTS})
 
 
 def directory_of(source: Path | str) -> Path:

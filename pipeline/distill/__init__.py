@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from pipeline.core import code
 from pipeline.core.artifact import Card, Contents, write_metrics
+from pipeline.core.bundled import PREFIX, directory_of
 from pipeline.core.device import device_of
 from pipeline.core.distributed import joined
 from pipeline.core.errors import InputError
@@ -16,7 +17,7 @@ from pipeline.core.log import Log
 from pipeline.data.embeddings import Embeddings
 from pipeline.data.filling import refill
 from pipeline.data.shards import Shards
-from pipeline.distill.config import DistillConfig, PretrainedRecipe
+from pipeline.distill.config import BUNDLED, DistillConfig, PretrainedRecipe
 from pipeline.distill.embedding import distill_embeddings, held_out_error
 from pipeline.distill.full_stage import distill_full_stage
 from pipeline.distill.layer_wise import distill_layer_wise
@@ -24,8 +25,8 @@ from pipeline.distill.prompt_in_the_loop import distill_prompt_in_the_loop
 from pipeline.distill.task import Task
 from pipeline.models import build
 from pipeline.models.pretrained import Source, load_pretrained
-from pipeline.models.sam import Sam, save_checkpoint
-from pipeline.models.students import load_checkpoint, module_of, require_same_grid
+from pipeline.models.sam import Sam, load_state, save_checkpoint
+from pipeline.models.students import copy_decoder, load_checkpoint, module_of, require_same_grid
 from pipeline.training import checkpoint_of, precision_of
 
 __all__ = ["RECIPES", "DistillConfig", "Task", "distill", "learn", "student_of"]
@@ -71,7 +72,9 @@ def distill(
         raise InputError(f"{embed} holds no embeddings, since section embed is null: distillation needs them.")
     refill(embeddings, prepare=prepare, teacher=teacher, batch=config.batch, device=device)
     digest = code.digest(__name__, module_of(student), module_of(source.model or ""))
-    inputs = (Card.read(artifact).digest for artifact in (prepare, teacher, embed))
+    inputs = [Card.read(artifact).digest for artifact in (prepare, teacher, embed)]
+    if config.init == BUNDLED:
+        inputs.append(Card.read(directory_of(f"{PREFIX}{student}")).digest)
     precision = precision_of(device, config.training.autocast)
     checkpoint = checkpoint_of(
         f"distill-{student}", config.model_dump_json(exclude={"optimizer": {"num_workers"}}), precision, digest, *inputs
@@ -125,7 +128,9 @@ def pretrained(recipe: PretrainedRecipe, teacher: Path, student: str, options: M
     return sam
 
 
-def student_of(teacher: Path, student: str, seed: int, options: Mapping[str, Any], init: Source | None = None) -> Sam:
+def student_of(
+    teacher: Path, student: str, seed: int, options: Mapping[str, Any], init: Source | Literal["bundled"] | None = None
+) -> Sam:
     """Build a student with its teacher's prompt encoder and mask decoder, and random or ``init`` weights.
 
     Raises:
@@ -134,7 +139,11 @@ def student_of(teacher: Path, student: str, seed: int, options: Mapping[str, Any
     """
     sam = build(student, options, seed=seed)
     _copy_decoder(teacher, student, sam)
-    if init is not None:
+    if init == BUNDLED:
+        source = directory_of(f"{PREFIX}{student}")
+        encoder = load_checkpoint(source).image_encoder.state_dict()
+        load_state(sam, {**sam.state_dict(), **{f"image_encoder.{key}": encoder[key] for key in encoder}}, source)
+    elif isinstance(init, Source):
         load_pretrained(sam, student, init, f"distill.{student}.init")
     return sam
 
@@ -148,5 +157,4 @@ def _copy_decoder(teacher: Path, student: str, sam: Sam) -> None:
     card = Card.read(teacher)
     source = load_checkpoint(teacher)
     require_same_grid(sam, student, source, card.model or "")
-    sam.prompt_encoder.load_state_dict(source.prompt_encoder.state_dict())
-    sam.mask_decoder.load_state_dict(source.mask_decoder.state_dict())
+    copy_decoder(source, sam)

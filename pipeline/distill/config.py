@@ -9,6 +9,9 @@ from pipeline.core.errors import InputError
 from pipeline.models.pretrained import Source
 from pipeline.training import OptimizerConfig
 
+BUNDLED = "bundled"
+"""Value of ``init`` for the bundled student's weights."""
+
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -121,9 +124,10 @@ class DistillConfig(Config):
     options: Annotated[dict[str, JsonValue], AfterValidator(_check_attention)] = {}
     """Keyword arguments of the student's builder, see `pipeline.models.build`."""
     recipe: Recipe
-    init: Source | None = None
-    """Initial weights of a recipe that trains: a whole model, or an image encoder. Null starts the encoder from random
-    weights, and copies the teacher's prompt encoder and mask decoder."""
+    init: Source | Literal["bundled"] | None = None
+    """Initial weights of a recipe that trains: a whole model, an image encoder, or ``bundled`` for the encoder of the
+    bundled student. Null starts the encoder from random weights. A student without its own prompt encoder and mask
+    decoder gets its teacher's."""
     batch: Annotated[int, Field(ge=1)] = 16
     """Images per step, summed over all processes."""
     device: str = "auto"

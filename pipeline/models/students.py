@@ -15,9 +15,12 @@ from typing import Any
 import torch
 
 from pipeline.core import code
-from pipeline.core.artifact import Card
+from pipeline.core.artifact import CARD, Card
+from pipeline.core.bundled import PREFIX, directory_of
+from pipeline.core.bundled import STUDENTS as BUNDLED
 from pipeline.core.errors import InputError
-from pipeline.models.sam import WEIGHTS, Sam, load_weights
+from pipeline.core.untrusted import tensor_file
+from pipeline.models.sam import WEIGHTS, Sam, load_state, load_weights
 
 STUDENTS: Mapping[str, str] = {
     "efficientvit_sam_nano": "pipeline.models.efficientvit_sam",
@@ -85,13 +88,28 @@ def module_of(name: str) -> str:
 def load_checkpoint(directory: Path) -> Sam:
     """Load the model of a checkpoint artifact, in evaluation mode.
 
+    A checkpoint with the entry ``decoder`` under ``load`` holds an image encoder alone; the prompt encoder and mask
+    decoder are those of the bundled teacher of that name.
+
     Raises:
         InputError: ``directory`` is not a checkpoint, or its weights are damaged or another model's.
     """
     card = Card.read(directory)
     if card.kind != "checkpoint" or card.model is None:
         raise InputError(f"{directory} is an artifact of kind {card.kind!r}, not a checkpoint.")
-    return load_weights(build(card.model, card.options), directory / WEIGHTS).eval()
+    sam = build(card.model, card.options)
+    if "decoder" not in card.load:
+        return load_weights(sam, directory / WEIGHTS).eval()
+    copy_decoder(load_checkpoint(directory_of(f"{PREFIX}{card.load['decoder']}")), sam)
+    encoder = tensor_file.safetensors(directory / WEIGHTS, remedy="restore it with `git checkout`")
+    load_state(sam, {**sam.state_dict(), **encoder}, directory / WEIGHTS)
+    return sam.eval()
+
+
+def copy_decoder(source: Sam, sam: Sam) -> None:
+    """Copy the weights of the prompt encoder and mask decoder of ``source`` to ``sam``, whose grid must be the same."""
+    sam.prompt_encoder.load_state_dict(source.prompt_encoder.state_dict())
+    sam.mask_decoder.load_state_dict(source.mask_decoder.state_dict())
 
 
 def require_same_grid(student: Sam, name: str, teacher: Sam, teacher_name: str) -> None:
@@ -109,8 +127,9 @@ def require_same_grid(student: Sam, name: str, teacher: Sam, teacher_name: str) 
 
 
 def link(folder: Path = Path("deps/models")) -> str:
-    """Write ``<folder>/<name>/`` for each model: links to the source files that only this model depends on.
+    """Write ``<folder>/<name>/`` for each model: links to the files that only this model depends on.
 
+    These are its source files and, for a bundled student, the card of its weights, from which ``init: bundled`` starts.
     DVC can substitute a model's name into a path, but not expand it to a list of paths.
 
     Returns:
@@ -122,4 +141,6 @@ def link(folder: Path = Path("deps/models")) -> str:
         (folder / name).mkdir(parents=True)
         for file in code.closure(module) - shared:
             (folder / name / Path(file).name).symlink_to(Path("../../..", file))
+        if name in BUNDLED:
+            (folder / name / CARD).symlink_to(Path("../../../pipeline/teacher", name, CARD))
     return f"{folder}/ has links for {len(MODELS)} models"

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from pydantic import Field, JsonValue, field_validator
 
 from pipeline.core.artifact import Contents, write_metrics
-from pipeline.core.bundled import ARTIFACTS
+from pipeline.core.bundled import TEACHERS
 from pipeline.core.config import Config
 from pipeline.core.errors import InputError
 from pipeline.core.log import Log
@@ -16,7 +16,7 @@ from pipeline.models.pretrained import STORE, Source, load_parts, read_pretraine
 from pipeline.models.sam import WEIGHTS, load_weights, save_checkpoint
 from pipeline.models.students import MODELS
 
-BUNDLED = MappingProxyType({"bundled": Path(__file__).parent / "bundled", **ARTIFACTS})
+BUNDLED = MappingProxyType({"bundled": Path(__file__).parent / "bundled", **TEACHERS})
 """Teachers whose weights are in this package, and the directories of their weights."""
 
 

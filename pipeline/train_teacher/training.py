@@ -35,8 +35,9 @@ FROZEN = ("stem", "stages.0", "stages.1")
 BOX_JITTER = 0.05
 TARGET_PX = 2
 """Side of a target's pixel in pixels of the frame: see `pipeline.train_teacher.rounds.FINER`."""
-LOGIT_SCALE = 4.0
-"""With it, correct masks of the held-out scenes have a median stability score of 0.96 instead of 0.85."""
+LOGIT_SCALE = 12.0
+"""With it, masks for a click reach segment-anything's stability score of 0.95: 93 % of those with an IoU of 0.6 to 0.8
+on held-out photographs, and half of those below 0.3."""
 
 Batch = tuple[Tensor, Prompts, list[np.random.Generator]]
 """Pixels ``(B, 3, S, S)``, their prompts, and one random generator per image."""

@@ -40,6 +40,7 @@ OTHER_PROGRAMS = {
     "cd",
     "apt-get",
     "dpkg-deb",
+    "taskset",
 }
 """Programs of others: nothing here can parse their arguments."""
 PRESET_NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
@@ -76,7 +77,7 @@ def test_every_path_that_a_page_names_exists(page):
 
 def test_the_readme_and_the_benchmarks_are_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 90
-    assert len((ROOT / "docs/benchmarks.md").read_text().splitlines()) <= 200
+    assert len((ROOT / "docs/benchmarks.md").read_text().splitlines()) <= 240
 
 
 def parse(root: Any, words: list[str], inline: bool) -> None:

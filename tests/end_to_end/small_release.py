@@ -41,7 +41,7 @@ def clone(root, params=tiny):
     for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, root)
     shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache", "config.local"))
-    demo = yaml.safe_load((ROOT / "presets/demo.yaml").read_text())
+    demo = yaml.safe_load((ROOT / "presets/demo_from_scratch.yaml").read_text())
     (root / "params.yaml").write_text(yaml.safe_dump(params(demo), sort_keys=False))
     for arguments in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "start"]):
         identity = ["-c", "user.name=A Person", "-c", "user.email=person@example.org"]

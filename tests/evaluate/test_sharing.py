@@ -54,7 +54,7 @@ def world(tmp_path_factory):
     Card.seal(data, prepare(config, out=data, log=silent), {})
     save_checkpoint(build("bundled"), teacher)
     Card.seal(teacher, Contents(kind="checkpoint", model="bundled", precision="fp32"), {})
-    params = yaml.safe_load((ROOT / "presets/demo.yaml").read_text())
+    params = yaml.safe_load((ROOT / "presets/demo_from_scratch.yaml").read_text())
     params["evaluate"]["latency"] |= {"runs": 0, "threads": 1}
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     return root

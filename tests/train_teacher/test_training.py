@@ -228,7 +228,7 @@ def test_no_photograph_is_both_trained_on_and_held_out(data):
 def test_training_measures_resumes_and_saves_weights_with_a_card(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setattr("pipeline.train_teacher.SCENES", 1)
+    monkeypatch.setattr("pipeline.train_teacher.bundling.SCENES", 1)
     monkeypatch.setattr("pipeline.train_teacher.monitor.SCENES", 1)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(config(measure_every_s=0.0).model_dump(mode="json")))

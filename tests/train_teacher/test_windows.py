@@ -57,8 +57,8 @@ def test_prompts_of_a_window_are_moved_into_the_frame(sam, monkeypatch):
 
     monkeypatch.setattr("pipeline.train_teacher.rounds.decode", spy)
     coords, labels = torch.tensor([[[[10.0, 20.0], [70.0, 90.0]]]]), torch.tensor([[[2.0, 3.0]]])
-    targets = torch.zeros(1, 1, 64, 64)
-    targets[..., 5:22, 3:17] = 1
+    targets = torch.zeros(1, 1, 128, 128)
+    targets[..., 10:44, 6:34] = 1
     prompts = Prompts(coords, labels, targets, torch.tensor([[True]]))
     embeddings, rngs = torch.randn(1, 256, 16, 16), [np.random.default_rng(0)]
     two_rounds(sam, embeddings, prompts, rngs, correct=True, window=Window(2, 4, 16))

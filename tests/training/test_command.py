@@ -54,7 +54,7 @@ def root(tmp_path_factory):
 
 
 def start(root, *launcher, stage="distill", **changes):
-    params = yaml.safe_load((ROOT / "presets/demo.yaml").read_text())
+    params = yaml.safe_load((ROOT / "presets/demo_from_scratch.yaml").read_text())
     section = params[stage][STUDENT]
     section["batch"] = changes.pop("batch", 4)
     section["optimizer"] = OPTIMIZER | changes

@@ -10,7 +10,7 @@ from pipeline.core.config import read_params
 from pipeline.stages import STAGES
 from tests.fuzz.mutation import Case, damage, mutate, pick, written
 
-_PRESET = Path("presets/demo.yaml").read_text(encoding="utf-8")
+_PRESET = Path("presets/demo_from_scratch.yaml").read_text(encoding="utf-8")
 _TOKENS = (
     "[", "]", "{", "}", ":", ": ", "- ", "&a ", "*a", "!!int ", "!!map ", "!x ", "|", "> ", "'", '"', "#",
     "%YAML 1.2\n", "---", "...", "? ", "\t", "\n", "<<: *a", " .inf", " 1:30", " 0x", "\0", "\x85", "\ufeff", "~",
