@@ -1,7 +1,7 @@
 """What a registered version carries beside its engine, in one folder that explains, reproduces and publishes it.
 
 ``README.md`` (model card), ``LICENSE``, ``metrics.json`` (with confidence intervals), ``instances.parquet``,
-``preprocessing.json``, ``lineage.json``, ``params.yaml``, ``dvc.lock`` and ``onnx/``.
+``preprocessing.json``, ``lineage.json``, ``params.yaml``, ``dvc.lock``, ``onnx/`` and the comparison's ``plots/``.
 """
 
 import shutil
@@ -63,6 +63,8 @@ def write(directory: Path, subject: Subject) -> None:
     if (text := _license()) is not None:
         (directory / LICENSE).write_text(text)
     _copy_onnx(subject.card, directory / ONNX)
+    if (plots := ARTIFACTS / "compare" / "plots").is_dir():
+        shutil.copytree(plots, directory / "plots")
     (directory / README).write_text(model_card(subject, metrics, preprocessing).rstrip() + "\n")
 
 

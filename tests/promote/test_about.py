@@ -131,7 +131,7 @@ def test_a_registered_version_carries_what_explains_and_reproduces_it(built, mon
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert files >= {
         *("README.md", "LICENSE", "metrics.json", "preprocessing.json", "lineage.json", "instances.parquet"),
-        *("params.yaml", "dvc.lock", "engine/card.json", "engine/model.txt", ".gitattributes"),
+        *("params.yaml", "dvc.lock", "engine/card.json", "engine/model.txt", "plots/dot.png", ".gitattributes"),
     }
     head = (out / "README.md").read_text().split("---")[1]
     assert yaml.safe_load(head)["license"] == "apache-2.0"
