@@ -52,7 +52,8 @@ def test_the_wheel_has_the_presets_the_types_and_the_command(tmp_path):
         (entry,) = (name for name in names if name.endswith("entry_points.txt"))
         assert "sam-distillery = pipeline.__main__:main" in archive.read(entry).decode()
     assert {f"share/sam-distillery/presets/{name}" for name in PRESETS} <= names
-    wanted = ("py.typed", "teacher/bundled/model.safetensors", "compare/report.html.j2", "compare/published.json")
+    files = ("compare/report.html.j2", "compare/published.json", "serve/static/index.html", "serve/static/main.js")
+    wanted = ("py.typed", "teacher/bundled/model.safetensors", *files)
     assert {f"pipeline/{name}" for name in wanted} <= names
     assert not [name for name in names if name.startswith(("tests", "deps"))]
 
