@@ -90,18 +90,28 @@ def complete_part(text: str) -> str | None:
     Returns:
         The entries' text; None if ``text`` is broken otherwise.
     """
-    if _is_yaml(text) and (text.endswith("\n") or not text):
+    if _is_complete(text):
         return text
     head, *entries = re.split(r"^(?=  \S)", text, flags=re.MULTILINE)
     if not _HEAD.startswith(head.rstrip(" ")):
         return None
     complete = head + "".join(entries[:-1]) if len(entries) > 1 else ""
-    return complete if _is_yaml(complete) else None
+    return complete if _is_complete(complete) else None
 
 
-def _is_yaml(text: str) -> bool:
+def _is_complete(text: str) -> bool:
+    """Whether a text is YAML, ends with a line's end, and has nothing after whose key the file was cut off."""
     try:
-        yaml.load(text, _LOADER)
+        content = yaml.load(text, _LOADER)
     except (yaml.YAMLError, RecursionError):
         return False
-    return True
+    return (text.endswith("\n") or not text) and (content is None or None not in _values(content))
+
+
+def _values(node: Any) -> Iterator[Any]:
+    """Values of the entries of dvc.lock down to the lists and mappings of files and parameters, without these' own."""
+    for entry in (node.get("stages") or {}).values() if isinstance(node, dict) else ():
+        yield entry
+        for section in (entry or {}).values() if isinstance(entry, dict) else ():
+            yield section
+            yield from section.values() if isinstance(section, dict) else ()

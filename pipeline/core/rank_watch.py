@@ -6,6 +6,7 @@ the reason of a failure and for the other processes' heartbeats, and receives th
 """
 
 import os
+import re
 import select
 import signal
 import socket
@@ -183,7 +184,10 @@ def _is_stop(numbers: bytes) -> bool:
     return bool({signal.SIGINT, signal.SIGTERM} & set(numbers))
 
 
+_CONNECTION = re.compile(r"\b(gloo|nccl|connection|peer)\b")
+
+
 def _is_connection(error: BaseException) -> bool:
     """Whether a collective failed because the other end is gone."""
     text = str(error).lower()
-    return isinstance(error, DistError) or any(word in text for word in ("gloo", "nccl", "connection", "peer"))
+    return isinstance(error, DistError) or _CONNECTION.search(text) is not None

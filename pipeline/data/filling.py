@@ -14,7 +14,6 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from pipeline.core.artifact import Card
-from pipeline.core.device import precision_of
 from pipeline.core.errors import InputError
 from pipeline.core.loading import NumWorkers, Request, load, loading_of
 from pipeline.core.log import Log, silent
@@ -25,6 +24,7 @@ from pipeline.data.shards import Shards
 from pipeline.data.store import Rows, Seal, StoreFile, locate, moments
 from pipeline.models.sam import Sam
 from pipeline.models.students import load_checkpoint, module_of
+from pipeline.ops.precision import precision_of
 
 DTYPE = "float16"
 

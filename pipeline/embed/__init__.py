@@ -15,7 +15,7 @@ from pydantic import Field, JsonValue
 from pipeline.core.artifact import Card, Contents, write_json, write_metrics
 from pipeline.core.checkout import store_path
 from pipeline.core.config import Config
-from pipeline.core.device import device_of, precision_of
+from pipeline.core.device import device_of
 from pipeline.core.distributed import joined
 from pipeline.core.log import Log
 from pipeline.core.progress import counter
@@ -24,6 +24,7 @@ from pipeline.data.filling import DTYPE, Encoding, Job, fill, origin
 from pipeline.data.shards import MANIFEST, Shard, Shards
 from pipeline.data.store import Seal, StoreFile, locate
 from pipeline.models.students import load_checkpoint
+from pipeline.ops.precision import precision_of
 
 SPLITS = ("train", "calibration")
 

@@ -115,7 +115,7 @@ def intervals(numbers: Mapping[str, float], results: Instances | None) -> Metric
             values = [np.where([not band or band in own for own in inside], ious, np.nan) for band in groups]
             part = resampled(np.stack(values, axis=1), results.table["image_id"][rows], RESAMPLES, rng)
             for i, band in enumerate(groups):
-                if part.images[i] > 1:
+                if part.images[i] > 2:  # two images have no interval
                     ((low, high),) = simultaneous([columns(part, [i])], CONFIDENCE)[0].tolist()
                     name = "_".join(filter(None, (f"{prefix}{prompt}_miou", band)))
                     metrics[name] = {"value": float(part.means[i]), "low": max(0.0, low), "high": min(1.0, high)}

@@ -77,11 +77,11 @@ def make(client: MlflowClient, name: str, change: Change) -> None:
     follows = _follows(client, name, change.target)
     if follows:
         registry.expect(client, name, CHAMPION, change.old)
-    had = version_of(client, name, champion)
+    registry.expect(client, name, champion, change.old)
     client.set_registered_model_tag(name, PENDING, json.dumps(asdict(change), sort_keys=True))
     if change.action == "promote" and change.old is not None:
         client.set_model_version_tag(name, change.new, PREVIOUS, change.old)
-    registry.move(client, name, champion, str(had.version) if had else None, change.new)
+    registry.move(client, name, champion, change.old, change.new)
     _complete(client, name, change, follows, str(plain.version) if plain else None)
 
 

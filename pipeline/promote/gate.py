@@ -65,6 +65,10 @@ class Verdict:
         return "; ".join(str(rule) for rule in self.rules if not rule.holds)
 
 
+FEWEST_IMAGES = 3
+"""Of a set whose differences are judged: with one or two images every resample has the same mean."""
+
+
 class _Difference(NamedTuple):
     """A difference of mean IoUs with its interval."""
 
@@ -74,6 +78,7 @@ class _Difference(NamedTuple):
     """Size band; empty for all instances."""
     mean: float
     interval: tuple[float, float]
+    images: int
 
 
 def judge(config: PromoteConfig, challenger: Measured, champion: Measured | None) -> Verdict:
@@ -137,7 +142,10 @@ def _against_champion(config: ChampionConfig, challenger: Measured, champion: Me
         )
         for d in differences
     ]
-    return [*rules, _better(config, challenger, champion, [d for d in differences if not d.band])]
+    return [
+        *rules,
+        _better(config, challenger, champion, [d for d in differences if not d.band and d.images >= config.min_images]),
+    ]
 
 
 def _incomparable(config: ChampionConfig, challenger: Measured, champion: Measured) -> str:
@@ -255,7 +263,7 @@ def _differences(
             [
                 i
                 for i, (_, band) in enumerate(named)
-                if bool(band) == of_bands and (not band or p.images[i] >= config.min_images)
+                if bool(band) == of_bands and p.images[i] >= (config.min_images if band else FEWEST_IMAGES)
             ]
             for p, named in zip(parts, names, strict=True)
         ]
@@ -263,9 +271,10 @@ def _differences(
             continue
         chosen_parts = [columns(part, pick) for part, pick in zip(parts, picked, strict=True)]
         intervals = simultaneous(chosen_parts, config.confidence)
-        for part, pick, named, bounds in zip(chosen_parts, picked, names, intervals, strict=True):
+        counts = [part.images for part in parts]
+        for part, pick, named, bounds, images in zip(chosen_parts, picked, names, intervals, counts, strict=True):
             for i, mean, (low, high) in zip(pick, part.means.tolist(), bounds.tolist(), strict=True):
-                differences.append(_Difference(*named[i], mean, (low, high)))
+                differences.append(_Difference(*named[i], mean, (low, high), images[i]))
     return differences
 
 

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.core.artifact import Card, Contents, write_json
 from pipeline.core.bundled import STUDENTS, TEACHERS
-from pipeline.core.config import read_params
+from pipeline.core.config import find, read_params
 from pipeline.core.errors import InputError
 from pipeline.core.stage import ARTIFACTS
 from pipeline.models.cost import count_parameters
@@ -46,6 +46,7 @@ def bundle(checkpoint: Path, data: Path, params: Path) -> str:
         raise InputError(f"{checkpoint} is not a checkpoint of {', '.join(STUDENTS)}: name one of artifacts/align.")
     student, sam = card.model, load_checkpoint(checkpoint)
     require_teachers_decoder(sam, checkpoint)
+    recipe = recipe_of(params, student)
     _, validation = read_material(data, None, [])
     result, installed = ARTIFACTS / "bundle" / student, STUDENTS[student]
     shutil.rmtree(result, ignore_errors=True)
@@ -63,7 +64,7 @@ def bundle(checkpoint: Path, data: Path, params: Path) -> str:
         "model": student,
         "teacher": MODEL,
         "parameters": count_parameters(sam.image_encoder),
-        "recipes": [*earlier, recipe_of(params, student)],
+        "recipes": [*earlier, recipe],
         "metrics": {name: round(value, 4) for name, value in metrics.items()},
         "retained": {name: round(metrics[name] / teachers[name], 4) for name in RETAINED},
     }
@@ -89,6 +90,10 @@ def require_teachers_decoder(sam: Sam, checkpoint: Path) -> None:
 
 
 def recipe_of(params: Path, student: str) -> Mapping[str, object]:
-    """The sections of params.yaml that made a student."""
-    sections = read_params(params)
-    return {name: sections[name][student] for name in ("distill", "align")} | {"prepare": sections["prepare"]}
+    """The sections of params.yaml that made a student.
+
+    Raises:
+        InputError: One of them is missing.
+    """
+    sections, keys = read_params(params), {"distill": f"distill.{student}", "align": f"align.{student}"}
+    return {name: find(sections, key, params) for name, key in (keys | {"prepare": "prepare"}).items()}

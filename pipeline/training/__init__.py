@@ -1,7 +1,7 @@
 """The training loop; recipes are functions that return losses."""
 
-from pipeline.core.device import has_bf16, precision_of
 from pipeline.core.loading import Draw, NumWorkers, Request, load, loading_of
+from pipeline.ops.precision import has_bf16, precision_of
 from pipeline.training.checkpoint import CHECKPOINTS, checkpoint_of
 from pipeline.training.config import OptimizerConfig, rate
 from pipeline.training.device import autocast

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.core.device import precision_of
+from pipeline.ops.precision import precision_of
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

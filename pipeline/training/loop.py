@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pipeline.core.device import precision_of
 from pipeline.core.distributed import Ranks, current
 from pipeline.core.errors import InputError
 from pipeline.core.loading import Draw, loading_of
 from pipeline.core.log import Log
 from pipeline.core.progress import notice, progress
+from pipeline.ops.precision import precision_of
 from pipeline.training.batch_norm import synchronised
 from pipeline.training.checkpoint import Stateful, restore, save, warn_of_others
 from pipeline.training.compiling import compiled
