@@ -12,6 +12,8 @@ from pathlib import Path
 import grimp
 import pytest
 
+from pipeline.core.bundled import ARTIFACTS
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PRESETS = sorted(path.name for path in (ROOT / "presets").iterdir())
@@ -53,7 +55,8 @@ def test_the_wheel_has_the_presets_the_types_and_the_command(tmp_path):
         assert "sam-distillery = pipeline.__main__:main" in archive.read(entry).decode()
     assert {f"share/sam-distillery/presets/{name}" for name in PRESETS} <= names
     files = ("compare/report.html.j2", "compare/published.json", "serve/static/index.html", "serve/static/main.js")
-    wanted = ("py.typed", "teacher/bundled/model.safetensors", *files)
+    bundled = [f"teacher/{name}/model.safetensors" for name in ("bundled", *ARTIFACTS)]
+    wanted = ("py.typed", "promote/model_card.md.j2", "train_teacher/recipe.yaml", *bundled, *files)
     assert {f"pipeline/{name}" for name in wanted} <= names
     assert not [name for name in names if name.startswith(("tests", "deps"))]
 

@@ -27,7 +27,7 @@ from tests.docs.pages import LANGUAGES, PAGES, ROOT, Block, Command, blocks, com
 
 BLOCKS, COMMANDS = blocks(), commands()
 APPS = {"pipeline": app, "flows.release": release.app, "flows.worker": worker.app}
-OTHER_MODULES = {"flows.promote", "pytest", "tests.compare.fabricated"}
+OTHER_MODULES = {"flows.promote", "pytest", "tests.chaos", "tests.compare.fabricated"}
 OTHER_PROGRAMS = {
     "source",
     "export",
