@@ -79,7 +79,7 @@ def test_the_store_is_exact_to_the_byte(tmp_path, layers, images):
     folder.mkdir()
     shapes = {"embeddings": model_size("bundled", {}).embedding_shape}
     if layers:
-        asked = work("demo", embed={"feature_layers": layers})
+        asked = work("demo_from_scratch", embed={"feature_layers": layers})
         shapes = disk._shapes(asked)
     assert shapes["embeddings"] == (256, teacher.embedding_size, teacher.embedding_size)
     tensors = {name: torch.zeros(images, *shape, dtype=torch.float16) for name, shape in shapes.items()}
