@@ -141,6 +141,12 @@ def student_of(
     _copy_decoder(teacher, student, sam)
     if init == BUNDLED:
         source = directory_of(f"{PREFIX}{student}")
+        own = Card.read(source).options.get("teacher")
+        if options.get("teacher") != own:
+            raise InputError(
+                f"distill.{student}.init is bundled, but the bundled student is of the teacher {own}: set "
+                f"distill.{student}.options.teacher to {own}."
+            )
         encoder = load_checkpoint(source).image_encoder.state_dict()
         load_state(sam, {**sam.state_dict(), **{f"image_encoder.{key}": encoder[key] for key in encoder}}, source)
     elif isinstance(init, Source):
