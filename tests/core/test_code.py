@@ -36,7 +36,7 @@ def package(tmp_path):
     for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    for name in ("artifact.py", "code.py", "errors.py"):
+    for name in ("artifact.py", "code.py", "errors.py", "scratch.py"):
         shutil.copy(ROOT / "pipeline/core" / name, folder / "core" / name)
     shutil.copytree(ROOT / "pipeline/core/untrusted", folder / "core/untrusted")
 
