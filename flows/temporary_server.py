@@ -9,13 +9,16 @@ _FLOW = "SAM_DISTILLERY_FLOW"
 """Environment variable by which the server of a process is known."""
 _GUARD = """
 read -r _
-for process in /proc/[0-9]*; do
-  if grep -qs 'prefect.server.api.server' "$process/cmdline" && grep -qsz "^$1$" "$process/environ"; then
-    kill "${process#/proc/}"
-  fi
+for signal in TERM TERM KILL; do
+  for process in /proc/[0-9]*; do
+    if grep -qs 'prefect.server.api.server' "$process/cmdline" && grep -qsz "^$1$" "$process/environ"; then
+      kill -s "$signal" "${process#/proc/}"
+    fi
+  done
+  sleep 3
 done
 """
-"""Shell script: waits for the end of its input, then ends the server."""
+"""Shell script: waits for the end of its input, then ends the server, by force if it does not stop."""
 _guards: list[subprocess.Popen[bytes]] = []
 """Kept, since a guard acts when its standard input is closed."""
 

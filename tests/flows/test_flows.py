@@ -161,6 +161,7 @@ def test_ctrl_c_ends_all_stages_that_run_at_once(world):
     assert {run.info.status for run in world.runs() if run.info.run_name != "prepare"} == {"KILLED"}
 
 
+@pytest.mark.slow
 def test_a_killed_flow_leaves_no_process_behind(world):
     world.edit("end: well", "end: never")
     flow = subprocess.Popen([sys.executable, "-m", "flows.release"], cwd=world.root, env=world.environment)
