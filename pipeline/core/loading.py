@@ -6,9 +6,12 @@ They end when this process ends, for whatever reason.
 """
 
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
@@ -117,7 +120,7 @@ def _in_processes(draw: Draw[BatchT], requests: Iterable[Request], loading: Load
         generator=torch.Generator(),  # otherwise it advances the global one
         prefetch_factor=_AHEAD,
     )
-    with sigint_blocked():
+    with sigint_blocked(), _sigchld_kept():
         outcomes: Iterator[_Outcome[BatchT]] = iter(loader)
     try:
         yield from (outcome.result() for outcome in outcomes)
@@ -130,6 +133,22 @@ def _in_processes(draw: Draw[BatchT], requests: Iterable[Request], loading: Load
         ) from None
     finally:
         outcomes._shutdown_workers()  # type: ignore[attr-defined]  # otherwise done when it is collected
+
+
+@contextmanager
+def _sigchld_kept() -> Iterator[None]:
+    """Undo what torch does to SIGCHLD: raise for an ended worker wherever the main thread is, in any code.
+
+    An ended worker is also noticed where its batch is due, within seconds.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 @dataclass(frozen=True)
